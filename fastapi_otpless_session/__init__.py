@@ -1,0 +1,1 @@
+"""Keeps people signed in to a FastAPI application through OTPLESS."""
