@@ -1,0 +1,98 @@
+"""Runs an emulator on a real socket."""
+
+import asyncio
+import importlib
+import socket
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import Any
+
+from fastapi_otpless_session.emulator.emulator import Emulator
+
+_POLL_SECONDS = 0.005
+
+
+class ServerMissingError(RuntimeError):
+    """uvicorn, which serves the emulator, is not installed."""
+
+
+@contextmanager
+def serve(emulator: Emulator, host: str = "127.0.0.1", port: int = 0) -> Generator[str]:
+    """Serve the emulator from a thread as long as the context lasts; yields its base URL.
+
+    Port 0 takes any free port. Raises `ServerMissingError` without uvicorn, OSError if the port is taken.
+    """
+    uvicorn = _uvicorn()
+    with _bound(host, port) as listener:
+        server = uvicorn.Server(_config(uvicorn, emulator))
+        thread = threading.Thread(target=_run, args=(server, listener), name="otpless-emulator", daemon=True)
+        thread.start()
+        try:
+            _wait_until_started(server, thread)
+            yield _url(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def run(emulator: Emulator, host: str = "127.0.0.1", port: int = 8701) -> None:
+    """Serve the emulator until Ctrl-C, printing its URL first. Raises as `serve` does."""
+    uvicorn = _uvicorn()
+    with _bound(host, port) as listener:
+        server = uvicorn.Server(_config(uvicorn, emulator))
+        print(f"OTPLESS emulator on {_url(listener)} (Ctrl-C ends it)", flush=True)  # noqa: T201
+        # After its own clean end, uvicorn raises the signal once more.
+        with suppress(KeyboardInterrupt):
+            _run(server, listener)
+
+
+def _uvicorn() -> ModuleType:
+    try:
+        return importlib.import_module("uvicorn")
+    except ModuleNotFoundError:
+        raise ServerMissingError('The emulator is served by uvicorn: install "fastapi-otpless-session[cli]".') from None
+
+
+def _config(uvicorn: ModuleType, emulator: Emulator) -> Any:
+    # Lost connections are its purpose, so that the server must neither log nor wait for them.
+    return uvicorn.Config(
+        emulator.app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        timeout_graceful_shutdown=0,
+    )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _run(server: Any, listener: socket.socket) -> None:
+    asyncio.run(_serve(server, listener))
+
+
+async def _serve(server: Any, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
+    # One more round for the transports to close their sockets.
+    await asyncio.sleep(_POLL_SECONDS)
+
+
+def _wait_until_started(server: Any, thread: threading.Thread) -> None:
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the emulator's server did not start")
+        time.sleep(_POLL_SECONDS)

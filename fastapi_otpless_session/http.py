@@ -1,0 +1,144 @@
+"""The one seam to the network: send a request, get its answer, within a total deadline and a size.
+
+httpx's own timeouts are per phase, so a server that drips a byte a second would beat them; the deadline here is total,
+connection included. Redirects are not followed (one would carry `clientSecret` along), the environment's proxies are
+not used, and nothing is sent twice except where no connection was made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import zlib
+from typing import Protocol
+
+import httpx
+
+from fastapi_otpless_session.errors import UpstreamError
+from fastapi_otpless_session.loops import PerLoop
+from fastapi_otpless_session.wire import Answer, Request
+
+BODY_LIMIT = 65_536
+KEEPALIVE_SECONDS = 60.0  # httpx's 5 would make most calls of a quiet application pay for a TLS handshake
+CONNECT_ATTEMPTS_MORE = 1
+
+
+class HttpSender(Protocol):
+    """Whatever can send an HTTP request."""
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        """Return the answer to `request` within `deadline` seconds, its decoded body 64 KiB at most.
+
+        Raises `UpstreamError` for everything else.
+        """
+        ...
+
+    async def open(self) -> None:
+        """Make what the running event loop needs, so that no request has to."""
+        ...
+
+    async def close(self) -> None:
+        """Close what was opened for the running event loop."""
+        ...
+
+
+class HttpxSender:
+    """Sends through httpx: one pooled client for each event loop, or the one that is given (and then not closed)."""
+
+    def __init__(self, client: httpx.AsyncClient | None = None, *, connections: int = 100) -> None:
+        self._given = client
+        self._connections = connections
+        self._tls: ssl.SSLContext | None = None
+        self._clients: PerLoop[httpx.AsyncClient] = PerLoop(self._new_client, httpx.AsyncClient.aclose)
+
+    async def open(self) -> None:
+        """Build the client now: a TLS context takes 20 ms, too long for a request."""
+        await self._client()
+
+    async def close(self) -> None:
+        """Close the running event loop's client."""
+        await self._clients.close()
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        """Send one request. See `HttpSender`."""
+        client = await self._client()
+        try:
+            async with asyncio.timeout(deadline):
+                return await self._exchange(client, request, deadline)
+        except TimeoutError:
+            raise UpstreamError(f"OTPLESS did not answer within {deadline:g} s") from None
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise UpstreamError(f"OTPLESS was not reached: {type(error).__name__}", unsent=True) from None
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+            raise UpstreamError(f"OTPLESS's answer was lost: {type(error).__name__}") from None
+
+    async def _client(self) -> httpx.AsyncClient:
+        return self._given or await self._clients.get()
+
+    def _new_client(self) -> httpx.AsyncClient:
+        self._tls = self._tls or httpx.create_ssl_context()
+        limits = httpx.Limits(
+            max_connections=self._connections,
+            max_keepalive_connections=self._connections,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+        )
+        transport = httpx.AsyncHTTPTransport(
+            verify=self._tls, limits=limits, retries=CONNECT_ATTEMPTS_MORE, trust_env=False
+        )
+        return httpx.AsyncClient(transport=transport, trust_env=False)
+
+    async def _exchange(self, client: httpx.AsyncClient, request: Request, deadline: float) -> Answer:
+        sent = client.build_request(
+            request.method,
+            request.url,
+            headers={**request.headers, "Accept-Encoding": "identity"},
+            content=request.body or None,
+            timeout=deadline,
+        )
+        response = await client.send(sent, stream=True, follow_redirects=False, auth=None)
+        try:
+            body = await _read(response)
+        finally:
+            await response.aclose()
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status_code, headers, body)
+
+
+async def _read(response: httpx.Response) -> bytes:
+    """Read the body, decoding step by step: 48 KB of gzip can hold 50 MB."""
+    decoder = _decoder(response.headers.get("content-encoding", "identity").strip().lower())
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += decoder.decompress(chunk, BODY_LIMIT + 1 - len(body)) if decoder else chunk
+        if len(body) > BODY_LIMIT:
+            raise UpstreamError("OTPLESS's answer is larger than 64 KiB")
+    if decoder and not decoder.eof:
+        raise UpstreamError("OTPLESS's answer is cut short")
+    return bytes(body)
+
+
+class _Decoder:
+    """zlib's decompressor, its errors translated."""
+
+    def __init__(self, window_bits: int) -> None:
+        self._zlib = zlib.decompressobj(window_bits)
+
+    def decompress(self, chunk: bytes, limit: int) -> bytes:
+        try:
+            return self._zlib.decompress(chunk, limit)
+        except zlib.error:
+            raise UpstreamError("OTPLESS's answer does not decode") from None
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+
+def _decoder(encoding: str) -> _Decoder | None:
+    match encoding:
+        case "identity" | "":
+            return None
+        case "gzip" | "x-gzip" | "deflate":
+            return _Decoder(zlib.MAX_WBITS | 32)  # either header
+        case _:
+            raise UpstreamError("OTPLESS's answer has an encoding that was not asked for")

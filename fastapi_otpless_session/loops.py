@@ -1,0 +1,51 @@
+"""What belongs to one event loop: made on its first use, closed with it.
+
+HTTP connections and tasks cannot be shared among event loops, and a process can have several of them (tests,
+sub-applications, threads). Where the application's lifespan runs, it closes what it opened; elsewhere the loop's own
+shutdown of asynchronous generators does, which `asyncio.run` and every ASGI server perform.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """One value for each event loop."""
+
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+        self._make = make
+        self._close = close
+        self._values: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None, None]]] = (
+            WeakKeyDictionary()
+        )
+
+    async def get(self) -> T:
+        """Return the running loop's value."""
+        loop = asyncio.get_running_loop()
+        entry = self._values.get(loop)
+        if entry is not None:
+            return entry[0]
+        value = self._make()
+        guard = self._guard(loop, value)
+        self._values[loop] = value, guard
+        await anext(guard)  # from here on the loop knows the generator, and closes it when it ends
+        return value
+
+    async def close(self) -> None:
+        """Close the running loop's value, if it has one."""
+        entry = self._values.get(asyncio.get_running_loop())
+        if entry is not None:
+            await entry[1].aclose()
+
+    async def _guard(self, loop: asyncio.AbstractEventLoop, value: T) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._values.pop(loop, None)
+            await self._close(value)

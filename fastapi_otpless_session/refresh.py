@@ -1,0 +1,223 @@
+"""The refresh protocol: for many tabs, workers and hosts, OTPLESS is asked once, and nobody is signed out by a race.
+
+Lease by compare-and-swap, call once, check the answer, commit by compare-and-swap on the lease's fence, update only:
+
+    row active ── take_lease ──► leased ── get-new-session-token ──► commit ──► next generation
+                     │ held            │ no verdict: release            │ ended meanwhile: revoke the new pair
+                     ▼                 ▼                                ▼
+               wait, re-read     NoVerdictError                   the row's reason
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi_otpless_session import telemetry
+from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
+from fastapi_otpless_session.revocation import Outbox
+from fastapi_otpless_session.session import SessionReason
+from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore, State
+from fastapi_otpless_session.tokens import UnreadableError
+from fastapi_otpless_session.vault import Vault, check_pair
+from fastapi_otpless_session.wire import TokenPair
+
+LEASE_FACTOR = 1.5
+FIRST_PAUSE = 0.02
+LONGEST_PAUSE = 0.5
+COMMIT_TRIES = 200
+
+END_REASONS = {
+    EndReason.REVOKED: SessionReason.REVOKED,
+    EndReason.EXPIRED: SessionReason.EXPIRED,
+    EndReason.REUSED: SessionReason.REVOKED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """A session's newest token. `committed`: it is in the store, so that it may be handed out."""
+
+    row: SessionRow
+    token: str = field(repr=False)
+    committed: bool = True
+
+
+def ended_reason(row: SessionRow | None) -> SessionReason:
+    """Say why there is no session where a row is gone or has ended."""
+    if row is None or row.end_reason is None:
+        return SessionReason.EXPIRED
+    return END_REASONS[row.end_reason]
+
+
+class Refresher:
+    """Refreshes sessions. `behind` runs a task of the application's that outlives the request."""
+
+    def __init__(
+        self,
+        *,
+        store: SessionStore,
+        client: OtplessClient,
+        vault: Vault,
+        outbox: Outbox,
+        settings: OtplessSettings,
+        behind: Callable[[str, Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._client = client
+        self._vault = vault
+        self._outbox = outbox
+        self._timeout = settings.refresh_timeout
+        self._lease_seconds = settings.refresh_timeout * LEASE_FACTOR
+        self._behind = behind
+
+    async def refresh(self, row: SessionRow) -> Refreshed | SessionReason:
+        """Return the session's next token, or why there is none. Raises `NoVerdictError`.
+
+        Meant to run once a session in a process, in a task of its own.
+        """
+        gives_up_at = time.monotonic() + self._timeout
+        for pause in _pauses():
+            lease = await self._store.take_lease(row.session_id, row.generation, uuid.uuid4().hex, self._lease_seconds)
+            if lease is not None:
+                return await self._lead(row, lease)
+            outcome = self._theirs(row, await self._store.get(row.session_id))
+            if outcome is not None:
+                telemetry.refreshes.add(1, {"role": "follower", "outcome": _outcome(outcome)})
+                return outcome
+            if time.monotonic() + pause > gives_up_at:
+                break
+            await asyncio.sleep(pause)
+        raise NoVerdictError("another worker's refresh of this session takes too long")
+
+    def _theirs(self, before: SessionRow, row: SessionRow | None) -> Refreshed | SessionReason | None:
+        """Return what another worker made of the session, or None where it is still at it."""
+        if row is None or row.state is State.ENDED:
+            return ended_reason(row)
+        if row.generation == before.generation:
+            return None
+        return self._current(row)
+
+    def _current(self, row: SessionRow) -> Refreshed | SessionReason:
+        try:
+            return Refreshed(row, self._vault.session_token(row))
+        except UnreadableError:
+            return SessionReason.EXPIRED
+
+    async def _lead(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason:
+        outcome = await self._exchange(row, lease)
+        telemetry.refreshes.add(1, {"role": "leader", "outcome": _outcome(outcome)})
+        telemetry.logger.info("Refresh of %s: %s", telemetry.session_label(row.session_id), _outcome(outcome))
+        return outcome
+
+    async def _exchange(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason:
+        try:
+            refresh_token = self._vault.refresh_token(row)
+        except UnreadableError:
+            await self._store.release_lease(lease, answer_lost=False)
+            return SessionReason.EXPIRED
+        held, now = await self._with_time_left(lease)
+        asked_at = time.monotonic()
+        try:
+            answer = await self._client.new_session_token(refresh_token)
+            if isinstance(answer, TokenPair):
+                now += time.monotonic() - asked_at  # not by asking the store: it may be down, and the pair lost with it
+                claims = check_pair(answer, row.session_id, row.user_id, now)
+                return await self._keep(_Rotated(row, held, answer, self._vault.rotation(answer, *claims), now))
+        except UpstreamError as error:
+            await self._release(held, answer_lost=not error.unsent)
+            raise
+        return await self._refused(row, held)
+
+    async def _with_time_left(self, lease: Lease) -> tuple[Lease, float]:
+        """Make sure that the lease outlives the call that is about to be made. Return it, and the store's time."""
+        now = await self._store.now()
+        if lease.until - now >= self._timeout:
+            return lease, now
+        renewed = await self._store.renew_lease(lease, self._lease_seconds)
+        if renewed is None:
+            raise NoVerdictError("the lease was lost before the call")
+        return renewed, renewed.until - self._lease_seconds
+
+    async def _release(self, lease: Lease, *, answer_lost: bool) -> None:
+        try:
+            await self._store.release_lease(lease, answer_lost=answer_lost)
+        except StoreError as error:  # then it lapses by itself
+            telemetry.logger.warning("Lease of %s: %s", telemetry.session_label(lease.session_id), error)
+
+    async def _refused(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason:
+        """OTPLESS refused the refresh token: the session is over, unless somebody else was faster."""
+        if lease.follows_lost_answer:
+            telemetry.logger.warning("refresh_answer_lost: %s", telemetry.session_label(row.session_id))
+        ended = await self._store.end(row, EndReason.EXPIRED, revoke=False, fence=lease.fence)
+        if ended.state is State.ENDED:
+            return ended_reason(ended)
+        return self._theirs(row, ended) or await self.refresh(ended)
+
+    async def _keep(self, new: _Rotated) -> Refreshed | SessionReason:
+        """Commit a new pair. Where the store fails, serve the request with it and go on trying behind it."""
+        try:
+            return await self._commit(new)
+        except StoreError as error:
+            label = telemetry.session_label(new.row.session_id)
+            telemetry.logger.warning("Commit for %s put off: %s", label, error)
+        await self._behind(f"commit {new.row.session_id}", lambda: self._commit_later(new))
+        kept = replace(new.row, token_expires_at=new.rotation.token_expires_at, validated_at=new.at)
+        return Refreshed(kept, new.pair.session_token, committed=False)
+
+    async def _commit_later(self, new: _Rotated) -> None:
+        """Keep the lease, and try the commit until the store has an answer."""
+        for tries, pause in enumerate(_pauses()):
+            await asyncio.sleep(pause)
+            try:
+                await self._store.renew_lease(new.lease, self._lease_seconds)
+                await self._commit(new)
+            except StoreError:
+                if tries < COMMIT_TRIES:
+                    continue
+                telemetry.logger.error("Commit for %s was lost", telemetry.session_label(new.row.session_id))
+            return
+
+    async def _commit(self, new: _Rotated) -> Refreshed | SessionReason:
+        committed = await self._store.commit(new.lease, new.rotation)
+        if committed is not None:
+            return Refreshed(committed, new.pair.session_token)
+        row = await self._store.get(new.row.session_id)
+        if row is None:
+            await self._client.revoke_session(new.pair.session_token)
+        elif row.state is State.ENDED:
+            await self._outbox.revoke_pair(row, new.pair)
+        outcome = self._theirs(new.row, row)
+        if outcome is None:
+            raise NoVerdictError("the lease was lost during the call")
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Rotated:
+    """A new pair that OTPLESS gave, to be committed under the lease it was asked for."""
+
+    row: SessionRow
+    lease: Lease
+    pair: TokenPair
+    rotation: Rotation
+    at: float
+
+
+def _pauses() -> Iterator[float]:
+    """Growing, jittered pauses without end."""
+    pause = FIRST_PAUSE
+    while True:
+        yield pause * random.uniform(0.5, 1)  # noqa: S311 - spreading load, not a secret
+        pause = min(LONGEST_PAUSE, pause * 1.5)
+
+
+def _outcome(outcome: Refreshed | SessionReason) -> str:
+    return "refreshed" if isinstance(outcome, Refreshed) else outcome.value

@@ -1,0 +1,86 @@
+"""Telling OTPLESS that a session ended here: at once if it can be, else again and again until it is settled."""
+
+from __future__ import annotations
+
+import random
+
+from fastapi_otpless_session import telemetry
+from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.errors import StoreError, UpstreamError
+from fastapi_otpless_session.session import is_over
+from fastapi_otpless_session.stores.base import SessionRow, SessionStore
+from fastapi_otpless_session.tokens import UnreadableError
+from fastapi_otpless_session.vault import Vault
+from fastapi_otpless_session.wire import TokenPair, Verdict
+
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 600.0
+BATCH = 20
+
+
+class Outbox:
+    """The ended rows that OTPLESS has yet to hear of."""
+
+    def __init__(self, store: SessionStore, client: OtplessClient, vault: Vault, hold: float) -> None:
+        self._store = store
+        self._client = client
+        self._vault = vault
+        self._hold = hold
+
+    async def deliver_due(self) -> int:
+        """Try those that are due, and return how many were settled. Raises `StoreError`."""
+        rows = await self._store.claim_revocations(BATCH, self._hold)
+        return sum([await self.tell(row) for row in rows])
+
+    async def tell(self, row: SessionRow) -> bool:
+        """Try once; settle or put off. Return whether it is settled. Never raises a fault."""
+        try:
+            try:
+                await self._revoke(row)
+            except UpstreamError:
+                await self._store.postpone_revocation(row.session_id, _pause(row.revocation_attempts))
+                return False
+            await self._store.settle_revocation(row.session_id)
+        except StoreError as error:
+            telemetry.logger.warning("Revocation of %s: %s", telemetry.session_label(row.session_id), error)
+            return False
+        telemetry.logger.info("OTPLESS knows that %s ended", telemetry.session_label(row.session_id))
+        return True
+
+    async def revoke_pair(self, row: SessionRow, pair: TokenPair) -> None:
+        """Revoke a pair that came for a session which had ended meanwhile. Raises `StoreError`."""
+        sealed = self._vault.seal_session_token(pair.session_token, row.session_id)
+        sealed_refresh = self._vault.seal_refresh_token(pair.refresh_token, row.session_id)
+        await self._store.replace_revocation(row.session_id, sealed, sealed_refresh)
+        kept = await self._store.get(row.session_id)
+        if kept is not None:
+            await self.tell(kept)
+
+    async def _revoke(self, row: SessionRow) -> None:
+        """Return once OTPLESS has answered definitely, or can no longer be told. Raises `UpstreamError`."""
+        try:
+            token = self._vault.session_token(row)
+        except UnreadableError:
+            telemetry.logger.error("%s cannot be unsealed to be revoked", telemetry.session_label(row.session_id))
+            return
+        verdict = await self._client.revoke_session(token)
+        dead_by_age = is_over(row.token_expires_at, await self._store.now())
+        if verdict in {Verdict.INACTIVE, Verdict.DENIED} and dead_by_age and row.refresh_token:
+            await self._exchange_and_revoke(row)
+
+    async def _exchange_and_revoke(self, row: SessionRow) -> None:
+        """An expired token cannot name its session any more, but its refresh token would revive it: use it up."""
+        try:
+            answer = await self._client.new_session_token(self._vault.refresh_token(row))
+        except UnreadableError:
+            return
+        if isinstance(answer, TokenPair):
+            sealed = self._vault.seal_session_token(answer.session_token, row.session_id)
+            sealed_refresh = self._vault.seal_refresh_token(answer.refresh_token, row.session_id)
+            await self._store.replace_revocation(row.session_id, sealed, sealed_refresh)
+            await self._client.revoke_session(answer.session_token)
+
+
+def _pause(attempts: int) -> float:
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempts, 10))
+    return longest * random.uniform(0.5, 1)  # noqa: S311 - spreading load, not a secret

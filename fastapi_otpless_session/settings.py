@@ -1,0 +1,286 @@
+"""All settings, read from `OTPLESS_*` variables or a `.env` file, checked once, then frozen."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import json
+import re
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from fastapi_otpless_session.errors import ConfigurationError
+
+PREFIX = "OTPLESS_"
+KEY_BYTES = 32
+DERIVED_KEY = "derived"
+COOKIE_NAME_LIMIT = 128
+TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+STORE_SCHEMES = ("sqlite", "memory", "postgresql", "redis", "rediss")
+
+T = TypeVar("T")
+
+_HINTS = {
+    "missing": "is required; copy it from the OTPLESS dashboard",
+    "float_parsing": "is not a number; write seconds, such as 30",
+    "finite_number": "is not a finite number; write seconds, such as 30",
+    "int_parsing": "is not a whole number",
+    "bool_parsing": "is neither true nor false",
+}
+
+
+def _items(value: object) -> object:
+    """Read a list that is written comma-separated or as JSON."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError("is not a JSON list; write it as a,b,c") from None
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _none(value: object) -> object:
+    return None if isinstance(value, str) and value.strip().lower() == "none" else value
+
+
+Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Limit = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_none)]
+Deadline = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class OtplessSettings(BaseSettings):
+    """The package's settings. Durations are seconds.
+
+    Raises `ConfigurationError`, which names each wrong variable and what to write, and no secret's value.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    client_id: Annotated[str, Field(min_length=1, max_length=512)]
+    client_secret: SecretStr
+    base_url: str = "https://user-auth.otpless.app"
+    jwks_url: str = "https://otpless.com/.well-known/jwks"
+    issuer: str = "https://otpless.com"
+    store_url: SecretStr = SecretStr("sqlite:///otpless_sessions.db")
+    encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_items)] = (SecretStr(DERIVED_KEY),)
+    token_sources: Annotated[
+        tuple[Literal["authorization", "header", "cookie"], ...], NoDecode, BeforeValidator(_items)
+    ] = ("authorization", "header", "cookie")
+    header_name: str = "X-Session-Token"
+    cookie_name: str = "otpless_session"
+    cookie_secure: bool = True
+    cookie_samesite: Literal["lax", "strict", "none"] = "lax"
+    cookie_domain: Annotated[str | None, BeforeValidator(_none)] = None
+    cookie_path: str = "/"
+    trusted_origins: Items = ()
+    accept_unknown_tokens: bool = True
+    validation_ttl: Seconds = 30
+    stale_if_error: Seconds = 300
+    store_ttl: Seconds = 0
+    refresh_ahead: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)] = 0.05
+    rotation_grace: Seconds = 30
+    on_reuse: Literal["revoke", "reject"] = "revoke"
+    idle_timeout: Limit = None
+    absolute_timeout: Limit = None
+    request_timeout: Deadline = 3
+    refresh_timeout: Deadline = 10
+    max_upstream: Annotated[int, Field(ge=1)] = 100
+    required_paths: Items = ()
+    exempt_paths: Items = ()
+    websocket_recheck: Deadline = 30
+    require_sign_in_token: bool = True
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error)) from None
+
+    @property
+    def cookie(self) -> str:
+        """The cookie's full name: `__Host-` in front whenever browsers allow it (RFC 6265bis, 4.1.3.2)."""
+        bound = self.cookie_secure and self.cookie_path == "/" and self.cookie_domain is None
+        return f"__Host-{self.cookie_name}" if bound else self.cookie_name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value != "" or name == "jwks_url"}
+
+    @field_validator("client_id", "client_secret")
+    @classmethod
+    def _header_safe(cls, value: str | SecretStr) -> str | SecretStr:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not text.isascii() or not text.isprintable() or text != text.strip() or not text:
+            raise ValueError("has characters that no HTTP header can carry; copy it again from the dashboard")
+        return value
+
+    @field_validator("base_url", "jwks_url")
+    @classmethod
+    def _safe_url(cls, value: str) -> str:
+        url = value.rstrip("/")
+        if url and not _is_safe_url(url):
+            raise ValueError("must be an https:// URL; http:// is for loopback addresses only")
+        return url
+
+    @field_validator("store_url")
+    @classmethod
+    def _known_store(cls, value: SecretStr) -> SecretStr:
+        scheme, separator, _ = value.get_secret_value().partition("://")
+        if not separator or scheme not in STORE_SCHEMES:
+            raise ValueError(f"must start with one of {', '.join(s + '://' for s in STORE_SCHEMES)}")
+        return value
+
+    @field_validator("encryption_keys")
+    @classmethod
+    def _whole_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(value, 1):
+            if key.get_secret_value() != DERIVED_KEY:
+                _check_key(key.get_secret_value(), number)
+        return _not_empty(value, "one key at least, or the word derived")
+
+    @field_validator("token_sources")
+    @classmethod
+    def _some_source(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _not_empty(value, "at least one of authorization, header, cookie")
+
+    @field_validator("header_name", "cookie_name")
+    @classmethod
+    def _token(cls, value: str) -> str:
+        if not TOKEN.fullmatch(value) or len(value) > COOKIE_NAME_LIMIT:
+            raise ValueError("may hold letters, digits and -_. only, at most 128 of them")
+        return value
+
+    @field_validator("cookie_name")
+    @classmethod
+    def _no_prefix(cls, value: str) -> str:
+        if value.lower().startswith(("__host-", "__secure-")):
+            raise ValueError("must be written without __Host- or __Secure-; __Host- is added where it may be")
+        return value
+
+    @field_validator("header_name")
+    @classmethod
+    def _own_header(cls, value: str) -> str:
+        if value.lower() in {"authorization", "cookie", "set-cookie", "origin", "host"}:
+            raise ValueError("must be a header of its own, such as X-Session-Token")
+        return value
+
+    @field_validator("cookie_domain", "cookie_path")
+    @classmethod
+    def _attribute(cls, value: str | None) -> str | None:
+        if value is not None and (not value.isascii() or not value.isprintable() or ";" in value or " " in value):
+            raise ValueError("has characters that a cookie attribute cannot hold")
+        return value
+
+    @field_validator("cookie_path")
+    @classmethod
+    def _rooted(cls, value: str) -> str:
+        if not value.startswith("/"):
+            raise ValueError("must start with /")
+        return value
+
+    @field_validator("trusted_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_origin(item) for item in value)
+
+    @field_validator("required_paths", "exempt_paths")
+    @classmethod
+    def _globs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for glob in value:
+            if not glob.startswith("/"):
+                raise ValueError(f"{glob!r} must start with /")
+            if "**" in glob.removesuffix("/**"):
+                raise ValueError(f"{glob!r}: ** may only stand at the end, as in /folder/**")
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.cookie_samesite == "none" and not self.cookie_secure:
+            raise ValueError("OTPLESS_COOKIE_SAMESITE: none needs OTPLESS_COOKIE_SECURE=true; browsers drop it else")
+        if self.refresh_timeout < self.request_timeout:
+            raise ValueError(
+                f"OTPLESS_REFRESH_TIMEOUT: must not be shorter than OTPLESS_REQUEST_TIMEOUT ({self.request_timeout:g})"
+            )
+        return self
+
+
+def _not_empty(value: tuple[T, ...], what: str) -> tuple[T, ...]:
+    if not value:
+        raise ValueError(f"needs {what}")
+    return value
+
+
+def _is_safe_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        return False
+    if not host or parts.username is not None or parts.query or parts.fragment:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_key(text: str, number: int) -> None:
+    try:
+        key = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise ValueError(
+            f"key {number} is not 32 bytes in base64url; `python -m fastapi_otpless_session keygen` prints one"
+        )
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise ValueError(f"{text!r} is not an origin; write https://host or https://host:port")
+    return text.rstrip("/").lower()
+
+
+def _explain(error: ValidationError) -> str:
+    """Say for each wrong variable what is wrong, without its value."""
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        text = _HINTS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        place = problem["loc"]
+        name = f"{PREFIX}{str(place[0]).upper()}: " if place else ""
+        lines.append(f"{name}{text}")
+    return "Wrong settings:\n" + "\n".join(f"  {line}" for line in lines)

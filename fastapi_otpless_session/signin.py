@@ -1,0 +1,159 @@
+"""Binding a sign-in: what the browser brings counts only as far as OTPLESS bears it out.
+
+Otherwise anybody could attach somebody else's refresh token to a session of their own. All of these must agree on user
+and session: the one-time token (validate/token), the session token (get-session-details), and the refresh token (its
+signature and claims; or, where no signature can be checked, the session that it can be exchanged for).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from fastapi_otpless_session import telemetry, tokens
+from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.errors import BodyRefusedError, SignInRefusedError, UpstreamError
+from fastapi_otpless_session.session import SessionDetails, is_over
+from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.tokens import Claims, TokenError
+from fastapi_otpless_session.vault import check_pair
+from fastapi_otpless_session.wire import TokenPair
+
+LONGEST_SUMMARY = 256
+
+
+class SessionInfo(BaseModel):
+    """The SDK's `sessionInfo`."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, hide_input_in_errors=True)
+
+    session_id: str | None = None
+    session_token: str = Field(repr=False)
+    refresh_token: str = Field(repr=False)
+
+
+class OtplessUser(BaseModel):
+    """What the frontend SDK hands to its callback. Only these fields are looked at; the others are ignored."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, hide_input_in_errors=True)
+
+    token: str | None = Field(default=None, repr=False)
+    user_id: str | None = None
+    session_info: SessionInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A sign-in that OTPLESS bore out."""
+
+    pair: TokenPair = field(repr=False)
+    user_id: str
+    claims: Claims
+    refresh_claims: Claims
+    summary: str
+
+
+async def bind(client: OtplessClient, settings: OtplessSettings, user: OtplessUser, now: float) -> Bound:
+    """Verify a sign-in. Raises `SignInRefusedError`, `BodyRefusedError`, or `UpstreamError` for no verdict."""
+    user_id, pair = await _redeem(client, settings, user)
+    details = await client.session_details(pair.session_token, known=False)
+    if not isinstance(details, SessionDetails):
+        raise SignInRefusedError
+    claims = _readable(pair.session_token)
+    if details.session_id != pair.session_id or user_id not in {None, details.user_id}:
+        raise SignInRefusedError
+    _must_name(claims, details)
+    if is_over(claims.expires_at, now):
+        raise SignInRefusedError
+    pair, claims, refresh_claims = await _bind_refresh_token(client, settings, pair, details, claims, now)
+    return Bound(pair, details.user_id, claims, refresh_claims, summarise(details))
+
+
+async def _redeem(client: OtplessClient, settings: OtplessSettings, user: OtplessUser) -> tuple[str | None, TokenPair]:
+    """Return whom the one-time token belongs to, and the tokens; OTPLESS's copy of those wins over the browser's."""
+    if not settings.require_sign_in_token:
+        return user.user_id, _from_browser(user)
+    if not user.token or not _is_opaque_token(user.token):
+        raise BodyRefusedError(422, "body_invalid", "The body has no token: send the SDK's otplessUser as it is.")
+    brought = _from_browser(user) if user.session_info is not None else None
+    proof = await client.validate_sign_in(user.token)
+    if user.user_id not in {None, proof.user_id}:
+        raise SignInRefusedError
+    return proof.user_id, proof.pair or brought or _from_browser(user)
+
+
+def _is_opaque_token(token: str) -> bool:
+    """Whether a one-time token is printable ASCII of a sane length; it is opaque otherwise."""
+    return len(token) <= tokens.TOKEN_LIMIT and token.isascii() and token.isprintable()
+
+
+def _from_browser(user: OtplessUser) -> TokenPair:
+    info = user.session_info
+    if info is None:
+        raise BodyRefusedError(
+            422, "body_invalid", "The body has no sessionInfo: enable Session Management in the OTPLESS dashboard."
+        )
+    session_id = info.session_id or _readable(info.session_token).session_id
+    _readable(info.refresh_token)
+    if session_id is None or info.session_token == info.refresh_token:
+        raise SignInRefusedError
+    return TokenPair(session_id, info.session_token, info.refresh_token)
+
+
+def _readable(token: str) -> Claims:
+    try:
+        return tokens.read_claims(token)
+    except TokenError:
+        raise SignInRefusedError from None
+
+
+def _must_name(claims: Claims, details: SessionDetails) -> None:
+    """Refuse a token that names another session or user than OTPLESS does, or that is for somebody else (`aud`)."""
+    if claims.session_id not in {None, details.session_id} or claims.user_id not in {None, details.user_id}:
+        raise SignInRefusedError
+    if claims.has_audience:
+        raise SignInRefusedError
+
+
+async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
+    client: OtplessClient,
+    settings: OtplessSettings,
+    pair: TokenPair,
+    details: SessionDetails,
+    claims: Claims,
+    now: float,
+) -> tuple[TokenPair, Claims, Claims]:
+    """Make sure that the refresh token is the session's: by its signature, or else by using it."""
+    if settings.jwks_url:
+        try:
+            refresh_claims = await client.verify(pair.refresh_token)
+        except TokenError:
+            raise SignInRefusedError from None
+        except UpstreamError as error:
+            telemetry.logger.warning("Sign-in without keys, exchanging instead: %s", error)
+        else:
+            if refresh_claims.session_id != pair.session_id or refresh_claims.expires_at <= claims.expires_at:
+                raise SignInRefusedError
+            _must_name(refresh_claims, details)
+            return pair, claims, refresh_claims
+    answer = await client.new_session_token(pair.refresh_token)
+    if not isinstance(answer, TokenPair) or answer.session_id != pair.session_id:
+        raise SignInRefusedError
+    return answer, *check_pair(answer, details.session_id, details.user_id, now)
+
+
+def summarise(details: SessionDetails) -> str:
+    """Return what a list of the user's devices shows, as JSON: no address, no exact place."""
+    device, network = details.device_info, details.network
+    place = network.ip_location if network else None
+    shown = {
+        "browser": device and device.browser,
+        "platform": device and device.platform,
+        "user_agent": device and device.user_agent,
+        "city": place and place.city and place.city.name,
+        "country": place and place.country and place.country.name,
+    }
+    return json.dumps({name: value[:LONGEST_SUMMARY] for name, value in shown.items() if value})

@@ -1,0 +1,218 @@
+"""What a session store is: one row a session, an index from token digests to rows, and a few atomic transitions.
+
+The contract, for whoever writes another store (`fastapi_otpless_session.testing.store_contract` is its test suite):
+
+- Only the row is atomic. Each transition below happens wholly or not at all, and is decided by the row's state at that
+  moment, never by what the caller read before.
+- `fence` grows with every lease and with every end, so that whoever slept through either is refused.
+- A row that ended is never active again. A commit updates; it never inserts.
+- All times are the store's own clock (`now`), in seconds since the epoch, so that hosts need not agree.
+- A digest that its row does not back is unknown: `find` returns None for it.
+- Every method may raise `StoreError`, and nothing else. It then says nothing about what happened: a commit may have
+  happened, and is safe to try again.
+- The store never sees a token: digests and sealed values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+REFRESH_TOKEN = 0
+"""The generation under which a refresh token's digest is indexed; session tokens start at 1."""
+FIRST_GENERATION = 1
+CONFIRMATIONS_KEPT = 16
+
+
+class State(StrEnum):
+    """Whether a row's session goes on."""
+
+    ACTIVE = "active"
+    ENDED = "ended"
+
+
+class EndReason(StrEnum):
+    """Why a row's session ended."""
+
+    REVOKED = "revoked"
+    EXPIRED = "expired"
+    REUSED = "reused"
+
+
+class Standing(StrEnum):
+    """How a generation of a session's token stands to the current one."""
+
+    CURRENT = "current"
+    OLDER = "older"
+    """Superseded, and still good: its successor was not seen yet, or only just."""
+    SUPERSEDED = "superseded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRow:
+    """One session. Tokens are sealed; times are seconds since the epoch by the store's clock."""
+
+    session_id: str
+    user_id: str
+    state: State = State.ACTIVE
+    end_reason: EndReason | None = None
+    generation: int = FIRST_GENERATION
+    confirmations: tuple[tuple[int, float], ...] = ((FIRST_GENERATION, 0.0),)
+    """Which generations the client was seen to have, and since when; oldest first, pruned to the grace."""
+    rotated_at: float = 0.0
+    session_token: bytes = field(default=b"", repr=False)
+    token_expires_at: float = 0.0
+    refresh_token: bytes = field(default=b"", repr=False)
+    lease_owner: str | None = None
+    lease_until: float = 0.0
+    fence: int = 0
+    validated_at: float = 0.0
+    created_at: float = 0.0
+    last_seen_at: float = 0.0
+    expires_at: float = 0.0
+    summary: str = "{}"
+    """What a list of the user's devices shows, as JSON."""
+    revocation_due: float | None = None
+    revocation_attempts: int = 0
+
+    @property
+    def confirmed_generation(self) -> int:
+        """The newest generation that the client was seen to have."""
+        return self.confirmations[-1][0]
+
+    def standing(self, generation: int, now: float, grace: float) -> Standing:
+        """Say whether a token of `generation` still counts, `grace` seconds after its successor was confirmed."""
+        if generation == self.generation:
+            return Standing.CURRENT
+        if generation >= self.confirmed_generation:
+            return Standing.OLDER
+        if generation < self.confirmations[0][0]:
+            return Standing.SUPERSEDED
+        superseded_at = next(at for confirmed, at in self.confirmations if confirmed > generation)
+        return Standing.OLDER if now - superseded_at < grace else Standing.SUPERSEDED
+
+    def confirmed(self, now: float, grace: float) -> tuple[tuple[int, float], ...]:
+        """Return `confirmations` with the current generation added, and all but one of those past their grace gone."""
+        known = list(self.confirmations)
+        while len(known) > 1 and (known[1][1] <= now - grace or len(known) >= CONFIRMATIONS_KEPT):
+            known.pop(0)
+        return (*known, (self.generation, now))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the index has for a digest: the row, the token's generation, and the store's time."""
+
+    row: SessionRow
+    generation: int
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The sole right to refresh a session, until `until` by the store's clock."""
+
+    session_id: str
+    owner: str
+    fence: int
+    until: float
+    follows_lost_answer: bool
+    """Whether a holder before this one asked OTPLESS and never learned the answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotation:
+    """What a refresh brings: the next generation's tokens, sealed, and their digests."""
+
+    token_digest: bytes
+    session_token: bytes = field(repr=False)
+    token_expires_at: float
+    refresh_digest: bytes
+    refresh_token: bytes = field(repr=False)
+    expires_at: float
+
+
+class SessionStore(Protocol):
+    """A place for session rows. One object serves all event loops of a process."""
+
+    async def open(self) -> None:
+        """Make ready, creating what is missing. Calling it again is harmless. Raises `StoreError`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what `open` took. A later `open` works again."""
+        ...
+
+    async def now(self) -> float:
+        """Return the store's time."""
+        ...
+
+    async def find(self, digest: bytes) -> Found | None:
+        """Look a token up by its digest."""
+        ...
+
+    async def get(self, session_id: str) -> SessionRow | None:
+        """Return a session's row."""
+        ...
+
+    async def create(self, row: SessionRow, token_digest: bytes, refresh_digest: bytes) -> SessionRow | None:
+        """Insert a first row with its digests. Return None; or, changing nothing, the row that was there."""
+        ...
+
+    async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
+        """Take the lease of an active row of this generation that nobody holds; the fence grows. None: not now."""
+        ...
+
+    async def renew_lease(self, lease: Lease, seconds: float) -> Lease | None:
+        """Hold a lease for `seconds` from now. None: it is somebody else's now, or the session ended."""
+        ...
+
+    async def release_lease(self, lease: Lease, *, answer_lost: bool) -> None:
+        """Give a lease back; `answer_lost`: OTPLESS may have acted on a call whose answer did not arrive."""
+        ...
+
+    async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
+        """Make the rotation the active row's next generation, if the fence is still the lease's. None: it is not."""
+        ...
+
+    async def confirm(self, row: SessionRow, grace: float) -> None:
+        """Note that the client has the row's generation. Harmless where the row moved on."""
+        ...
+
+    async def touch(self, session_id: str, generation: int, *, validated: bool) -> None:
+        """Note that the session was seen now and, for an active row of this generation, that it is valid."""
+        ...
+
+    async def end(self, row: SessionRow, reason: EndReason, *, revoke: bool, fence: int | None = None) -> SessionRow:
+        """End a session: its row, or `row` itself inserted as ended where there is none.
+
+        `revoke`: OTPLESS is to be told, from now on. `fence`: only if the row's is this one. Return the row as it is
+        then; one that had ended before is left alone.
+        """
+        ...
+
+    async def list_user(self, user_id: str) -> Sequence[SessionRow]:
+        """Return a user's active rows, the newest first."""
+        ...
+
+    async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
+        """Take up to `limit` ended rows whose telling is due, and put it off by `hold` seconds for other workers."""
+        ...
+
+    async def postpone_revocation(self, session_id: str, seconds: float) -> None:
+        """Make a telling due again in `seconds`, counting an attempt."""
+        ...
+
+    async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
+        """Make an ended row's telling due now, with these sealed tokens: those before are dead, these may live."""
+        ...
+
+    async def settle_revocation(self, session_id: str) -> None:
+        """Note that OTPLESS knows."""
+        ...
+
+    async def purge(self, limit: int) -> int:
+        """Delete up to `limit` rows, and as many digests, that expired. Return how many went."""
+        ...

@@ -1,0 +1,166 @@
+"""Tokens without a row: the frontend's SDK keeps and renews them, and we only validate what it sends.
+
+There is no `aud` in a session token, so a good signature proves that OTPLESS made it, not for whom. A stranger gets in
+only where OTPLESS itself says "valid" to our credentials *and* its identity holds: by signature, or by OTPLESS's
+get-session-details *and* the store has no ended row for its session id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from fastapi_otpless_session import tokens
+from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.errors import UpstreamError
+from fastapi_otpless_session.freshness import Freshness, freshness
+from fastapi_otpless_session.lru import Lru
+from fastapi_otpless_session.refresh import ended_reason
+from fastapi_otpless_session.session import SessionReason, is_over
+from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.stores.base import SessionStore, State
+from fastapi_otpless_session.tokens import Claims, TokenError
+from fastapi_otpless_session.wire import Verdict
+
+REMEMBERED = 10_000
+REFUSAL_SECONDS = 10.0
+
+REASONS = {
+    Verdict.DENIED: SessionReason.EXPIRED,
+    Verdict.INACTIVE: SessionReason.EXPIRED,
+    Verdict.UNKNOWN: SessionReason.INVALID,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """Whom an unknown token belongs to, and when OTPLESS last said that it is valid."""
+
+    session_id: str
+    user_id: str
+    claims: Claims
+    validated_at: float
+    stale: bool = False
+
+
+class Strangers:
+    """Admits tokens that nobody signed in here, and remembers, bounded and briefly, whom it turned away."""
+
+    def __init__(
+        self, store: SessionStore, client: OtplessClient, settings: OtplessSettings, clock: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self._client = client
+        self._settings = settings
+        self._clock = clock
+        self._seen: Lru[bytes, Stranger] = Lru(REMEMBERED)
+        self._turned_away: Lru[bytes, tuple[SessionReason, float]] = Lru(REMEMBERED)
+
+    async def admit(self, token: str, digest: bytes, max_age: float | None) -> Stranger | SessionReason:
+        """Return whom a token belongs to, or why it does not get in. Raises `NoVerdictError`."""
+        reason = self._remembered_refusal(digest)
+        if reason is not None:
+            return reason
+        seen = self._seen.get(digest)
+        claims = seen.claims if seen else await self._read(token)
+        if isinstance(claims, SessionReason):
+            return self._turn_away(digest, claims)
+        if is_over(claims.expires_at, self._clock()):
+            return SessionReason.EXPIRED
+        reason = await self._ended_here(claims.session_id or "")
+        if reason is not None:
+            self._seen.drop(digest)
+            return reason
+        return await self._validated(token, digest, claims, seen, max_age)
+
+    def while_store_is_down(self, digest: bytes) -> Stranger | None:
+        """Return a stranger that this worker admitted within `STALE_IF_ERROR`."""
+        seen, now = self._seen.get(digest), self._clock()
+        if seen is None or is_over(seen.claims.expires_at, now):
+            return None
+        age = now - seen.validated_at
+        good = {Freshness.FRESH, Freshness.AGING, Freshness.DUE}
+        return _stale(seen) if freshness(age, self._settings) in good else None
+
+    async def identify(self, token: str) -> tuple[str, Claims] | None:
+        """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
+
+        Raises `UpstreamError`.
+        """
+        claims = await self._read(token)
+        if isinstance(claims, SessionReason) or claims.session_id is None:
+            return None
+        if self._settings.jwks_url:
+            return claims.session_id, claims
+        details = await self._client.session_details(token, known=False)
+        if isinstance(details, Verdict) or details.session_id != claims.session_id:
+            return None
+        return claims.session_id, claims
+
+    def forget(self, digest: bytes) -> None:
+        """Ask anew the next time."""
+        self._seen.drop(digest)
+        self._turned_away.drop(digest)
+
+    async def _read(self, token: str) -> Claims | SessionReason:
+        """Read a session token's claims, verified where there are keys to verify with."""
+        try:
+            claims = await self._client.verify(token) if self._settings.jwks_url else tokens.read_claims(token)
+        except TokenError:
+            return SessionReason.INVALID
+        if claims.has_audience or claims.session_id is None:
+            return SessionReason.INVALID  # an ID token
+        return claims
+
+    async def _ended_here(self, session_id: str) -> SessionReason | None:
+        row = await self._store.get(session_id)
+        return ended_reason(row) if row is not None and row.state is State.ENDED else None
+
+    async def _validated(
+        self, token: str, digest: bytes, claims: Claims, seen: Stranger | None, max_age: float | None
+    ) -> Stranger | SessionReason:
+        how = Freshness.TOO_OLD
+        if seen is not None:
+            how = freshness(self._clock() - seen.validated_at, self._settings, max_age=max_age)
+            if how is Freshness.FRESH:
+                return seen
+        try:
+            stranger = await self._ask(token, claims)
+        except UpstreamError:
+            if seen is None or how is not Freshness.DUE:
+                raise
+            return _stale(seen)
+        if isinstance(stranger, SessionReason):
+            self._seen.drop(digest)
+            return self._turn_away(digest, stranger)
+        self._seen.put(digest, stranger)
+        return stranger
+
+    async def _ask(self, token: str, claims: Claims) -> Stranger | SessionReason:
+        """Have OTPLESS itself say "valid" to our credentials, and who it is where no signature could."""
+        verdict = await self._client.validate_session(token, known=False)
+        if verdict is not Verdict.VALID:
+            return REASONS[verdict]
+        session_id, user_id = claims.session_id, claims.user_id
+        if not self._settings.jwks_url:
+            details = await self._client.session_details(token, known=False)
+            if isinstance(details, Verdict):
+                return REASONS[details]
+            if details.session_id != session_id:
+                return SessionReason.INVALID
+            user_id = details.user_id
+        if session_id is None or user_id is None:
+            return SessionReason.INVALID
+        return Stranger(session_id, user_id, claims, self._clock())
+
+    def _remembered_refusal(self, digest: bytes) -> SessionReason | None:
+        reason, until = self._turned_away.get(digest) or (None, 0.0)
+        return reason if self._clock() < until else None
+
+    def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
+        self._turned_away.put(digest, (reason, self._clock() + REFUSAL_SECONDS))
+        return reason
+
+
+def _stale(seen: Stranger) -> Stranger:
+    return replace(seen, stale=True)

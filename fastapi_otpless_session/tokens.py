@@ -1,0 +1,252 @@
+"""Tokens as data: their shape, their claims, their digests, and sealing them for the store. No I/O.
+
+PyJWT and `cryptography` do the security-critical parsing. RS256 is pinned (RFC 8725, section 3.1), and header
+parameters that would bring in a key of the sender's choice are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Self
+
+import jwt
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from jwt.algorithms import RSAAlgorithm
+
+TOKEN_LIMIT = 8192
+ALGORITHM = "RS256"
+SHORTEST_KEY_BITS = 2048
+LAST_SECOND = 253_402_300_799  # the end of the year 9999, as far as datetime goes
+FOREIGN_KEY_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64"})
+OWN_CLAIMS = frozenset({"sub", "sessionId", "iss", "userId", "name", "email", "iat", "exp"})
+
+_SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+
+class TokenError(ValueError):
+    """A token that does not hold up. Carries no part of the token."""
+
+
+class UnknownKeyError(TokenError):
+    """The token's `kid` is not among the keys."""
+
+
+class UnreadableError(ValueError):
+    """A sealed value that none of the keys opens: an unknown key, another row's value, or damage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token says. Whether to believe it is the caller's business."""
+
+    session_id: str | None
+    user_id: str | None
+    name: str | None
+    email: str | None
+    issuer: str | None
+    has_audience: bool
+    issued_at: float | None
+    expires_at: float
+    others: Mapping[str, Any]
+
+
+class Column(StrEnum):
+    """Which of a row's values is sealed; a value moved to the other column does not open."""
+
+    SESSION_TOKEN = "session_token"  # noqa: S105 - a column's name
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105 - a column's name
+
+
+def is_token(text: str) -> bool:
+    """Whether `text` has the shape of a JWT: three base64url parts (RFC 7515), 8 KiB at most."""
+    return len(text) <= TOKEN_LIMIT and _SHAPE.fullmatch(text) is not None
+
+
+def digest(client_id: str, token: str) -> bytes:
+    """Return the 32 bytes under which a token is known: SHA-256 over the client id and the token."""
+    return hashlib.sha256(f"{len(client_id)}:{client_id}:{token}".encode()).digest()
+
+
+def read_claims(token: str) -> Claims:
+    """Read a token's claims without checking its signature. Raises `TokenError`."""
+    if not is_token(token):
+        raise TokenError("not three base64url parts")
+    return _claims(_decode(token, None))
+
+
+def kid(token: str) -> str:
+    """Return the id of the key that a token names, having refused every header but plain RS256."""
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        raise TokenError("unreadable header") from None
+    if header.get("alg") != ALGORITHM or FOREIGN_KEY_HEADERS & header.keys():
+        raise TokenError("not plain RS256")
+    name = header.get("kid")
+    if not isinstance(name, str):
+        raise TokenError("no kid")
+    return name
+
+
+def verify(token: str, keys: KeySet, issuer: str) -> Claims:
+    """Check a token's signature and issuer and return its claims; expiry is left to the caller.
+
+    Raises `UnknownKeyError` where its key is not in `keys`, `TokenError` where it does not hold up.
+    """
+    if not is_token(token):
+        raise TokenError("not three base64url parts")
+    claims = _claims(_decode(token, keys[kid(token)]))
+    if claims.issuer != issuer:
+        raise TokenError("another issuer")
+    return claims
+
+
+def _decode(token: str, key: RSAPublicKey | None) -> dict[str, Any]:
+    options: jwt.types.Options = {
+        "verify_signature": key is not None,
+        "verify_exp": False,  # by the caller, with the clock that it was given
+        "verify_iat": False,  # another host's clock may be ahead
+        "verify_nbf": False,
+        "verify_aud": False,  # there is none; a token that has one is refused by name
+        "verify_iss": False,
+        "verify_sub": False,
+        "verify_jti": False,
+    }
+    try:
+        return jwt.decode(token, key or "", algorithms=[ALGORITHM], options=options)
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        raise TokenError("bad signature or payload") from None
+
+
+def _claims(payload: dict[str, Any]) -> Claims:
+    session_id, subject = _text(payload, "sessionId"), _text(payload, "sub")
+    if session_id is not None and subject is not None and session_id != subject:
+        raise TokenError("sub and sessionId differ")
+    expires_at = _second(payload.get("exp"))
+    if expires_at is None:
+        raise TokenError("no usable exp")
+    return Claims(
+        session_id=session_id or subject,
+        user_id=_text(payload, "userId"),
+        name=_text(payload, "name"),
+        email=_text(payload, "email"),
+        issuer=_text(payload, "iss"),
+        has_audience="aud" in payload,
+        issued_at=_second(payload.get("iat")),
+        expires_at=expires_at,
+        others=MappingProxyType({k: v for k, v in payload.items() if k not in OWN_CLAIMS}),
+    )
+
+
+def _text(payload: dict[str, Any], name: str) -> str | None:
+    value = payload.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _second(value: object) -> float | None:
+    """Return a NumericDate (RFC 7519, section 2) that a calendar can hold, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return float(value) if 0 < value <= LAST_SECOND else None
+
+
+class KeySet:
+    """The keys of a JWKS (RFC 7517) that can verify RS256, parsed once. A missing `kid` is `UnknownKeyError`."""
+
+    def __init__(self, keys: Mapping[str, RSAPublicKey]) -> None:
+        self._keys = dict(keys)
+
+    def __getitem__(self, name: str) -> RSAPublicKey:
+        try:
+            return self._keys[name]
+        except KeyError:
+            raise UnknownKeyError("unknown kid") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @classmethod
+    def from_jwks(cls, entries: Iterable[object]) -> Self:
+        """Take what is usable and pass over the rest, so that a key of a new kind breaks nothing."""
+        return cls({name: key for name, key in map(_rsa_key, entries) if key is not None})
+
+
+def _rsa_key(entry: object) -> tuple[str, RSAPublicKey | None]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("kid"), str):
+        return "", None
+    usable = entry.get("kty") == "RSA" and entry.get("use", "sig") == "sig"
+    if not usable or entry.get("alg", ALGORITHM) != ALGORITHM or "d" in entry:
+        return "", None
+    try:
+        key = RSAAlgorithm.from_jwk(entry)
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return "", None
+    if not isinstance(key, RSAPublicKey) or key.key_size < SHORTEST_KEY_BITS:
+        return "", None
+    return entry["kid"], key
+
+
+class KeyRing:
+    """Seals tokens for the store with AES-256-GCM: the first key seals, all of them open.
+
+    A sealed value is a key id (4 bytes), a nonce (12 bytes) and the ciphertext; client id, session id, key id
+    and column are bound to it as associated data, so that a value in another row or column does not open.
+    """
+
+    def __init__(self, keys: Iterable[bytes], client_id: str) -> None:
+        self._keys = {hashlib.sha256(b"key id" + key).digest()[:4]: AESGCM(key) for key in keys}
+        self._first = next(iter(self._keys))
+        self._client_id = client_id
+
+    @classmethod
+    def from_settings(cls, texts: Iterable[str], client_id: str, client_secret: str) -> Self:
+        """Read keys as settings write them: base64url, or the word `derived`."""
+        return cls((_key(text, client_id, client_secret) for text in texts), client_id)
+
+    def seal(self, token: str, session_id: str, column: Column) -> bytes:
+        """Return `token`, sealed for one column of one session's row."""
+        nonce = os.urandom(12)
+        bound = self._bound(self._first, session_id, column)
+        return self._first + nonce + self._keys[self._first].encrypt(nonce, token.encode(), bound)
+
+    def open(self, sealed: bytes, session_id: str, column: Column) -> str:
+        """Return the token in `sealed`. Raises `UnreadableError`."""
+        key_id, nonce, ciphertext = sealed[:4], sealed[4:16], sealed[16:]
+        try:
+            key = self._keys[key_id]
+            return key.decrypt(nonce, ciphertext, self._bound(key_id, session_id, column)).decode()
+        except (KeyError, InvalidTag, ValueError):
+            raise UnreadableError("a sealed token cannot be opened") from None
+
+    def _bound(self, key_id: bytes, session_id: str, column: Column) -> bytes:
+        return json.dumps([self._client_id, session_id, key_id.hex(), column.value]).encode()
+
+
+def _key(text: str, client_id: str, client_secret: str) -> bytes:
+    if text != "derived":
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    kdf = HKDF(SHA256(), 32, salt=client_id.encode(), info=b"fastapi-otpless-session sealing key")
+    return kdf.derive(client_secret.encode())
+
+
+def new_key() -> str:
+    """Return a fresh sealing key, as `OTPLESS_ENCRYPTION_KEYS` takes it."""
+    return base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")

@@ -1,0 +1,259 @@
+"""OTPLESS's calls as pure functions: requests out, and of an answer a verdict, a value, or an error. No I/O.
+
+One line is drawn here and nowhere else: errorCode 7414, errorCode 7415 and `"success": false` are verdicts on
+a session. Everything else that is not a success (other codes, other statuses, bodies that don't parse) raises
+`UpstreamError`: no verdict. The calls are those of the OTPLESS page "Session Management", section "API Endpoints".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from fastapi_otpless_session.errors import CredentialsRefusedError, SignInRefusedError, UpstreamError
+from fastapi_otpless_session.session import SessionDetails
+from fastapi_otpless_session.tokens import KeySet, is_token
+
+VALIDATE_SESSION = "/v1/sessions/validate-session"
+NEW_SESSION_TOKEN = "/v1/sessions/get-new-session-token"  # noqa: S105 - a path
+SESSION_DETAILS = "/v1/sessions/get-session-details"
+REVOKE_SESSION = "/v1/sessions/revoke-session"
+VALIDATE_TOKEN = "/auth/v1/validate/token"  # noqa: S105 - a path
+
+ID_LIMIT = 256
+
+
+class Verdict(Enum):
+    """What OTPLESS says of a session."""
+
+    VALID = auto()
+    DENIED = auto()
+    """`"success": false`: not valid."""
+    UNKNOWN = auto()
+    """7414: there is no such session."""
+    INACTIVE = auto()
+    """7415: there was one; it expired or was revoked."""
+
+
+_VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request to send. Its `repr` shows neither headers nor body: they hold secrets."""
+
+    method: Literal["GET", "POST"]
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One HTTP answer; header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """The answer of get-new-session-token, or a frontend's `sessionInfo`."""
+
+    session_id: str
+    session_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SignInProof:
+    """The answer of validate/token: whose one-time token it was, and the session if OTPLESS sent it along."""
+
+    user_id: str
+    pair: TokenPair | None
+
+
+def call(base_url: str, path: str, client_id: str, client_secret: str, body: Mapping[str, str]) -> Request:
+    """Build one of the five calls: a POST with our credentials in the headers and a JSON body."""
+    headers = {
+        "clientId": client_id,
+        "clientSecret": client_secret,
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+    }
+    return Request("POST", base_url + path, headers, json.dumps(body).encode())
+
+
+def jwks_call(url: str) -> Request:
+    """Build the request for the key set. It carries no credentials."""
+    return Request("GET", url, {"Accept": "application/json"}, b"")
+
+
+def read_validation(answer: Answer) -> Verdict:
+    """Read validate-session's answer: VALID or a verdict against it."""
+    return _read_success(answer)
+
+
+def read_revocation(answer: Answer) -> Verdict:
+    """Read revoke-session's answer: VALID means that it is revoked now."""
+    return _read_success(answer)
+
+
+def read_new_tokens(answer: Answer) -> TokenPair | Verdict:
+    """Read get-new-session-token's answer: a new pair, or a verdict against the refresh token."""
+    verdict = _verdict(answer)
+    if verdict is not None:
+        return verdict
+    body = _success(answer)
+    if _flag(body) is Verdict.DENIED:
+        return Verdict.DENIED
+    return _pair(body.get("data"))
+
+
+def read_details(answer: Answer) -> SessionDetails | Verdict:
+    """Read get-session-details's answer. Its id is called `sessionId`, or `sessionToken` on the reference page."""
+    verdict = _verdict(answer)
+    if verdict is not None:
+        return verdict
+    body = _success(answer)
+    if body.get("success") is False:
+        return Verdict.DENIED
+    session_id, user_id = body.get("sessionId", body.get("sessionToken")), body.get("userId")
+    if not _is_id(session_id) or not _is_id(user_id):
+        raise _nonsense("no session or user id in the session's details")
+    details = {name: value for name, value in body.items() if name != "sessionToken"}
+    try:
+        return SessionDetails.model_validate({**details, "sessionId": session_id})
+    except ValidationError:
+        raise _nonsense("unreadable session details") from None
+
+
+def read_sign_in(answer: Answer) -> SignInProof:
+    """Read validate/token's answer. Raises `SignInRefusedError` where OTPLESS refuses the one-time token."""
+    if answer.status in {400, 401} and _error_code(answer) is not None:
+        raise SignInRefusedError
+    body = _success(answer)
+    if body.get("status") != "SUCCESS":
+        if isinstance(body.get("status"), str):
+            raise SignInRefusedError
+        raise _nonsense("no status in the sign-in's answer")
+    user_id = body.get("userId")
+    if not isinstance(user_id, str) or not _is_id(user_id):
+        raise _nonsense("no user id in the sign-in's answer")
+    info = body.get("sessionInfo")
+    return SignInProof(user_id, None if info is None else _pair(info))
+
+
+def read_jwks(answer: Answer) -> KeySet:
+    """Read a key set; an answer without a list of keys is no verdict on anything."""
+    keys = _success(answer).get("keys")
+    if not isinstance(keys, list):
+        raise _nonsense("no list of keys")
+    return KeySet.from_jwks(keys)
+
+
+def _read_success(answer: Answer) -> Verdict:
+    return _verdict(answer) or _flag(_success(answer))
+
+
+def _flag(body: dict[str, Any]) -> Verdict:
+    match body.get("success"):
+        case True:
+            return Verdict.VALID
+        case False:
+            return Verdict.DENIED
+        case _:
+            raise _nonsense("success is neither true nor false")
+
+
+def _verdict(answer: Answer) -> Verdict | None:
+    if answer.status not in {400, 401}:
+        return None
+    return _VERDICTS.get(_error_code(answer) or "")
+
+
+def _error_code(answer: Answer) -> str | None:
+    try:
+        code = _object(answer).get("errorCode")
+    except UpstreamError:
+        return None
+    return str(code) if isinstance(code, str | int) and not isinstance(code, bool) else None
+
+
+def _success(answer: Answer) -> dict[str, Any]:
+    """Return a 200 answer's object; raise what every other status means."""
+    match answer.status:
+        case 200:
+            return _object(answer)
+        case 401 | 403 | 404:
+            raise CredentialsRefusedError(
+                f"OTPLESS answered {answer.status}: check OTPLESS_CLIENT_ID, OTPLESS_CLIENT_SECRET and "
+                "OTPLESS_BASE_URL",
+                healthy=True,
+            )
+        case 400:
+            raise UpstreamError("OTPLESS answered 400 without a known code", healthy=True)
+        case status:
+            raise UpstreamError(f"OTPLESS answered {status}", retry_after=retry_after(answer.headers))
+
+
+def _object(answer: Answer) -> dict[str, Any]:
+    try:
+        body = json.loads(answer.body, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise _nonsense("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise _nonsense("the body is not a JSON object")
+    return body
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return read
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _pair(data: object) -> TokenPair:
+    fields = data if isinstance(data, dict) else {}
+    session_id = fields.get("sessionId")
+    session_token, refresh_token = fields.get("sessionToken"), fields.get("refreshToken")
+    if not isinstance(session_id, str) or not _is_id(session_id):
+        raise _nonsense("no session id beside the tokens")
+    for token in (session_token, refresh_token):
+        if not isinstance(token, str) or not is_token(token):
+            raise _nonsense("a token is missing or malformed")
+    return TokenPair(session_id, str(session_token), str(refresh_token))
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= ID_LIMIT and value.isascii() and value.isprintable()
+
+
+def _nonsense(what: str) -> UpstreamError:
+    return UpstreamError(f"OTPLESS's answer makes no sense: {what}")
+
+
+def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Read `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date."""
+    text = headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    aware = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (aware - (now or datetime.now(UTC))).total_seconds())
