@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from pydantic import SecretStr
+
 from fastapi_otpless_session import tokens
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
-from fastapi_otpless_session.session import SessionReason, is_over
+from fastapi_otpless_session.session import Session, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import SessionStore, State
 from fastapi_otpless_session.tokens import Claims, TokenError
@@ -41,6 +43,23 @@ class Stranger:
     claims: Claims
     validated_at: float
     stale: bool = False
+
+    def session(self, token: str) -> Session:
+        """Return what the application sees of a stranger."""
+        claims = self.claims
+        return Session(
+            id=self.session_id,
+            user_id=self.user_id,
+            name=claims.name,
+            email=claims.email,
+            issued_at=utc(claims.issued_at or self.validated_at),
+            expires_at=utc(claims.expires_at),
+            validated_at=utc(self.validated_at),
+            refreshed=False,
+            stale=self.stale,
+            claims=claims.others,
+            token=SecretStr(token),
+        )
 
 
 class Strangers:

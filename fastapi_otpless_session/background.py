@@ -1,0 +1,69 @@
+"""The application's own tasks on each event loop: shared work, work behind requests, and housekeeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi_otpless_session.errors import NoVerdictError
+from fastapi_otpless_session.flights import Flights
+from fastapi_otpless_session.loops import PerLoop
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Loop:
+    """What runs on one event loop. Without housekeeping there is no lifespan, and nothing runs behind requests."""
+
+    flights: Flights[Any] = field(default_factory=Flights)
+    housekeeping: asyncio.Task[None] | None = None
+
+
+class Background:
+    """Runs tasks that outlive the requests which asked for them; `close` waits `drain` seconds for them."""
+
+    def __init__(self, drain: float) -> None:
+        self._drain_seconds = drain
+        self._loops: PerLoop[_Loop] = PerLoop(_Loop, self._drain)
+
+    async def begin(self, housekeeping: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Start housekeeping on the running event loop; from now on work may be done behind requests there."""
+        loop = await self._loops.get()
+        if loop.housekeeping is None:
+            loop.housekeeping = asyncio.create_task(housekeeping())
+
+    async def close(self) -> None:
+        """Stop housekeeping on the running event loop, and let what is under way finish."""
+        await self._loops.close()
+
+    async def is_allowed(self) -> bool:
+        """Whether work may be done behind requests on the running event loop."""
+        return (await self._loops.get()).housekeeping is not None
+
+    async def share(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """Return what `work` returns; whoever asks for the same key meanwhile gets the same.
+
+        Raises `NoVerdictError` after `seconds`; the work goes on.
+        """
+        loop = await self._loops.get()
+        try:
+            result: T = await loop.flights.join(key, work, seconds)
+        except TimeoutError:
+            raise NoVerdictError("the answer takes too long") from None
+        return result
+
+    async def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something behind the request; where nothing may run there, now."""
+        loop = await self._loops.get()
+        task = loop.flights.start(key, work)
+        if loop.housekeeping is None:
+            await asyncio.shield(task)
+
+    async def _drain(self, loop: _Loop) -> None:
+        if loop.housekeeping is not None:
+            loop.housekeeping.cancel()
+            await asyncio.wait([loop.housekeeping])
+        await loop.flights.drain(self._drain_seconds)

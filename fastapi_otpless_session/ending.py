@@ -1,0 +1,52 @@
+"""Ending a session: here first, durably and for every worker, then at OTPLESS."""
+
+from __future__ import annotations
+
+from fastapi_otpless_session import telemetry
+from fastapi_otpless_session.background import Background
+from fastapi_otpless_session.errors import NoVerdictError, StoreError
+from fastapi_otpless_session.lru import Lru
+from fastapi_otpless_session.refresh import ended_reason
+from fastapi_otpless_session.revocation import Outbox
+from fastapi_otpless_session.session import SessionReason
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore
+
+REMEMBERED = 10_000
+
+
+class Endings:
+    """Ends sessions, and remembers in this worker which have ended, for when the store cannot be read."""
+
+    def __init__(self, store: SessionStore, outbox: Outbox, background: Background, patience: float) -> None:
+        self._store = store
+        self._outbox = outbox
+        self._background = background
+        self._patience = patience
+        self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
+
+    def reason(self, session_id: str) -> SessionReason | None:
+        """Return why a session ended, if this worker knows that it has."""
+        return self._known.get(session_id)
+
+    def note(self, session_id: str, reason: SessionReason) -> None:
+        """Remember that a session has ended."""
+        self._known.put(session_id, reason)
+
+    async def end(self, row: SessionRow, reason: EndReason) -> None:
+        """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""
+        ended = await self._store.end(row, reason, revoke=True)
+        self.note(row.session_id, ended_reason(ended))
+        telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
+        if ended.revocation_due is None:
+            return
+        try:
+            await self._background.share(("tell", row.session_id), lambda: self._outbox.tell(ended), self._patience)
+        except NoVerdictError:
+            telemetry.logger.info("Revocation goes on behind the request")
+
+    async def end_refused(self, row: SessionRow, reason: EndReason) -> None:
+        """End a row whose session is refused anyway, whether that can be written now or not."""
+        try:
+            await self.end(row, reason)
+        except StoreError as error:
+            telemetry.logger.warning("Not ended yet: %s", error)
