@@ -80,6 +80,7 @@ class OtplessSessions:
         self._store = store = store or open_store(settings.store_url.get_secret_value(), clock=clock)
         self._client = client = client or OtplessClient(settings)
         self._vault = vault = Vault(settings)
+        self._clock = clock
         self._background = background = Background(drain=settings.refresh_timeout)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         self._strangers = strangers = Strangers(store, client, settings, clock)
@@ -134,8 +135,8 @@ class OtplessSessions:
     ) -> Session | SessionReason:
         """Return the session that a token stands for, refreshed where need be, or the reason why there is none.
 
-        `known_only`: admit only what was signed in here, as the cookie channel does. `max_age`: OTPLESS itself must have
-        said "valid" at most so many seconds ago. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
+        `known_only`: admit only what was signed in here, as the cookie channel does. `max_age`: OTPLESS itself must
+        have said "valid" less than so many seconds ago. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
         """
         outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age)
         telemetry.resolutions.add(1, {"outcome": "session" if isinstance(outcome, Session) else outcome.value})
@@ -151,10 +152,19 @@ class OtplessSessions:
         except NoVerdictError:
             return SessionReason.UNAVAILABLE
 
-    async def is_active(self, session: Session) -> bool:
-        """Whether a session has not been ended meanwhile. Raises `StoreError`."""
+    async def remaining_life(self, session: Session) -> float | None:
+        """Return how many seconds a session's refresh token is still good for; None: the session is not active here.
+
+        Raises `StoreError`.
+        """
         row = await self._store.get(session.id)
-        return row is not None and row.state is State.ACTIVE
+        if row is None or row.state is State.ENDED:
+            return None
+        return max(0.0, row.expires_at - await self._store.now())
+
+    def is_recent(self, session: Session, seconds: float) -> bool:
+        """Whether OTPLESS said "valid" less than so many seconds ago."""
+        return self._clock() - session.validated_at.timestamp() < seconds
 
     # Signing in and out
 
@@ -203,11 +213,6 @@ class OtplessSessions:
             summary=bound.summary,
         )
 
-    async def remaining_life(self, session: Session) -> float | None:
-        """Return how many seconds the session's refresh token is still good for; None: it has none here."""
-        row = await self._store.get(session.id)
-        return None if row is None else max(0.0, row.expires_at - await self._store.now())
-
     async def sign_out(self, token: str, *, known_only: bool = False) -> None:
         """End the session of a token, here first and for every worker, then at OTPLESS.
 
@@ -222,6 +227,21 @@ class OtplessSessions:
         except StoreError as error:
             telemetry.logger.warning("Sign-out without the store: %s", error)
             await self._client.revoke_session(token)
+
+    async def replace(self, token: str, session: Session) -> None:
+        """End the session of a token that a browser still carried when `session` was signed in, if it is another.
+
+        A fault is logged only: the new session stands.
+        """
+        if not tokens.is_token(token):
+            return
+        try:
+            found = await self._store.find(self._vault.digest(token))
+        except StoreError as error:
+            telemetry.logger.warning("The session before is not ended: %s", error)
+            return
+        if found is not None and found.row.session_id != session.id and found.row.state is State.ACTIVE:
+            await self._endings.end_refused(found.row, EndReason.REVOKED)
 
     async def _row_to_end(self, token: str, known_only: bool) -> SessionRow | None:
         digest = self._vault.digest(token)
@@ -254,7 +274,7 @@ class OtplessSessions:
     async def details(self, session: Session) -> SessionDetails:
         """Return OTPLESS's get-session-details, remembered as long as a validation.
 
-        Raises `SessionRefusedError` where OTPLESS says that the session is over, `NoVerdictError` where it says nothing.
+        Raises `SessionRefusedError` where OTPLESS says that the session is over, `NoVerdictError` for no verdict.
         """
         token = session.token.get_secret_value()
         digest, now = self._vault.digest(token), time.monotonic()

@@ -72,7 +72,12 @@ class Column(StrEnum):
 
 def is_token(text: str) -> bool:
     """Whether `text` has the shape of a JWT: three base64url parts (RFC 7515), 8 KiB at most."""
-    return len(text) <= TOKEN_LIMIT and _SHAPE.fullmatch(text) is not None
+    return len(text) <= TOKEN_LIMIT and has_token_shape(text)
+
+
+def has_token_shape(text: str) -> bool:
+    """Whether `text` looks like a JWT, of whatever size."""
+    return _SHAPE.fullmatch(text) is not None
 
 
 def digest(client_id: str, token: str) -> bytes:

@@ -1,0 +1,27 @@
+"""`python -m fastapi_otpless_session`: the OTPLESS emulator, and new sealing keys."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fastapi_otpless_session.emulator import cli
+from fastapi_otpless_session.tokens import new_key
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    parser = argparse.ArgumentParser("python -m fastapi_otpless_session", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    cli.add_arguments(commands.add_parser("emulator", help="run a stand-in for OTPLESS"))
+    commands.add_parser("keygen", help="print a new key for OTPLESS_ENCRYPTION_KEYS")
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "emulator":
+        return cli.main(chosen)
+    sys.stdout.write(f"{new_key()}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

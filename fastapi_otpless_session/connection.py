@@ -1,0 +1,160 @@
+"""One request's session: resolved on first use, once, and shared by everything in the request.
+
+The middleware puts a `RequestSession` into `request.state.otpless`; dependencies and router take it from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from fastapi_otpless_session import telemetry
+from fastapi_otpless_session.errors import (
+    ConflictingCredentialsError,
+    CookieTooLargeError,
+    MiddlewareMissingError,
+    StoreError,
+    refusal,
+)
+from fastapi_otpless_session.session import Session, SessionReason
+from fastapi_otpless_session.sessions import OtplessSessions
+from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
+
+STATE_NAME = "otpless"
+SIGN_IN_MARK = "fastapi_otpless_session.sign_in"
+"""A scope has this key once the router's sign-in route has matched it."""
+
+
+class RequestSession:
+    """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
+
+    __slots__ = ("_lock", "_offered", "_outcome", "_presented", "_scope", "sessions", "transport")
+
+    def __init__(
+        self,
+        sessions: OtplessSessions,
+        transport: Transport,
+        scope: Mapping[str, Any],
+        offered: str | None = None,
+    ) -> None:
+        self.sessions = sessions
+        self.transport = transport
+        self._scope = scope
+        self._offered = offered
+        self._presented: Presented | None = None
+        self._outcome: Session | SessionReason | None = None
+        self._lock: asyncio.Lock | None = None
+
+    @property
+    def presented(self) -> Presented:
+        """The credentials that the request carries."""
+        if self._presented is None:
+            self._presented = self.transport.find(self._scope, self._offered)
+        return self._presented
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether the token came as a websocket subprotocol."""
+        return self._offered is not None
+
+    @property
+    def outcome(self) -> Session | SessionReason | None:
+        """The session or the reason why there is none; None while nobody has asked."""
+        return self._outcome
+
+    @property
+    def reason(self) -> SessionReason | None:
+        """Why there is no session; None where there is one, or nobody has asked."""
+        return self._outcome if isinstance(self._outcome, SessionReason) else None
+
+    @property
+    def is_cross_site(self) -> bool:
+        """Whether the request comes from another site."""
+        return self.transport.is_cross_site(self._scope)
+
+    async def session(self) -> Session | None:
+        """Return the session, or None where there is none or no verdict.
+
+        Raises `ConflictingCredentialsError`: such a request is wrong whatever it wants.
+        """
+        outcome = await self.resolve()
+        if outcome is SessionReason.CONFLICT:
+            raise ConflictingCredentialsError
+        return outcome if isinstance(outcome, Session) else None
+
+    async def require(self, max_age: float | None = None) -> Session:
+        """Return the session, about which OTPLESS said "valid" less than `max_age` seconds ago.
+
+        Raises the `RefusalError` that answers the client where there is none.
+        """
+        outcome = await self.resolve(max_age)
+        if isinstance(outcome, SessionReason):
+            raise refusal(outcome)
+        return outcome
+
+    async def resolve(self, max_age: float | None = None) -> Session | SessionReason:
+        """Return the session or the reason why there is none, the same for everybody who asks."""
+        self._lock = self._lock or asyncio.Lock()
+        async with self._lock:
+            if self._outcome is None:
+                self._outcome = await self._resolve(max_age)
+            elif max_age is not None and isinstance(self._outcome, Session):
+                return await self._newer(self._outcome, max_age)
+            return self._outcome
+
+    async def _newer(self, session: Session, max_age: float) -> Session | SessionReason:
+        """Ask again where the answer so far is too old; a fault then is no verdict on the session itself."""
+        if self.sessions.is_recent(session, max_age):
+            return session
+        outcome = await self._resolve(max_age)
+        if outcome is not SessionReason.UNAVAILABLE:
+            self._outcome = outcome
+        return outcome
+
+    async def _resolve(self, max_age: float | None) -> Session | SessionReason:
+        presented = self.presented
+        if presented.in_conflict:
+            return SessionReason.CONFLICT
+        if not presented.tokens:
+            return SessionReason.MISSING
+        if presented.is_cookie_only and self._is_unsafe and self.is_cross_site:
+            return SessionReason.CROSS_SITE
+        (token,) = presented.tokens
+        return await self.sessions.resolve(token, known_only=presented.is_cookie_only, max_age=max_age)
+
+    @property
+    def _is_unsafe(self) -> bool:
+        return self._scope["type"] == "websocket" or self._scope["method"] not in SAFE_METHODS
+
+    async def write(self, message: MutableMapping[str, Any]) -> None:
+        """Write into the start of a response what the session has to say: `Vary`, and a swapped token.
+
+        A token is written after one more look that the session was not ended meanwhile.
+        """
+        if self._outcome is None:
+            return
+        headers = list(message.get("headers", ()))
+        message["headers"] = headers
+        self.transport.vary(headers)
+        if not isinstance(self._outcome, Session) or not self._outcome.refreshed:
+            return
+        try:
+            life = await self.sessions.remaining_life(self._outcome)
+            if life is not None:
+                token = self._outcome.token.get_secret_value()
+                self.transport.write_session(headers, self.presented.channels, token, life)
+        except StoreError as error:
+            telemetry.logger.warning("The swapped token goes out with the next response: %s", error)
+        except CookieTooLargeError as error:
+            telemetry.logger.error("The swapped token cannot be set as a cookie: %s", error.message)
+
+
+def request_session(connection: HTTPConnection) -> RequestSession:
+    """Return the request's session. Raises `MiddlewareMissingError`."""
+    found = connection.scope.get("state", {}).get(STATE_NAME)
+    if not isinstance(found, RequestSession):
+        raise MiddlewareMissingError
+    return found

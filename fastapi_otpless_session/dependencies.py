@@ -1,0 +1,118 @@
+"""FastAPI dependencies, for HTTP and websocket routes: each a function and an `Annotated` alias.
+
+They show up in OpenAPI as three security schemes (bearer, header, cookie), so that the Authorize button of /docs works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends, WebSocketException
+from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer, SecurityBase
+from fastapi.security.base import SecurityBase as SecurityDependency
+from starlette.requests import HTTPConnection
+
+from fastapi_otpless_session.connection import RequestSession, request_session
+from fastapi_otpless_session.errors import NoVerdictError, RefusalError, SessionUnavailableError
+from fastapi_otpless_session.session import Session, SessionDetails
+from fastapi_otpless_session.sessions import OtplessSessions
+from fastapi_otpless_session.websocket import DENIAL_EXTENSION, POLICY_VIOLATION
+
+
+class _Scheme(SecurityDependency):
+    """A security scheme for OpenAPI only; the middleware finds the credential itself."""
+
+    def __init__(self, name: str, model: SecurityBase) -> None:
+        self.scheme_name = name
+        self.model = model
+
+    async def __call__(self) -> None:
+        """Ask for nothing."""
+
+
+_bearer = _Scheme("OtplessBearer", HTTPBearer(bearerFormat="JWT", description="The OTPLESS session token."))
+_header = _Scheme("OtplessHeader", APIKey.model_validate({"in": APIKeyIn.header, "name": "X-Session-Token"}))
+_cookie = _Scheme("OtplessCookie", APIKey.model_validate({"in": APIKeyIn.cookie, "name": "__Host-otpless_session"}))
+
+
+async def _documented(
+    _one: Annotated[None, Depends(_bearer)],
+    _two: Annotated[None, Depends(_header)],
+    _three: Annotated[None, Depends(_cookie)],
+) -> None:
+    """Bring the three schemes into a route's documentation."""
+
+
+_Documented = Annotated[None, Depends(_documented)]
+
+
+async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
+    """Return the `OtplessSessions` behind the middleware. Raises `MiddlewareMissingError`."""
+    return request_session(connection).sessions
+
+
+async def current_session(connection: HTTPConnection, _: _Documented = None) -> Session:
+    """Return the session. Raises a `RefusalError`: 401 where there is none, 400, 403, or 503 for no verdict."""
+    return await _required(connection, None)
+
+
+async def optional_session(connection: HTTPConnection, _: _Documented = None) -> Session | None:
+    """Return the session, or None: refusals and outages are None. Raises `ConflictingCredentialsError` (400)."""
+    request = request_session(connection)
+    try:
+        return await request.session()
+    except RefusalError as error:
+        raise _answerable(connection, request, error) from None
+
+
+async def fresh_session(connection: HTTPConnection, _: _Documented = None) -> Session:
+    """Return the session as OTPLESS itself says now, for payments and changes of e-mail. Raises `RefusalError`."""
+    return await _required(connection, 0)
+
+
+def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
+    """Return a dependency: the session, about which OTPLESS said "valid" within the last `seconds`."""
+
+    async def session_fresh_within(connection: HTTPConnection, _: _Documented = None) -> Session:
+        return await _required(connection, seconds)
+
+    return session_fresh_within
+
+
+async def _required(connection: HTTPConnection, max_age: float | None) -> Session:
+    request = request_session(connection)
+    try:
+        return await request.require(max_age)
+    except RefusalError as error:
+        raise _answerable(connection, request, error) from None
+
+
+def _answerable(connection: HTTPConnection, request: RequestSession, error: RefusalError) -> Exception:
+    """Return what the server can send: before a handshake an HTTP answer if it knows how, else a close."""
+    scope = connection.scope
+    if scope["type"] == "websocket" and DENIAL_EXTENSION not in scope.get("extensions", {}):
+        return WebSocketException(POLICY_VIOLATION, request.reason.code if request.reason else error.code)
+    return error
+
+
+CurrentSession = Annotated[Session, Depends(current_session)]
+"""The session; 401 where there is none."""
+OptionalSession = Annotated[Session | None, Depends(optional_session)]
+"""The session, or None."""
+FreshSession = Annotated[Session, Depends(fresh_session)]
+"""The session, as OTPLESS itself says now."""
+Sessions = Annotated[OtplessSessions, Depends(otpless_sessions)]
+"""The `OtplessSessions` behind the middleware."""
+
+
+async def current_session_details(session: CurrentSession, sessions: Sessions) -> SessionDetails:
+    """Return OTPLESS's details of the session: identities, device, network. Raises `RefusalError`."""
+    try:
+        return await sessions.details(session)
+    except NoVerdictError:
+        raise SessionUnavailableError from None
+
+
+CurrentSessionDetails = Annotated[SessionDetails, Depends(current_session_details)]
+"""OTPLESS's details of the session."""

@@ -1,0 +1,157 @@
+"""`OtplessSessionMiddleware`: pure ASGI, for http and websocket; the lifespan opens and closes what it owns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastapi_otpless_session import telemetry
+from fastapi_otpless_session.connection import SIGN_IN_MARK, STATE_NAME, RequestSession
+from fastapi_otpless_session.errors import OtplessSessionError, RefusalError, refusal
+from fastapi_otpless_session.session import SessionReason
+from fastapi_otpless_session.sessions import OtplessSessions
+from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.transport import Transport
+from fastapi_otpless_session.websocket import DENIAL_EXTENSION, GuardedSocket, close_message
+
+OnRefusal = Callable[[HTTPConnection, RefusalError], Response | Awaitable[Response]]
+
+
+class OtplessSessionMiddleware:
+    """Gives each request its session.
+
+    `settings` default to the `OTPLESS_*` variables and are read at startup, so that wrong ones keep the server from
+    starting. `sessions`: yours, opened here unless you did. `on_refusal(connection, error)` returns the response for
+    what `REQUIRED_PATHS` refuses, in place of the default JSON.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: OtplessSettings | None = None,
+        sessions: OtplessSessions | None = None,
+        on_refusal: OnRefusal | None = None,
+    ) -> None:
+        self.app = app
+        self._settings = settings
+        self._given = sessions
+        self._on_refusal = on_refusal
+        self._made: tuple[OtplessSessions, Transport] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "websocket":
+                await self._websocket(scope, receive, send)
+            case "lifespan":
+                await self._lifespan(scope, receive, send)
+            case _:
+                await self.app(scope, receive, send)
+
+    def _ready(self) -> tuple[OtplessSessions, Transport]:
+        """Return sessions and transport, made on first use. Raises `ConfigurationError`."""
+        if self._made is None:
+            sessions = self._given or OtplessSessions(self._settings)
+            self._made = sessions, Transport(sessions.settings)
+        return self._made
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sessions, transport = self._ready()
+        request = RequestSession(sessions, transport, scope)
+        scope.setdefault("state", {})[STATE_NAME] = request
+
+        async def send_with_session(message: Message) -> None:
+            if message["type"] == "http.response.start" and request.outcome is not None:
+                await request.write(message)
+            await send(message)
+
+        if transport.is_required(scope):
+            refused = await self._refused(scope, request)
+            if refused is not None:
+                await refused(scope, receive, send_with_session)
+                return
+        await self.app(scope, receive, send_with_session)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sessions, transport = self._ready()
+        scope, offered = transport.take_subprotocol(scope)
+        request = RequestSession(sessions, transport, scope, offered)
+        scope.setdefault("state", {})[STATE_NAME] = request
+        if transport.is_required(scope):
+            refused = await self._refused(scope, request)
+            if refused is not None:
+                await self._deny(refused, request.reason, scope, receive, send)
+                return
+        socket = GuardedSocket(request, receive, send, sessions.settings.websocket_recheck)
+        await socket.run(self.app, scope)
+
+    async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
+        """Return the answer to a request whose path needs a session that it does not have."""
+        if _is_sign_in(scope, getattr(scope.get("app", self.app), "routes", ())):
+            return None
+        outcome = await request.resolve()
+        if not isinstance(outcome, SessionReason):
+            return None
+        error = refusal(outcome)
+        if self._on_refusal is None:
+            return JSONResponse(error.body, error.status_code, error.headers)
+        answer = self._on_refusal(HTTPConnection(scope), error)
+        return await answer if inspect.isawaitable(answer) else answer
+
+    async def _deny(
+        self, refused: Response, reason: SessionReason | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Refuse a handshake: with the answer where the server can send one, else with a close (which is a 403)."""
+        if DENIAL_EXTENSION in scope.get("extensions", {}):
+            await refused(scope, receive, send)
+        else:
+            await send(close_message(reason))
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open before the application starts, close after it stopped; what cannot open keeps the server from starting.
+
+        Raising would not do that: servers take it to mean that the application has no lifespan.
+        """
+        startup = await receive()
+        try:
+            sessions, _ = self._ready()
+            await sessions.open()
+        except OtplessSessionError as error:
+            telemetry.logger.critical("Not started: %s", error)
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        pending = [startup]
+
+        async def receive_again() -> Message:
+            return pending.pop() if pending else await receive()
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] in {"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"}:
+                await sessions.close()
+            await send(message)
+
+        try:
+            await self.app(scope, receive_again, send_and_close)
+        finally:
+            await sessions.close()
+
+
+def _is_sign_in(scope: Mapping[str, Any], routes: Any) -> bool:
+    """Whether the router's sign-in route is what a request will reach: asked of the routes themselves."""
+    if scope.get("method") != "POST":
+        return False
+    probe = {**scope}
+    for route in routes:
+        found, child = route.matches(probe)
+        if found is Match.FULL:
+            inner = getattr(child.get("endpoint"), "routes", ())
+            return SIGN_IN_MARK in probe or _is_sign_in({**probe, **child}, inner)
+    return False

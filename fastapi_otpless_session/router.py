@@ -1,0 +1,240 @@
+"""`create_session_router`: sign in, sign out, who am I, my devices. A refresh token never leaves the server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse
+from starlette.routing import Match
+from starlette.types import Scope
+
+from fastapi_otpless_session.connection import SIGN_IN_MARK, RequestSession, request_session
+from fastapi_otpless_session.errors import (
+    BodyRefusedError,
+    CrossSiteRequestError,
+    NoVerdictError,
+    RefusalError,
+    SessionNotFoundError,
+    SessionUnavailableError,
+)
+from fastapi_otpless_session.session import Session, SessionDetails
+from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.transport import Channel
+
+BODY_LIMIT = 16_384
+
+
+class SessionBody(BaseModel):
+    """A session, as the frontend sees it: no token."""
+
+    id: str
+    user_id: str
+    name: str | None
+    email: str | None
+    issued_at: datetime
+    expires_at: datetime
+    refreshed: bool
+    stale: bool
+
+
+class SessionWithDetailsBody(SessionBody):
+    """A session and OTPLESS's details of it."""
+
+    details: SessionDetails
+
+
+class DeviceBody(BaseModel):
+    """One of the user's sessions."""
+
+    id: str
+    current: bool
+    device: str | None
+    place: str | None
+    created_at: datetime
+    last_seen_at: datetime
+    expires_at: datetime
+
+
+class SignInRoute(APIRoute):
+    """The sign-in route. It says so in the scope that it matches, whatever prefix it was included under."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match as usual."""
+        match, child = super().matches(scope)
+        if match is Match.FULL:
+            scope[SIGN_IN_MARK] = True
+        return match, child
+
+
+async def _same_origin(connection: HTTPConnection) -> None:
+    """Refuse what a page of another site makes a browser do."""
+    if request_session(connection).is_cross_site:
+        raise CrossSiteRequestError
+
+
+async def _required(connection: HTTPConnection) -> Session:
+    return await request_session(connection).require()
+
+
+_Request = Annotated[RequestSession, Depends(request_session)]
+_Session = Annotated[Session, Depends(_required)]
+_GUARDED: Sequence[Any] = (Depends(_same_origin),)
+
+
+def create_session_router(*, tags: Sequence[str] = ("session",), include_in_schema: bool = True) -> APIRouter:
+    """Return the router, to be included under a prefix of your choice.
+
+    `POST /login`, `POST /logout`, `POST /logout-all`, `GET /session`, `GET /sessions`, `DELETE /sessions/{id}`.
+    """
+    router = APIRouter(tags=[*tags], include_in_schema=include_in_schema)
+    router.get("/session")(read_session)
+    router.get("/sessions")(list_sessions)
+    router.post("/logout", status_code=204, dependencies=_GUARDED)(logout)
+    router.post("/logout-all", status_code=204, dependencies=_GUARDED)(logout_all)
+    router.delete("/sessions/{session_id}", status_code=204, dependencies=_GUARDED)(end_session)
+    router.add_api_route(
+        "/login",
+        login,
+        methods=["POST"],
+        dependencies=_GUARDED,
+        response_model=SessionBody,
+        route_class_override=SignInRoute,
+        openapi_extra={"requestBody": _login_body()},
+    )
+    return router
+
+
+async def login(request: Request, otpless: _Request, channel: Literal["cookie", "header"] = "cookie") -> Response:
+    """Sign in with the SDK's `otplessUser` object as it is. `channel=header`: no cookie, the token in a header."""
+    user = await _read_user(request)
+    way = {Channel.COOKIE} if channel == "cookie" else {Channel.HEADER}
+
+    def fits(token: str, life: float) -> None:
+        if channel == "cookie":
+            otpless.transport.cookie(token, life)
+
+    with _faults_are_503():
+        session = await otpless.sessions.sign_in(user, fits=fits)
+        for token in otpless.presented.tokens:
+            await otpless.sessions.replace(token, session)
+        life = await otpless.sessions.remaining_life(session) or 0.0
+    response = JSONResponse(_body(session).model_dump(mode="json"))
+    otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), life)
+    return response
+
+
+async def logout(otpless: _Request) -> Response:
+    """Sign out: here at once and on every worker, then at OTPLESS. Signing out twice is no error."""
+    with _faults_are_503():
+        for token, channels in otpless.presented.tokens.items():
+            await otpless.sessions.sign_out(token, known_only=channels == {Channel.COOKIE})
+    return _cleared(otpless)
+
+
+async def logout_all(otpless: _Request, session: _Session) -> Response:
+    """Sign the user out everywhere."""
+    with _faults_are_503():
+        await otpless.sessions.end_all(session.user_id)
+        await otpless.sessions.sign_out(session.token.get_secret_value())
+    return _cleared(otpless)
+
+
+async def read_session(otpless: _Request, session: _Session) -> SessionWithDetailsBody:
+    """Return the session and its details."""
+    with _faults_are_503():
+        details = await otpless.sessions.details(session)
+    return SessionWithDetailsBody(**_body(session).model_dump(), details=details)
+
+
+async def list_sessions(otpless: _Request, session: _Session) -> list[DeviceBody]:
+    """Return the user's sessions that are known here, the newest first."""
+    with _faults_are_503():
+        found = await otpless.sessions.list(session.user_id)
+    return [
+        DeviceBody(
+            id=one.id,
+            current=one.id == session.id,
+            device=one.device,
+            place=one.place,
+            created_at=one.created_at,
+            last_seen_at=one.last_seen_at,
+            expires_at=one.expires_at,
+        )
+        for one in found
+    ]
+
+
+async def end_session(otpless: _Request, session: _Session, session_id: str) -> Response:
+    """End one of the user's sessions; 404 where it is none of this user's."""
+    with _faults_are_503():
+        if not await otpless.sessions.end(session_id, user_id=session.user_id):
+            raise SessionNotFoundError
+    return _cleared(otpless) if session_id == session.id else Response(status_code=204)
+
+
+def _body(session: Session) -> SessionBody:
+    return SessionBody.model_validate(session, from_attributes=True)
+
+
+def _cleared(otpless: RequestSession) -> Response:
+    response = Response(status_code=204)
+    response.raw_headers.append((b"set-cookie", otpless.transport.cleared_cookie()))
+    return response
+
+
+@contextmanager
+def _faults_are_503() -> Iterator[None]:
+    try:
+        yield
+    except NoVerdictError:
+        raise SessionUnavailableError from None
+
+
+async def _read_user(request: Request) -> OtplessUser:
+    """Read the body: JSON only, 16 KiB at most. Raises `BodyRefusedError`."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise BodyRefusedError(415, "media_type_unsupported", "Send the SDK's otplessUser as application/json.")
+    try:
+        return OtplessUser.model_validate(json.loads(await _read_limited(request)))
+    except ValidationError as error:
+        fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
+        raise _invalid(f"Missing or not as the SDK sends it: {', '.join(fields)}.") from None
+    except (ValueError, RecursionError):
+        raise _invalid("The body is not JSON.") from None
+
+
+def _invalid(message: str) -> RefusalError:
+    return BodyRefusedError(422, "body_invalid", message)
+
+
+async def _read_limited(request: Request) -> bytes:
+    body = bytearray()
+    if _declared_length(request.headers) <= BODY_LIMIT:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_LIMIT:
+                break
+        else:
+            return bytes(body)
+    raise BodyRefusedError(413, "body_too_large", "The body is larger than 16 KiB.")
+
+
+def _declared_length(headers: Headers) -> int:
+    text = headers.get("content-length", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _login_body() -> dict[str, Any]:
+    schema = OtplessUser.model_json_schema(ref_template="#/components/schemas/{model}")
+    info = schema.pop("$defs")["SessionInfo"]
+    schema["properties"]["sessionInfo"] = {"anyOf": [info, {"type": "null"}]}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}

@@ -1,0 +1,255 @@
+"""Credentials on the wire, as pure functions of an ASGI scope: find them, write a swapped one back, cookies, globs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi_otpless_session.errors import CookieTooLargeError
+from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.tokens import has_token_shape
+
+Headers = list[tuple[bytes, bytes]]
+
+COOKIE_LIMIT = 4096
+SUBPROTOCOL = "otpless-session"
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+CACHEABLE = frozenset(
+    {"public", "s-maxage", "max-age", "immutable", "stale-while-revalidate", "stale-if-error", "no-store"}
+)
+
+
+class Channel(StrEnum):
+    """Where a session token came in, and so where its successor goes out."""
+
+    AUTHORIZATION = "authorization"
+    HEADER = "header"
+    COOKIE = "cookie"
+    SUBPROTOCOL = "subprotocol"
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """The credentials of one request: each distinct token with its channels, and whether a name occurred twice."""
+
+    tokens: Mapping[str, frozenset[Channel]] = field(repr=False)
+    repeated: bool = False
+
+    @property
+    def in_conflict(self) -> bool:
+        """Whether it is unclear which credential counts."""
+        return self.repeated or len(self.tokens) > 1
+
+    @property
+    def channels(self) -> frozenset[Channel]:
+        """All channels that carried something."""
+        return frozenset().union(*self.tokens.values())
+
+    @property
+    def is_cookie_only(self) -> bool:
+        """Whether a browser may have sent it without the page's doing."""
+        return self.channels == {Channel.COOKIE}
+
+
+class Transport:
+    """The wire side of the settings; everything that does not change is computed once."""
+
+    def __init__(self, settings: OtplessSettings) -> None:
+        self._sources = frozenset(settings.token_sources)
+        self._header = settings.header_name.lower().encode()
+        self._header_name = settings.header_name
+        self._cookie = settings.cookie
+        self._attributes = _attributes(settings)
+        self._trusted = frozenset(settings.trusted_origins)
+        self._required = _compile(settings.required_paths)
+        self._exempt = _compile(settings.exempt_paths)
+        self._vary = [name for source, name in self._names() if source in self._sources]
+
+    def _names(self) -> Iterable[tuple[str, str]]:
+        return ("authorization", "Authorization"), ("header", self._header_name), ("cookie", "Cookie")
+
+    # In
+
+    def find(self, scope: Mapping[str, Any], offered: str | None = None) -> Presented:
+        """Return what a request presents; `offered` is a token from the websocket subprotocols."""
+        seen: list[tuple[str, Channel]] = [(offered, Channel.SUBPROTOCOL)] if offered else []
+        cookies: list[str] = []
+        for name, value in scope["headers"]:
+            if name == b"authorization" and "authorization" in self._sources:
+                token = _bearer(value.decode("latin-1"))
+                if token is not None:
+                    seen.append((token, Channel.AUTHORIZATION))
+            elif name == self._header and "header" in self._sources:
+                seen.append((value.decode("latin-1").strip(" \t"), Channel.HEADER))
+            elif name == b"cookie" and "cookie" in self._sources:
+                cookies.append(value.decode("latin-1"))
+        seen += [(token, Channel.COOKIE) for token in self._cookies(cookies)]
+        return _presented([(token, channel) for token, channel in seen if token])
+
+    def _cookies(self, headers: Iterable[str]) -> Iterable[str]:
+        for header in headers:
+            for pair in header.split(";"):
+                name, separator, value = pair.partition("=")
+                if separator and name.strip(" \t") == self._cookie:
+                    yield value.strip(" \t")
+
+    def take_subprotocol(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Take a token that a browser's websocket offers as a subprotocol out of the scope; return both."""
+        offered = list(scope.get("subprotocols", ()))
+        if "header" not in self._sources or SUBPROTOCOL not in offered[:-1]:
+            return dict(scope), None
+        token = offered.pop(offered.index(SUBPROTOCOL) + 1)
+        kept = [(name, value) for name, value in scope["headers"] if name != b"sec-websocket-protocol"]
+        kept.append((b"sec-websocket-protocol", ", ".join(offered).encode("latin-1")))
+        return {**scope, "subprotocols": offered, "headers": kept}, token
+
+    def is_required(self, scope: Mapping[str, Any]) -> bool:
+        """Whether a request's path needs a session by `REQUIRED_PATHS`; preflights never do."""
+        if self._required is None:
+            return False
+        path = re.sub("/{2,}", "/", _route_path(scope))
+        spellings = (path, path.rstrip("/"), path + "/")  # the router redirects between the two
+        if not any(self._required.fullmatch(spelling) for spelling in spellings):
+            return False
+        if self._exempt is not None and self._exempt.fullmatch(path):
+            return False
+        return not _is_preflight(scope)
+
+    def is_cross_site(self, scope: Mapping[str, Any]) -> bool:
+        """Whether a request comes from another site, by Fetch metadata or else by its origin."""
+        site, origins, host = None, [], ""
+        for name, value in scope["headers"]:
+            if name == b"sec-fetch-site":
+                site = value.decode("latin-1")
+            elif name == b"origin":
+                origins.append(value.decode("latin-1").lower())
+            elif name == b"host":
+                host = value.decode("latin-1").lower()
+        if site in {"same-origin", "none"}:
+            return False
+        if len(origins) == 1 and origins[0] in self._trusted:
+            return False
+        if site is not None:
+            return True
+        return bool(origins) and not (len(origins) == 1 and _is_own(origins[0], host))
+
+    # Out
+
+    def write_session(self, headers: Headers, channels: Iterable[Channel], token: str, max_age: float) -> None:
+        """Add a new token to a response's headers, on the channels that the old one came in on."""
+        channels = set(channels)
+        if Channel.COOKIE in channels:
+            headers.append((b"set-cookie", self.cookie(token, max_age)))
+        if channels - {Channel.COOKIE}:
+            headers.append((self._header, token.encode()))
+            add_to_list(headers, b"access-control-expose-headers", [self._header_name])
+        forbid_storing(headers)
+
+    def cookie(self, token: str, max_age: float) -> bytes:
+        """Return the session cookie's `Set-Cookie` value. Raises `CookieTooLargeError`."""
+        text = f"{self._cookie}={token}; Max-Age={int(max_age)}{self._attributes}"
+        if len(text) > COOKIE_LIMIT:
+            raise CookieTooLargeError(len(text))
+        return text.encode()
+
+    def cleared_cookie(self) -> bytes:
+        """Return the `Set-Cookie` value that deletes the session cookie: the same attributes, no life."""
+        return f'{self._cookie}=""; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT{self._attributes}'.encode()
+
+    def vary(self, headers: Headers) -> None:
+        """Note in a response's headers that it depends on the channels that were looked at."""
+        add_to_list(headers, b"vary", self._vary)
+
+
+def _attributes(settings: OtplessSettings) -> str:
+    parts = [f"Path={settings.cookie_path}", "HttpOnly", f"SameSite={settings.cookie_samesite}"]
+    if settings.cookie_secure:
+        parts.append("Secure")
+    if settings.cookie_domain:
+        parts.append(f"Domain={settings.cookie_domain}")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _bearer(value: str) -> str | None:
+    """Return a bearer that is shaped like a JWT; other API keys are none of our business."""
+    scheme, _, rest = value.partition(" ")
+    token = rest.strip(" \t")
+    return token if scheme.lower() == "bearer" and has_token_shape(token) else None
+
+
+def _presented(seen: list[tuple[str, Channel]]) -> Presented:
+    tokens: dict[str, frozenset[Channel]] = {}
+    for token, channel in seen:
+        tokens[token] = tokens.get(token, frozenset()) | {channel}
+    channels = [channel for _, channel in seen]
+    return Presented(tokens, repeated=len(channels) != len(set(channels)))
+
+
+def _route_path(scope: Mapping[str, Any]) -> str:
+    """Return the path that the router matches: without the prefix that the application is served under."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    if root and (path == root or path.startswith(root + "/")):
+        return path[len(root) :] or "/"
+    return path
+
+
+def _is_preflight(scope: Mapping[str, Any]) -> bool:
+    names = {name for name, _ in scope["headers"]}
+    return scope.get("method") == "OPTIONS" and {b"origin", b"access-control-request-method"} <= names
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether an origin's host and port are those of `Host`, default ports normalised."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    port = DEFAULT_PORTS.get(parts.scheme)
+    if port is None or not host:
+        return False
+    return parts.netloc.removesuffix(port) == host.removesuffix(port)
+
+
+def _compile(globs: Iterable[str]) -> re.Pattern[str] | None:
+    patterns = [_pattern(glob) for glob in globs]
+    return re.compile("|".join(patterns), re.DOTALL) if patterns else None
+
+
+def _pattern(glob: str) -> str:
+    """Translate a glob: `*` is one segment (or a part of one), a final `/**` the folder and all below."""
+    folder = glob.removesuffix("/**")
+    segments = [_segment(segment) for segment in re.sub("/{2,}", "/", folder).split("/")]
+    return "/".join(segments) + ("(?:/.*)?" if folder != glob else "")
+
+
+def _segment(segment: str) -> str:
+    return "[^/]+" if segment == "*" else re.escape(segment).replace(r"\*", "[^/]*")
+
+
+def add_to_list(headers: Headers, name: bytes, items: Iterable[str]) -> None:
+    """Merge items into a comma-separated header, adding none twice; `*` in `Vary` says it all."""
+    there = [
+        item.strip() for key, value in headers if key.lower() == name for item in value.decode("latin-1").split(",")
+    ]
+    known = {item.lower() for item in there}
+    if name == b"vary" and "*" in known:
+        return
+    merged = [item for item in there if item] + [item for item in items if item.lower() not in known]
+    headers[:] = [(key, value) for key, value in headers if key.lower() != name]
+    headers.append((name, ", ".join(merged).encode("latin-1")))
+
+
+def forbid_storing(headers: Headers) -> None:
+    """Replace what a response's `Cache-Control` says of storing by `no-store`."""
+    kept = []
+    for key, value in headers:
+        if key.lower() == b"cache-control":
+            parts = [part.strip() for part in value.decode("latin-1").split(",")]
+            kept += [part for part in parts if part and part.partition("=")[0].lower() not in CACHEABLE]
+    headers[:] = [(key, value) for key, value in headers if key.lower() != b"cache-control"]
+    headers.append((b"cache-control", ", ".join(["no-store", *kept]).encode("latin-1")))

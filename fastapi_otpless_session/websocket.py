@@ -1,0 +1,81 @@
+"""A websocket whose session is looked at again while it is open, and which closes when the session is over."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastapi_otpless_session.connection import RequestSession
+from fastapi_otpless_session.session import Session, SessionReason
+from fastapi_otpless_session.transport import SUBPROTOCOL
+
+DENIAL_EXTENSION = "websocket.http.response"
+POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
+
+
+def close_message(reason: SessionReason | None) -> Message:
+    """Return the message that closes a websocket for lack of a session."""
+    return {"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason.code if reason else ""}
+
+
+class GuardedSocket:
+    """One websocket. After it was closed for its session, what the application still sends is dropped."""
+
+    def __init__(self, request: RequestSession, receive: Receive, send: Send, recheck: float) -> None:
+        self._request = request
+        self._receive = receive
+        self._send = send
+        self._recheck = recheck
+        self._is_open = False
+        self._is_closed = False
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Run the application on this websocket."""
+        try:
+            await app(scope, self.receive, self.send)
+        finally:
+            if self._watcher is not None:
+                self._watcher.cancel()
+                await asyncio.wait([self._watcher])
+
+    async def receive(self) -> Message:
+        """Pass on what the client sends."""
+        message = await self._receive()
+        self._watch()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on what the application sends, a swapped token with the handshake."""
+        if self._is_closed:
+            return
+        if message["type"] == "websocket.accept":
+            await self._request.write(message)
+            if self._has_own_subprotocol(message):
+                message["subprotocol"] = SUBPROTOCOL
+            self._is_open = True
+        elif message["type"] == "websocket.http.response.start":
+            await self._request.write(message)
+        elif message["type"] == "websocket.close":
+            self._is_closed = True
+        await self._send(message)
+        self._watch()
+
+    def _has_own_subprotocol(self, message: Message) -> bool:
+        return self._request.is_offered and not message.get("subprotocol")
+
+    def _watch(self) -> None:
+        """Start watching once the websocket is open and somebody has asked for its session."""
+        if self._watcher is None and self._is_open and isinstance(self._request.outcome, Session):
+            self._watcher = asyncio.create_task(self._look_again(self._request.outcome))
+
+    async def _look_again(self, session: Session) -> None:
+        while not self._is_closed:
+            await asyncio.sleep(self._recheck)
+            outcome = await self._request.sessions.recheck(session)
+            if isinstance(outcome, Session):
+                session = outcome
+            elif outcome is not SessionReason.UNAVAILABLE and not self._is_closed:
+                self._is_closed = True
+                await self._send(close_message(outcome))

@@ -1,0 +1,170 @@
+"""A real application, a real store, and the emulator in place of OTPLESS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from fastapi_otpless_session import (
+    CurrentSession,
+    CurrentSessionDetails,
+    FreshSession,
+    OptionalSession,
+    OtplessClient,
+    OtplessSessionMiddleware,
+    OtplessSessions,
+    OtplessSettings,
+    create_session_router,
+)
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings
+
+EMULATOR_URL = "http://otpless.localhost"
+NOW = 1_900_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No variable and no `.env` of whoever runs the tests reaches them."""
+    import os  # noqa: PLC0415 - only here
+
+    for name in list(os.environ):
+        if name.startswith("OTPLESS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@dataclass
+class Clock:
+    """Time that passes only when a test says so."""
+
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def make_settings(**values: Any) -> OtplessSettings:
+    """Settings for the emulator, in memory."""
+    emulator = EmulatorSettings()
+    defaults: dict[str, Any] = {
+        "client_id": emulator.client_id,
+        "client_secret": emulator.client_secret,
+        "base_url": EMULATOR_URL,
+        "jwks_url": f"{EMULATOR_URL}/.well-known/jwks",
+        "store_url": "memory://",
+    }
+    return OtplessSettings(**{**defaults, **values})
+
+
+def add_routes(app: FastAPI) -> FastAPI:
+    """The application's own routes: public, signed in, optional, fresh, details."""
+
+    @app.get("/public")
+    async def public() -> dict[str, str]:
+        return {"hello": "world"}
+
+    @app.get("/orders")
+    async def orders(session: CurrentSession) -> dict[str, Any]:
+        return {
+            "id": session.id,
+            "user": session.user_id,
+            "refreshed": session.refreshed,
+            "stale": session.stale,
+        }
+
+    @app.post("/orders")
+    async def order(session: CurrentSession) -> dict[str, Any]:
+        return {"user": session.user_id}
+
+    @app.get("/maybe")
+    async def maybe(session: OptionalSession) -> dict[str, Any]:
+        return {"user": session.user_id if session else None}
+
+    @app.get("/fresh")
+    async def fresh(session: FreshSession) -> dict[str, Any]:
+        return {"user": session.user_id}
+
+    @app.get("/details")
+    async def details(details: CurrentSessionDetails) -> dict[str, Any]:
+        return details.model_dump(mode="json")
+
+    return app
+
+
+@dataclass
+class World:
+    """An application, its client with a cookie jar, the emulator, and the clock that all of them share."""
+
+    clock: Clock
+    emulator: Emulator
+    settings: OtplessSettings
+    sessions: OtplessSessions
+    app: FastAPI
+    client: TestClient
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def sign_in(self, *, channel: str = "cookie", **values: Any) -> dict[str, Any]:
+        """Sign in as the SDK's page does; return the SDK's user."""
+        user = self.emulator.sign_in(**values)
+        answer = self.client.post("/auth/login", params={"channel": channel}, json=user)
+        assert answer.status_code == 200, answer.text
+        return user
+
+    def session_id(self, user: dict[str, Any]) -> str:
+        return str(user["sessionInfo"]["sessionId"])
+
+    def token(self, user: dict[str, Any]) -> str:
+        return str(user["sessionInfo"]["sessionToken"])
+
+    def get(self, path: str, token: str | None = None, **headers: str) -> httpx.Response:
+        """Request with a token on the header channel, or with the cookie jar where there is none."""
+        if token is not None:
+            headers["X-Session-Token"] = token
+        answer: httpx.Response = self.client.get(path, headers=headers)
+        return answer
+
+
+@pytest.fixture
+def make_world(clock: Clock) -> Iterator[Callable[..., World]]:
+    """Build applications whose lifespan runs; `emulator` and other settings may be given."""
+    opened: list[TestClient] = []
+
+    def build(
+        emulator: Emulator | EmulatorSettings | None = None, *, middleware: dict[str, Any] | None = None, **values: Any
+    ) -> World:
+        if not isinstance(emulator, Emulator):
+            emulator = Emulator(emulator or EmulatorSettings(), clock=clock)
+        settings = make_settings(**values)
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
+        sessions = OtplessSessions(settings, client=OtplessClient(settings, http=http, monotonic=clock), clock=clock)
+        app = add_routes(FastAPI())
+        app.add_middleware(OtplessSessionMiddleware, sessions=sessions, **(middleware or {}))
+        app.include_router(create_session_router(), prefix="/auth")
+        client = TestClient(app, base_url="https://shop.example")
+        client.__enter__()
+        opened.append(client)
+        return World(clock, emulator, settings, sessions, app, client)
+
+    yield build
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world()
