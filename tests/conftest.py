@@ -131,12 +131,11 @@ class World:
     def token(self, user: dict[str, Any]) -> str:
         return str(user["sessionInfo"]["sessionToken"])
 
-    def get(self, path: str, token: str | None = None, **headers: str) -> httpx.Response:
+    def get(self, path: str, token: str | None = None, **headers: str) -> Any:
         """Request with a token on the header channel, or with the cookie jar where there is none."""
         if token is not None:
             headers["X-Session-Token"] = token
-        answer: httpx.Response = self.client.get(path, headers=headers)
-        return answer
+        return self.client.get(path, headers=headers)
 
 
 @pytest.fixture
