@@ -1,0 +1,405 @@
+"""The refresh protocol: one call, no race signs anybody out, an old token is worth little."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Clock, World, make_settings
+
+from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason, StoreError, open_store
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
+from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore, State
+from fastapi_otpless_session.stores.sqlite import SqliteStore
+
+STRICT = EmulatorSettings(rotation="strict")
+DAY = 86_400
+
+
+def token_of(answer: httpx.Response) -> str:
+    return str(answer.headers["x-session-token"])
+
+
+def code(answer: httpx.Response) -> str:
+    return str(answer.json()["detail"]["code"])
+
+
+def refreshes(world: World) -> int:
+    return world.emulator.count("get-new-session-token")
+
+
+@pytest.mark.parametrize("rotation", ["fixed", "rotating", "strict"])
+def test_a_session_outlives_many_tokens(make_world: Callable[..., World], rotation: Any) -> None:
+    world = make_world(EmulatorSettings(rotation=rotation))
+    world.sign_in()
+    for turn in range(1, 6):
+        world.clock.advance(DAY + 1)
+        assert world.get("/orders").json()["refreshed"] is True
+        assert refreshes(world) == turn
+
+
+def test_a_lost_response_costs_nothing_however_late_the_client_returns(make_world: Callable[..., World]) -> None:
+    world = make_world(STRICT)
+    first = world.token(world.sign_in(channel="header"))
+    world.clock.advance(DAY + 1)
+    lost = token_of(world.get("/orders", first))
+    world.clock.advance(3_600)
+    again = world.get("/orders", first)
+    assert (again.status_code, token_of(again)) == (200, lost)
+    assert refreshes(world) == 1
+
+
+def test_an_older_token_is_good_for_the_grace_after_its_successor_was_seen(make_world: Callable[..., World]) -> None:
+    world = make_world(STRICT, rotation_grace=30)
+    first = world.token(world.sign_in(channel="header"))
+    world.clock.advance(DAY + 1)
+    second = token_of(world.get("/orders", first))
+    assert world.get("/orders", second).status_code == 200
+    world.clock.advance(29)
+    assert token_of(world.get("/orders", first)) == second
+    world.clock.advance(1)
+    reused = world.get("/orders", first)
+    assert (reused.status_code, code(reused)) == (401, "session_reused")
+
+
+def test_a_long_superseded_token_ends_its_session_everywhere(make_world: Callable[..., World]) -> None:
+    world = make_world(STRICT)
+    user = world.sign_in(channel="header")
+    first = world.token(user)
+    world.clock.advance(DAY + 1)
+    second = token_of(world.get("/orders", first))
+    world.get("/orders", second)
+    world.clock.advance(31)
+    world.get("/orders", first)
+    assert code(world.get("/orders", second)) == "session_revoked"
+    assert world.emulator.session(world.session_id(user)).revoked
+
+
+def test_with_on_reuse_reject_the_session_goes_on(make_world: Callable[..., World]) -> None:
+    world = make_world(STRICT, on_reuse="reject")
+    first = world.token(world.sign_in(channel="header"))
+    world.clock.advance(DAY + 1)
+    second = token_of(world.get("/orders", first))
+    world.get("/orders", second)
+    world.clock.advance(31)
+    assert code(world.get("/orders", first)) == "session_reused"
+    assert world.get("/orders", second).status_code == 200
+
+
+def test_several_quick_rotations_leave_every_token_of_the_grace_good(make_world: Callable[..., World]) -> None:
+    world = make_world(STRICT, validation_ttl=0)
+    user = world.sign_in(channel="header")
+    tokens = [world.token(user)]
+    for _ in range(3):
+        world.emulator.expire(world.session_id(user))
+        tokens.append(token_of(world.get("/orders", tokens[-1])))
+        world.get("/orders", tokens[-1])
+        world.clock.advance(5)
+    assert [world.get("/orders", token).status_code for token in tokens] == [200] * 4
+
+
+def test_a_session_id_in_a_forged_token_never_finds_a_row(world: World) -> None:
+    user = world.sign_in(channel="header")
+    world.clock.advance(DAY + 1)
+    claims = {
+        "sub": world.session_id(user),
+        "sessionId": world.session_id(user),
+        "userId": user["userId"],
+        "iss": "https://otpless.com",
+        "iat": int(world.clock.now),
+        "exp": int(world.clock.now) + 3600,
+    }
+    for forged in (world.emulator.forge(claims), world.emulator.issue(claims), world.emulator.issue({**claims, "exp": 1})):
+        assert world.get("/orders", forged).status_code == 401
+        world.client.cookies.set("__Host-otpless_session", forged, domain="shop.example")
+        assert world.get("/orders").status_code == 401
+        world.client.cookies.clear()
+    assert refreshes(world) == 0
+
+
+def test_a_fault_in_a_refresh_is_503_and_the_session_works_afterwards(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.sign_in()
+    world.clock.advance(DAY + 1)
+    for status, body in ((500, None), (401, b'{"message": "who?"}'), (200, b"<html>"), (429, None)):
+        world.emulator.add_fault(Fault("status", status=status, body=body))
+        answer = world.get("/orders")
+        assert (answer.status_code, code(answer)) == (503, "session_unavailable")
+        assert 1 <= int(answer.headers["retry-after"]) <= 5
+        assert "set-cookie" not in answer.headers
+        assert world.get("/maybe").json() == {"user": None}
+        assert world.get("/public").status_code == 200
+        world.emulator.clear_faults()
+        world.clock.advance(1)
+        assert world.get("/orders").status_code == 200
+        world.clock.advance(DAY + 1)
+
+
+def test_an_answer_for_another_session_is_no_verdict(world: World) -> None:
+    user = world.sign_in()
+    world.clock.advance(DAY + 1)
+    world.emulator.add_fault(Fault("other_session", path="get-new-session-token", times=1))
+    assert world.get("/orders").status_code == 503
+    assert world.get("/orders").json()["user"] == user["userId"]
+
+
+def test_a_lost_answer_is_asked_for_again(make_world: Callable[..., World], clock: Clock) -> None:
+    emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
+    with serve(emulator) as url:
+        world = make_world(emulator)
+        http = httpx.AsyncClient()
+        settings = make_settings(base_url=url, jwks_url=f"{url}/.well-known/jwks")
+
+        async def story() -> None:
+            async with (
+                http,
+                OtplessSessions(
+                    settings, client=OtplessClient(settings, http=http, monotonic=clock), clock=clock
+                ) as sessions,
+            ):
+                user = emulator.sign_in()
+                session = await sessions.sign_in(OtplessUser.model_validate(user))
+                clock.advance(DAY + 1)
+                emulator.add_fault(Fault("act_then_reset", path="get-new-session-token", times=1))
+                token = session.token.get_secret_value()
+                assert await sessions.resolve(token) is SessionReason.UNAVAILABLE
+                assert isinstance(await sessions.resolve(token), Session)
+
+        asyncio.run(story())
+        assert world.emulator is emulator
+
+
+# What several workers and failing stores do is shown on `OtplessSessions` itself: each object is a worker.
+
+
+class Workers:
+    """Some workers on one store and one emulator, and somebody who is signed in."""
+
+    def __init__(self, emulator: Emulator, clock: Clock, stores: list[SessionStore], **values: Any) -> None:
+        self.emulator = emulator
+        self.clock = clock
+        settings = make_settings(**values)
+        self.workers = [
+            OtplessSessions(
+                settings,
+                store=store,
+                client=OtplessClient(
+                    settings,
+                    http=httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)),
+                    monotonic=clock,
+                ),
+                clock=clock,
+            )
+            for store in stores
+        ]
+        self.token = ""
+        self.session_id = ""
+
+    async def __aenter__(self) -> Workers:
+        for worker in self.workers:
+            await worker.open()
+        user = self.emulator.sign_in()
+        session = await self.workers[0].sign_in(OtplessUser.model_validate(user))
+        self.token, self.session_id = session.token.get_secret_value(), session.id
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for worker in self.workers:
+            await worker.close()
+
+
+def files(path: Path, clock: Clock, count: int) -> list[SessionStore]:
+    return [open_store(f"sqlite:///{path / 'sessions.db'}", clock=clock) for _ in range(count)]
+
+
+async def close(stores: list[SessionStore]) -> None:
+    for store in stores:
+        await store.close()
+
+
+async def test_workers_that_refresh_at_once_share_one_call_and_one_token(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 4)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        outcomes = await asyncio.gather(*(w.resolve(world.token) for w in world.workers for _ in range(25)))
+        assert {o.token.get_secret_value() for o in outcomes if isinstance(o, Session)} != {world.token}
+        assert len({o.token.get_secret_value() for o in outcomes if isinstance(o, Session)}) == 1
+        assert len(outcomes) == sum(isinstance(o, Session) for o in outcomes)
+        assert emulator.count("get-new-session-token") == 1
+    await close(stores)
+
+
+async def test_a_cancelled_request_does_not_cancel_the_refresh(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 1)
+    emulator.set_latency("get-new-session-token", 0.05)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        request = asyncio.create_task(world.workers[0].resolve(world.token))
+        while not emulator.count("get-new-session-token"):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        outcome = await world.workers[0].resolve(world.token)
+        assert isinstance(outcome, Session)
+        assert outcome.refreshed
+        assert emulator.count("get-new-session-token") == 1
+    await close(stores)
+
+
+async def test_a_shutdown_lets_the_refresh_finish(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 2)
+    emulator.set_latency("get-new-session-token", 0.05)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        request = asyncio.create_task(world.workers[0].resolve(world.token))
+        while not emulator.count("get-new-session-token"):
+            await asyncio.sleep(0)
+        request.cancel()
+        await world.workers[0].close()
+        row = await stores[1].get(world.session_id)
+        assert row is not None
+        assert row.generation == 2
+    await close(stores)
+
+
+async def test_a_sign_out_during_a_refresh_wins_and_the_new_pair_is_revoked(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
+    stores = files(tmp_path, clock, 2)
+    emulator.set_latency("get-new-session-token", 0.1)
+    emulator.add_fault(Fault("status", path="revoke-session", times=1))
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        refreshing = asyncio.create_task(world.workers[0].resolve(world.token))
+        while not emulator.count("get-new-session-token"):
+            await asyncio.sleep(0)
+        await world.workers[1].sign_out(world.token)
+        assert await refreshing is SessionReason.REVOKED
+        assert emulator.session(world.session_id).revoked
+        assert await world.workers[1].resolve(world.token) is SessionReason.REVOKED
+    await close(stores)
+
+
+async def test_a_lease_that_its_holder_left_behind_lapses(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores, refresh_timeout=0.1, request_timeout=0.1) as world:
+        clock.advance(DAY + 1)
+        assert await stores[0].take_lease(world.session_id, 1, "crashed", 15)
+        assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
+        clock.advance(15)
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+    await close(stores)
+
+
+async def test_a_refused_refresh_after_a_lost_answer_is_logged_by_name(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        lease = await stores[0].take_lease(world.session_id, 1, "crashed", 15)
+        assert lease is not None
+        clock.advance(15)
+        emulator.kill_refresh(world.session_id)
+        assert await world.workers[0].resolve(world.token) is SessionReason.EXPIRED
+        assert "refresh_answer_lost" in caplog.text
+    await close(stores)
+
+
+class FailingStore(SqliteStore):
+    """A real store whose writes of some kind fail while they are told to, as on a full disk."""
+
+    failing: frozenset[str] = frozenset()
+
+    def fail(self, *names: str) -> None:
+        self.failing = frozenset(names)
+
+    def _check(self, name: str) -> None:
+        if name in self.failing:
+            raise StoreError("disk full")
+
+    async def find(self, digest: bytes) -> Any:
+        self._check("find")
+        return await super().find(digest)
+
+    async def get(self, session_id: str) -> SessionRow | None:
+        self._check("get")
+        return await super().get(session_id)
+
+    async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
+        self._check("take_lease")
+        return await super().take_lease(session_id, generation, owner, seconds)
+
+    async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
+        self._check("commit")
+        return await super().commit(lease, rotation)
+
+    async def end(self, row: SessionRow, reason: EndReason, *, revoke: bool, fence: int | None = None) -> SessionRow:
+        self._check("end")
+        return await super().end(row, reason, revoke=revoke, fence=fence)
+
+
+async def test_where_the_store_cannot_be_written_otpless_is_not_called(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        store.fail("take_lease")
+        assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
+        assert emulator.count("get-new-session-token") == 0
+        store.fail()
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+    await store.close()
+
+
+async def test_a_commit_that_the_store_fails_is_made_up_for_behind_the_request(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        store.fail("commit")
+        served = await world.workers[0].resolve(world.token)
+        assert isinstance(served, Session)
+        assert not served.refreshed
+        store.fail()
+        again = await world.workers[0].resolve(world.token)
+        assert isinstance(again, Session)
+        assert again.refreshed
+        assert emulator.count("get-new-session-token") == 1
+    await store.close()
+
+
+async def test_while_the_store_is_down_only_who_was_just_seen_is_served(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store, store]) as world:
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+        store.fail("find", "get")
+        served = await world.workers[0].resolve(world.token)
+        assert isinstance(served, Session)
+        assert served.stale
+        assert await world.workers[1].resolve(world.token) is SessionReason.UNAVAILABLE
+        assert await world.workers[0].resolve(world.token, max_age=0) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
+async def test_an_unreadable_row_is_as_an_unknown_token(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 2)
+    other = make_settings(encryption_keys="A" * 43)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        client = OtplessClient(other, http=httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)))
+        async with OtplessSessions(other, store=stores[1], client=client, clock=clock) as stranger:
+            assert await stranger.resolve(world.token) is SessionReason.EXPIRED
+        row = await stores[0].get(world.session_id)
+        assert row is not None
+        assert row.state is State.ACTIVE
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+    await close(stores)
