@@ -1,0 +1,131 @@
+"""How long OTPLESS's word is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import World
+
+from fastapi_otpless_session.emulator import Fault
+
+
+def asked(world: World) -> int:
+    return world.emulator.count("validate-session")
+
+
+def test_within_the_ttl_nobody_is_asked(world: World) -> None:
+    world.sign_in()
+    world.clock.advance(30)
+    assert world.get("/orders").status_code == 200
+    assert asked(world) == 0
+
+
+def test_up_to_twice_the_ttl_otpless_is_asked_behind_the_request(world: World) -> None:
+    world.sign_in()
+    world.clock.advance(59)
+    assert world.get("/orders").status_code == 200
+    world.get("/public")  # lets the loop run
+    assert asked(world) == 1
+    world.clock.advance(29)
+    world.get("/orders")
+    assert asked(world) == 1
+
+
+def test_after_that_otpless_is_asked_first_and_once_for_all_workers(world: World) -> None:
+    user = world.sign_in()
+    world.clock.advance(61)
+    world.get("/orders")
+    world.get("/orders")
+    assert asked(world) == 1
+    world.emulator.revoke(world.session_id(user))
+    world.clock.advance(61)
+    assert world.get("/orders").status_code == 401
+
+
+def test_a_no_behind_a_request_goes_straight_into_the_refresh(world: World) -> None:
+    user = world.sign_in()
+    world.emulator.expire(world.session_id(user))
+    world.clock.advance(45)
+    assert world.get("/orders").json()["refreshed"] is False
+    world.get("/public")
+    assert world.get("/orders").json()["refreshed"] is True
+    assert world.emulator.count("get-new-session-token") == 1
+
+
+def test_an_outage_is_bridged_as_stale_and_no_longer_than_stale_if_error(world: World) -> None:
+    world.sign_in()
+    world.emulator.add_fault(Fault("status", status=500))
+    world.clock.advance(330)
+    assert world.get("/orders").json()["stale"] is True
+    assert world.get("/fresh").status_code == 503
+    world.clock.advance(1)
+    assert world.get("/orders").status_code == 503
+    world.emulator.clear_faults()
+    world.clock.advance(1)
+    assert world.get("/orders").json()["stale"] is False
+
+
+@pytest.mark.parametrize("values", [{"stale_if_error": 0}, {"validation_ttl": 0, "stale_if_error": 0}])
+def test_with_stale_if_error_0_an_outage_is_503_at_once(make_world: Callable[..., World], values: dict[str, float]) -> None:
+    world = make_world(**values)
+    world.sign_in()
+    world.emulator.add_fault(Fault("status", status=500))
+    world.clock.advance(31)
+    assert world.get("/orders").status_code == 503
+
+
+def test_with_ttl_0_otpless_is_asked_on_every_resolution(make_world: Callable[..., World]) -> None:
+    world = make_world(validation_ttl=0)
+    world.sign_in()
+    for _ in range(3):
+        assert world.get("/orders").status_code == 200
+    assert asked(world) == 3
+
+
+def test_a_fresh_session_is_otpless_word_of_now(world: World) -> None:
+    user = world.sign_in()
+    assert world.get("/fresh").status_code == 200
+    assert asked(world) == 1
+    world.emulator.revoke(world.session_id(user))
+    assert world.get("/orders").status_code == 200
+    assert world.get("/fresh").status_code == 401
+
+
+def test_a_workers_own_copy_is_believed_for_the_store_ttl(make_world: Callable[..., World]) -> None:
+    world = make_world(store_ttl=60)
+    world.sign_in()
+    assert [world.get("/orders").status_code for _ in range(3)] == [200] * 3
+    world.client.post("/auth/logout")
+    assert world.get("/orders").status_code == 401
+
+
+def test_a_token_near_its_end_is_refreshed_behind_the_request(world: World) -> None:
+    world.sign_in()
+    world.clock.advance(86_400 * 0.976)
+    assert world.get("/orders").status_code == 200
+    world.clock.advance(10)
+    world.get("/orders")
+    world.get("/public")
+    assert world.get("/orders").json()["refreshed"] is True
+    assert world.emulator.count("get-new-session-token") == 1
+
+
+@pytest.mark.parametrize("limit", ["idle_timeout", "absolute_timeout"])
+def test_our_own_limits_end_a_session(make_world: Callable[..., World], limit: str) -> None:
+    world = make_world(**{limit: 600})
+    user = world.sign_in()
+    world.clock.advance(599)
+    assert world.get("/orders").status_code == 200
+    world.clock.advance(601)
+    answer = world.get("/orders")
+    assert (answer.status_code, answer.json()["detail"]["code"]) == (401, "session_expired")
+    assert world.emulator.session(world.session_id(user)).revoked
+
+
+def test_whoever_keeps_coming_is_not_idle(make_world: Callable[..., World]) -> None:
+    world = make_world(idle_timeout=100)
+    world.sign_in()
+    for _ in range(5):
+        world.clock.advance(60)
+        assert world.get("/orders").status_code == 200
