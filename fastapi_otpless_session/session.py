@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
+    AliasGenerator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -102,7 +103,11 @@ class _Documented(BaseModel):
     """A record of OTPLESS's, read tolerantly: unknown fields are kept, unreadable ones are as if missing."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, validate_by_name=True, extra="allow", frozen=True, hide_input_in_errors=True
+        alias_generator=AliasGenerator(validation_alias=to_camel),
+        validate_by_name=True,
+        extra="allow",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     @field_validator("*", mode="wrap")

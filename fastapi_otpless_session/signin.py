@@ -96,8 +96,9 @@ def _from_browser(user: OtplessUser) -> TokenPair:
         raise BodyRefusedError(
             422, "body_invalid", "The body has no sessionInfo: enable Session Management in the OTPLESS dashboard."
         )
-    session_id = info.session_id or _readable(info.session_token).session_id
+    claims = _readable(info.session_token)
     _readable(info.refresh_token)
+    session_id = info.session_id or claims.session_id
     if session_id is None or info.session_token == info.refresh_token:
         raise SignInRefusedError
     return TokenPair(session_id, info.session_token, info.refresh_token)

@@ -61,9 +61,7 @@ def test_another_merchants_token_does_not_get_in(
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-def test_refresh_and_id_tokens_do_not_pass_for_session_tokens(
-    make_world: Callable[..., World], accepted: bool
-) -> None:
+def test_refresh_and_id_tokens_do_not_pass_for_session_tokens(make_world: Callable[..., World], accepted: bool) -> None:
     world = make_world(EmulatorSettings(refresh_token_as_session_token=accepted))
     user = world.sign_in(channel="header")
     for token in (user["sessionInfo"]["refreshToken"], user["idToken"]):

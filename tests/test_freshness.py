@@ -67,7 +67,9 @@ def test_an_outage_is_bridged_as_stale_and_no_longer_than_stale_if_error(world: 
 
 
 @pytest.mark.parametrize("values", [{"stale_if_error": 0}, {"validation_ttl": 0, "stale_if_error": 0}])
-def test_with_stale_if_error_0_an_outage_is_503_at_once(make_world: Callable[..., World], values: dict[str, float]) -> None:
+def test_with_stale_if_error_0_an_outage_is_503_at_once(
+    make_world: Callable[..., World], values: dict[str, float]
+) -> None:
     world = make_world(**values)
     world.sign_in()
     world.emulator.add_fault(Fault("status", status=500))

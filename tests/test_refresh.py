@@ -114,7 +114,11 @@ def test_a_session_id_in_a_forged_token_never_finds_a_row(world: World) -> None:
         "iat": int(world.clock.now),
         "exp": int(world.clock.now) + 3600,
     }
-    for forged in (world.emulator.forge(claims), world.emulator.issue(claims), world.emulator.issue({**claims, "exp": 1})):
+    for forged in (
+        world.emulator.forge(claims),
+        world.emulator.issue(claims),
+        world.emulator.issue({**claims, "exp": 1}),
+    ):
         assert world.get("/orders", forged).status_code == 401
         world.client.cookies.set("__Host-otpless_session", forged, domain="shop.example")
         assert world.get("/orders").status_code == 401

@@ -1,0 +1,336 @@
+"""Sign in, sign out, who am I, my devices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import World
+
+from fastapi_otpless_session.emulator import EmulatorSettings, Fault
+
+CROSS_SITE = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
+
+
+def code(answer: Any) -> str:
+    return str(answer.json()["detail"]["code"])
+
+
+def stored(world: World) -> list[Any]:
+    return [
+        s.id for user in world.emulator.sessions() for s in world.client.portal.call(world.sessions.list, user.user_id)
+    ]  # type: ignore[union-attr]
+
+
+def test_login_answers_with_the_session_and_no_token_in_the_body(world: World) -> None:
+    user = world.emulator.sign_in(name="Asha", email="asha@example.com")
+    answer = world.client.post("/auth/login", json=user)
+    assert answer.status_code == 200
+    assert answer.json()["id"] == world.session_id(user)
+    assert answer.json()["user_id"] == user["userId"]
+    assert world.token(user) not in answer.text
+    assert user["sessionInfo"]["refreshToken"] not in answer.text
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith(f"__Host-otpless_session={world.token(user)}; ")
+    assert set(cookie.split("; ")[1:]) == {"Max-Age=604800", "Path=/", "HttpOnly", "SameSite=lax", "Secure"}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_login_on_the_header_channel_sets_no_cookie(world: World) -> None:
+    user = world.emulator.sign_in()
+    answer = world.client.post("/auth/login?channel=header", json=user)
+    assert answer.headers["x-session-token"] == world.token(user)
+    assert "set-cookie" not in answer.headers
+    assert world.client.post("/auth/login?channel=carrier-pigeon", json=user).status_code == 422
+
+
+@pytest.mark.parametrize("quirk", [{}, {"details_id_field": "sessionToken"}, {"validate_token_session_info": True}])
+@pytest.mark.parametrize("jwks_url", [None, ""])
+@pytest.mark.parametrize("rotation", ["fixed", "strict"])
+def test_login_works_with_either_answer_to_what_is_undocumented(
+    make_world: Callable[..., World], quirk: dict[str, Any], jwks_url: str | None, rotation: Any
+) -> None:
+    settings = {} if jwks_url is None else {"jwks_url": jwks_url}
+    world = make_world(EmulatorSettings(rotation=rotation, **quirk), **settings)
+    world.sign_in()
+    world.clock.advance(86_401)
+    assert world.get("/orders").status_code == 200
+
+
+def _swap(mine: dict[str, Any], other: dict[str, Any], *path: str) -> dict[str, Any]:
+    changed: dict[str, Any] = json.loads(json.dumps(mine))
+    target, source = changed, other
+    for name in path[:-1]:
+        target, source = target[name], source[name]
+    target[path[-1]] = source[path[-1]]
+    return changed
+
+
+@pytest.mark.parametrize("jwks_url", [None, ""])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("token",),
+        ("userId",),
+        ("sessionInfo",),
+        ("sessionInfo", "sessionId"),
+        ("sessionInfo", "sessionToken"),
+        ("sessionInfo", "refreshToken"),
+    ],
+    ids=".".join,
+)
+def test_nobody_attaches_anything_of_somebody_elses_to_a_session(
+    make_world: Callable[..., World], path: tuple[str, ...], jwks_url: str | None
+) -> None:
+    world = make_world(**({} if jwks_url is None else {"jwks_url": jwks_url}))
+    mine, victim = world.emulator.sign_in(mobile="911"), world.emulator.sign_in(mobile="922")
+    answer = world.client.post("/auth/login", json=_swap(mine, victim, *path))
+    assert (answer.status_code, code(answer)) == (401, "sign_in_refused")
+    assert "set-cookie" not in answer.headers
+    assert stored(world) == []
+
+
+def test_a_refresh_token_of_ones_own_other_session_is_refused(world: World) -> None:
+    one, two = world.emulator.sign_in(), world.emulator.sign_in()
+    answer = world.client.post("/auth/login", json=_swap(one, two, "sessionInfo", "refreshToken"))
+    assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("refusal", ["401/7301", "400/7301", "401/7415", "400/7414"])
+def test_a_refused_one_time_token_fails_the_sign_in_and_nothing_else(
+    make_world: Callable[..., World], refusal: Any
+) -> None:
+    world = make_world(EmulatorSettings(one_time_token_refusal=refusal))
+    user = world.sign_in()
+    assert code(world.client.post("/auth/login", json=user)) == "sign_in_refused"
+    assert world.get("/orders").status_code == 200
+
+
+def test_the_same_sign_in_again_is_answered_again_and_an_ended_one_is_not_revived(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(EmulatorSettings(one_time_token_reusable=True))
+    user = world.sign_in()
+    again = world.client.post("/auth/login", json=user)
+    assert again.status_code == 200
+    assert world.get("/orders").status_code == 200
+    world.emulator.add_fault(Fault("status", path="revoke-session", status=500))
+    world.client.post("/auth/logout")
+    assert world.client.post("/auth/login", json=user).status_code == 401
+
+
+def test_without_require_sign_in_token_the_session_itself_is_the_proof(make_world: Callable[..., World]) -> None:
+    world = make_world(require_sign_in_token=False)
+    user = world.emulator.sign_in()
+    assert world.client.post("/auth/login", json={"sessionInfo": user["sessionInfo"]}).status_code == 200
+    assert world.emulator.count("validate/token") == 0
+
+
+@pytest.mark.parametrize("call", ["validate/token", "get-session-details"])
+def test_a_sign_in_while_otpless_fails_is_503_and_stores_nothing(world: World, call: str) -> None:
+    world.emulator.add_fault(Fault("status", path=call, status=500))
+    answer = world.client.post("/auth/login", json=world.emulator.sign_in())
+    assert (answer.status_code, code(answer)) == (503, "session_unavailable")
+    assert stored(world) == []
+
+
+def test_while_the_keys_are_out_of_reach_the_refresh_token_is_proved_by_using_it(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(EmulatorSettings(rotation="strict"))
+    world.emulator.add_fault(Fault("status", path="jwks", status=500))
+    world.sign_in()
+    assert world.emulator.count("get-new-session-token") == 1
+    world.clock.advance(86_401)
+    assert world.get("/orders").status_code == 200
+
+
+def test_signing_in_ends_the_session_that_the_browser_still_carried(world: World) -> None:
+    before = world.sign_in(mobile="911")
+    world.sign_in(mobile="922")
+    assert world.emulator.session(world.session_id(before)).revoked
+    assert world.get("/orders", world.token(before)).status_code == 400  # it and the new cookie disagree
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status", "expected"),
+    [
+        (b"{}", "text/plain", 415, "media_type_unsupported"),
+        (b"{}", "application/x-www-form-urlencoded", 415, "media_type_unsupported"),
+        (b"{}", "", 415, "media_type_unsupported"),
+        (b"{" + b" " * 16_384 + b"}", "application/json", 413, "body_too_large"),
+        (b"", "application/json", 422, "body_invalid"),
+        (b"\xff\xfe", "application/json", 422, "body_invalid"),
+        (b"[" * 16_000, "application/json", 422, "body_invalid"),
+        (b"[]", "application/json", 422, "body_invalid"),
+        (b"{}", "application/json; charset=utf-8", 422, "body_invalid"),
+        (b'{"token": 1}', "application/json", 422, "body_invalid"),
+        (
+            b'{"token": "t", "sessionInfo": {"sessionToken": 1, "refreshToken": "x"}}',
+            "application/json",
+            422,
+            "body_invalid",
+        ),
+        (b'{"token": "t\\ud800"}', "application/json", 422, "body_invalid"),
+    ],
+)
+def test_a_body_that_the_sdk_never_sends_gets_a_clear_error(
+    world: World, body: bytes, content_type: str, status: int, expected: str
+) -> None:
+    answer = world.client.post("/auth/login", content=body, headers={"Content-Type": content_type})
+    assert (answer.status_code, code(answer)) == (status, expected)
+    assert world.emulator.calls == []
+
+
+def test_a_body_without_a_length_is_limited_too(world: World) -> None:
+    def chunks() -> Any:
+        for _ in range(17):
+            yield b" " * 1024
+
+    answer = world.client.post("/auth/login", content=chunks(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+def test_malformed_tokens_in_a_sign_in_are_refused(world: World) -> None:
+    user = world.emulator.sign_in()
+    user["sessionInfo"]["sessionToken"] = "not\ud800.a.token"
+    answer = world.client.post("/auth/login", content=json.dumps(user), headers={"Content-Type": "application/json"})
+    assert code(answer) == "sign_in_refused"
+
+
+def test_a_cookie_that_browsers_would_drop_is_an_error_and_nothing_is_stored(world: World) -> None:
+    user = world.emulator.sign_in(name="x" * 2800)
+    answer = world.client.post("/auth/login", json=user)
+    assert (answer.status_code, code(answer)) == (500, "cookie_too_large")
+    assert stored(world) == []
+
+
+def test_logout_clears_the_cookie_with_the_same_attributes_and_tells_otpless(world: World) -> None:
+    user = world.sign_in()
+    answer = world.client.post("/auth/logout")
+    assert answer.status_code == 204
+    cookie = answer.headers["set-cookie"]
+    assert cookie.startswith('__Host-otpless_session=""; Max-Age=0; ')
+    assert {"Path=/", "HttpOnly", "SameSite=lax", "Secure"} <= set(cookie.split("; "))
+    assert world.emulator.session(world.session_id(user)).revoked
+    assert code(world.get("/orders", world.token(user))) == "session_revoked"
+
+
+@pytest.mark.parametrize("token", [None, "x", "a.b.c"])
+def test_logout_of_nobody_is_no_error(world: World, token: str | None) -> None:
+    headers = {"X-Session-Token": token} if token else {}
+    assert world.client.post("/auth/logout", headers=headers).status_code == 204
+
+
+def test_logout_ends_everything_that_was_presented(world: World) -> None:
+    one, two = world.sign_in(channel="header", mobile="911"), world.sign_in(channel="header", mobile="922")
+    headers = {"X-Session-Token": world.token(one), "Authorization": f"Bearer {world.token(two)}"}
+    assert world.client.post("/auth/logout", headers=headers).status_code == 204
+    assert [code(world.get("/orders", world.token(user))) for user in (one, two)] == ["session_revoked"] * 2
+
+
+def test_otpless_is_told_of_a_logout_later_where_it_cannot_be_told_now(world: World) -> None:
+    user = world.sign_in()
+    world.emulator.add_fault(Fault("status", path="revoke-session", status=500))
+    assert world.client.post("/auth/logout").status_code == 204
+    assert code(world.get("/orders", world.token(user))) == "session_revoked"
+    assert not world.emulator.session(world.session_id(user)).revoked
+    world.emulator.clear_faults()
+    world.clock.advance(10)
+    world.client.portal.call(world.sessions.housekeep)  # type: ignore[union-attr]
+    assert world.emulator.session(world.session_id(user)).revoked
+
+
+def test_a_late_telling_with_an_expired_token_uses_up_the_refresh_token(make_world: Callable[..., World]) -> None:
+    world = make_world(EmulatorSettings(rotation="strict", dead_token_answer="error"))
+    user = world.sign_in()
+    world.clock.advance(86_401)
+    assert world.client.post("/auth/logout").status_code == 204
+    assert world.emulator.session(world.session_id(user)).revoked
+    assert world.emulator.count("get-new-session-token") == 1
+
+
+def test_who_am_i(world: World) -> None:
+    user = world.sign_in(name="Asha")
+    answer = world.get("/auth/session").json()
+    assert answer["id"] == world.session_id(user)
+    assert answer["details"]["user_id"] == user["userId"]
+    assert answer["details"]["network"]["ip_location"]["city"]["name"]
+
+
+def test_my_devices_can_be_listed_and_ended_one_by_one(world: World) -> None:
+    other = world.sign_in(channel="header")
+    world.clock.advance(1)
+    here = world.sign_in()
+    devices = world.get("/auth/sessions").json()
+    assert [(device["id"], device["current"]) for device in devices] == [
+        (world.session_id(here), True),
+        (world.session_id(other), False),
+    ]
+    assert all(device["device"] and device["place"] for device in devices)
+    assert world.client.delete(f"/auth/sessions/{world.session_id(other)}").status_code == 204
+    assert len(world.get("/auth/sessions").json()) == 1
+    ended = world.client.delete(f"/auth/sessions/{world.session_id(here)}")
+    assert "Max-Age=0" in ended.headers["set-cookie"]
+    assert world.get("/auth/sessions").status_code == 401
+
+
+def test_somebody_elses_session_is_not_found(world: World) -> None:
+    victim = world.sign_in(channel="header", mobile="911")
+    world.sign_in(mobile="922")
+    for session_id in (world.session_id(victim), "unknown"):
+        answer = world.client.delete(f"/auth/sessions/{session_id}")
+        assert (answer.status_code, code(answer)) == (404, "session_not_found")
+    assert not world.emulator.session(world.session_id(victim)).revoked
+
+
+def test_signing_out_everywhere_ends_all_sessions_of_the_user_and_no_others(world: World) -> None:
+    mine = [world.sign_in(channel="header") for _ in range(3)]
+    other = world.sign_in(channel="header", mobile="922")
+    world.sign_in()
+    assert world.client.post("/auth/logout-all").status_code == 204
+    assert {code(world.get("/orders", world.token(user))) for user in mine} == {"session_revoked"}
+    assert world.get("/orders", world.token(other)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/login"), ("POST", "/logout"), ("POST", "/logout-all"), ("DELETE", "/sessions/x")],
+)
+def test_another_site_can_make_a_browser_do_nothing(world: World, method: str, path: str) -> None:
+    world.sign_in()
+    answer = world.client.request(method, f"/auth{path}", headers=CROSS_SITE, json={})
+    assert (answer.status_code, code(answer)) == (403, "cross_site_request")
+    assert world.get("/orders").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://app.example"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://shop.example"}, False),
+        ({"Origin": "https://shop.example"}, True),
+        ({"Origin": "https://shop.example:443"}, True),
+        ({"Origin": "https://shop.example:8443"}, False),
+        ({"Origin": "https://app.example"}, True),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": "https://[bad"}, False),
+        ({"Origin": ""}, False),
+    ],
+)
+def test_the_same_origin_rule(make_world: Callable[..., World], headers: dict[str, str], allowed: bool) -> None:
+    world = make_world(trusted_origins="https://app.example")
+    user = world.sign_in()
+    assert world.client.post("/orders", headers=headers).status_code == (200 if allowed else 403)
+    assert world.client.get("/orders", headers=headers).status_code == 200
+    token = {"X-Session-Token": world.token(user), **headers}
+    world.client.cookies.clear()
+    assert world.client.post("/orders", headers=token).status_code == 200
