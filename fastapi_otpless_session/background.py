@@ -62,6 +62,11 @@ class Background:
         if loop.housekeeping is None:
             await asyncio.shield(task)
 
+    async def detach(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something that no request can wait for, lifespan or not."""
+        loop = await self._loops.get()
+        _ = loop.flights.start(key, work)
+
     async def _drain(self, loop: _Loop) -> None:
         if loop.housekeeping is not None:
             loop.housekeeping.cancel()

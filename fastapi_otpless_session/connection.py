@@ -16,10 +16,11 @@ from fastapi_otpless_session.errors import (
     ConflictingCredentialsError,
     CookieTooLargeError,
     MiddlewareMissingError,
+    SessionRefusedError,
     StoreError,
     refusal,
 )
-from fastapi_otpless_session.session import Session, SessionReason
+from fastapi_otpless_session.session import Session, SessionDetails, SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
 
@@ -94,6 +95,17 @@ class RequestSession:
         if isinstance(outcome, SessionReason):
             raise refusal(outcome)
         return outcome
+
+    async def details(self) -> SessionDetails:
+        """Return OTPLESS's details of the session. Raises a `RefusalError` where there is none, `NoVerdictError`.
+
+        Where OTPLESS calls the token dead, it is refreshed first: its session may well be alive.
+        """
+        session = await self.require()
+        try:
+            return await self.sessions.details(session)
+        except SessionRefusedError:
+            return await self.sessions.details(await self.require(max_age=0))
 
     async def resolve(self, max_age: float | None = None) -> Session | SessionReason:
         """Return the session or the reason why there is none, the same for everybody who asks."""

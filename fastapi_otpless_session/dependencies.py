@@ -106,12 +106,15 @@ Sessions = Annotated[OtplessSessions, Depends(otpless_sessions)]
 """The `OtplessSessions` behind the middleware."""
 
 
-async def current_session_details(session: CurrentSession, sessions: Sessions) -> SessionDetails:
+async def current_session_details(connection: HTTPConnection, _: _Documented = None) -> SessionDetails:
     """Return OTPLESS's details of the session: identities, device, network. Raises `RefusalError`."""
+    request = request_session(connection)
     try:
-        return await sessions.details(session)
+        return await request.details()
+    except RefusalError as error:
+        raise _answerable(connection, request, error) from None
     except NoVerdictError:
-        raise SessionUnavailableError from None
+        raise _answerable(connection, request, SessionUnavailableError()) from None
 
 
 CurrentSessionDetails = Annotated[SessionDetails, Depends(current_session_details)]

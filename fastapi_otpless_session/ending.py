@@ -23,6 +23,7 @@ class Endings:
         self._background = background
         self._patience = patience
         self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
+        self._signed_out: Lru[bytes, bool] = Lru(REMEMBERED)
 
     def reason(self, session_id: str) -> SessionReason | None:
         """Return why a session ended, if this worker knows that it has."""
@@ -32,9 +33,17 @@ class Endings:
         """Remember that a session has ended."""
         self._known.put(session_id, reason)
 
+    def is_signed_out(self, digest: bytes) -> bool:
+        """Whether a token was signed out in this worker while the store could not take note of it."""
+        return self._signed_out.get(digest) is not None
+
+    def note_signed_out(self, digest: bytes) -> None:
+        """Remember a token that was signed out without the store."""
+        self._signed_out.put(digest, True)
+
     async def end(self, row: SessionRow, reason: EndReason) -> None:
         """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""
-        ended = await self._store.end(row, reason, revoke=True)
+        ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
         self.note(row.session_id, ended_reason(ended))
         telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
         if ended.revocation_due is None:

@@ -6,9 +6,11 @@ A client that disconnects cancels its own waiting, never the work that others wa
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
+from fastapi_otpless_session.errors import OtplessSessionError
 from fastapi_otpless_session.telemetry import logger
 
 T = TypeVar("T")
@@ -29,6 +31,14 @@ class Flights(Generic[T]):
             task.add_done_callback(lambda done: self._landed(key, done))
         return task
 
+    def get(self, key: Hashable) -> asyncio.Task[T] | None:
+        """Return the task that is under way for `key`."""
+        return self._tasks.get(key)
+
+    def under_way(self, key: Hashable) -> asyncio.Task[T] | None:
+        """Return the task that is under way for `key`, if there is one."""
+        return self._tasks.get(key)
+
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Wait for the task of `key`, started where there is none. Raises `TimeoutError` after `seconds`."""
         task = self.start(key, work)
@@ -37,15 +47,16 @@ class Flights(Generic[T]):
 
     async def drain(self, seconds: float = 0) -> None:
         """Let what is under way finish, for `seconds` at most; cancel the rest."""
-        pending = set(self._tasks.values())
-        if pending and seconds:
-            _, pending = await asyncio.wait(pending, timeout=seconds)
-        for task in pending:
+        ends_at = time.monotonic() + seconds
+        while self._tasks and (left := ends_at - time.monotonic()) > 0:  # what finishes may start more
+            await asyncio.wait(set(self._tasks.values()), timeout=left)
+        for task in (pending := set(self._tasks.values())):
             task.cancel()
         if pending:
             await asyncio.wait(pending)
 
     def _landed(self, key: Hashable, task: asyncio.Task[T]) -> None:
         self._tasks.pop(key, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.debug("%s ended without a result: %s", key, type(error).__name__)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, OtplessSessionError):
+            logger.error("Work behind requests failed", exc_info=error)

@@ -30,7 +30,7 @@ def freshness(
     """
     ttl, stale = settings.validation_ttl, settings.stale_if_error
     if max_age is not None:
-        return Freshness.FRESH if age < max_age else Freshness.TOO_OLD
+        return Freshness.FRESH if age < min(max_age, ttl) else Freshness.TOO_OLD
     if age <= ttl and ttl:
         return Freshness.FRESH
     if age <= 2 * ttl and ttl and stale and behind:

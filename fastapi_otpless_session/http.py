@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import urllib.request
 import zlib
+from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from typing import Protocol
 
 import httpx
@@ -42,6 +44,13 @@ class HttpSender(Protocol):
         ...
 
 
+class _NoCookies(DefaultCookiePolicy):
+    """Keeps none: one connection pool serves all users, and a cookie of one call has no business in the next."""
+
+    def set_ok(self, cookie: Cookie, request: urllib.request.Request) -> bool:  # noqa: ARG002 - as the base has it
+        return False
+
+
 class HttpxSender:
     """Sends through httpx: one pooled client for each event loop, or the one that is given (and then not closed)."""
 
@@ -69,7 +78,9 @@ class HttpxSender:
             raise UpstreamError(f"OTPLESS did not answer within {deadline:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise UpstreamError(f"OTPLESS was not reached: {type(error).__name__}", unsent=True) from None
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+        except RuntimeError as error:  # a client that was given, and closed
+            raise UpstreamError(f"OTPLESS cannot be asked: {error}", unsent=True) from None
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
             raise UpstreamError(f"OTPLESS's answer was lost: {type(error).__name__}") from None
 
     async def _client(self) -> httpx.AsyncClient:
@@ -85,7 +96,7 @@ class HttpxSender:
         transport = httpx.AsyncHTTPTransport(
             verify=self._tls, limits=limits, retries=CONNECT_ATTEMPTS_MORE, trust_env=False
         )
-        return httpx.AsyncClient(transport=transport, trust_env=False)
+        return httpx.AsyncClient(transport=transport, trust_env=False, cookies=CookieJar(_NoCookies()))
 
     async def _exchange(self, client: httpx.AsyncClient, request: Request, deadline: float) -> Answer:
         sent = client.build_request(

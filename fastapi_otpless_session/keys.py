@@ -27,9 +27,11 @@ class KeyCache:
 
     async def get(self, kid: str) -> KeySet:
         """Return the keys to look for `kid` in. Raises `UpstreamError` where they are out of reach."""
+        flights = await self._flights.get()
         if self._wants_fetch(kid):
-            flights = await self._flights.get()
             await asyncio.shield(flights.start("keys", self._fetch_once))
+        elif kid not in self._keys and (fetch := flights.get("keys")) is not None:
+            await asyncio.shield(fetch)
         if kid not in self._keys and self._failed:
             raise UpstreamError("OTPLESS's keys are out of reach", unsent=True)
         return self._keys
@@ -44,9 +46,9 @@ class KeyCache:
 
     async def _fetch_once(self) -> None:
         self._asked_at = self._monotonic()
-        self._failed = True  # until proven otherwise
         try:
             self._keys = await self._fetch()
         except UpstreamError:
-            return
-        self._failed = False
+            self._failed = True
+        else:
+            self._failed = False

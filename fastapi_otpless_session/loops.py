@@ -8,6 +8,7 @@ shutdown of asynchronous generators does, which `asyncio.run` and every ASGI ser
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -32,7 +33,7 @@ class PerLoop(Generic[T]):
         if entry is not None:
             return entry[0]
         value = self._make()
-        guard = self._guard(loop, value)
+        guard = self._guard(weakref.ref(loop), value)
         self._values[loop] = value, guard
         await anext(guard)  # from here on the loop knows the generator, and closes it when it ends
         return value
@@ -43,9 +44,12 @@ class PerLoop(Generic[T]):
         if entry is not None:
             await entry[1].aclose()
 
-    async def _guard(self, loop: asyncio.AbstractEventLoop, value: T) -> AsyncGenerator[None, None]:
+    async def _guard(self, loop: weakref.ref[asyncio.AbstractEventLoop], value: T) -> AsyncGenerator[None, None]:
         try:
             yield
         finally:
-            self._values.pop(loop, None)
-            await self._close(value)
+            try:
+                await self._close(value)
+            finally:
+                if (known := loop()) is not None:
+                    self._values.pop(known, None)

@@ -73,7 +73,7 @@ class OtplessSessionMiddleware:
                 await request.write(message)
             await send(message)
 
-        if transport.is_required(scope):
+        if transport.is_required(scope, getattr(self.app, "root_path", "")):
             refused = await self._refused(scope, request)
             if refused is not None:
                 await refused(scope, receive, send_with_session)
@@ -85,7 +85,7 @@ class OtplessSessionMiddleware:
         scope, offered = transport.take_subprotocol(scope)
         request = RequestSession(sessions, transport, scope, offered)
         scope.setdefault("state", {})[STATE_NAME] = request
-        if transport.is_required(scope):
+        if transport.is_required(scope, getattr(self.app, "root_path", "")):
             refused = await self._refused(scope, request)
             if refused is not None:
                 await self._deny(refused, request.reason, scope, receive, send)
@@ -123,9 +123,11 @@ class OtplessSessionMiddleware:
         startup = await receive()
         try:
             sessions, _ = self._ready()
+            opened_here = not sessions.is_open
             await sessions.open()
-        except OtplessSessionError as error:
-            telemetry.logger.critical("Not started: %s", error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server must not start as if it were nothing
+            is_ours = isinstance(error, OtplessSessionError)
+            telemetry.logger.critical("Not started: %s", error, exc_info=not is_ours)
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         pending = [startup]
@@ -133,15 +135,19 @@ class OtplessSessionMiddleware:
         async def receive_again() -> Message:
             return pending.pop() if pending else await receive()
 
+        async def close() -> None:
+            if opened_here:
+                await sessions.close()
+
         async def send_and_close(message: Message) -> None:
             if message["type"] in {"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"}:
-                await sessions.close()
+                await close()
             await send(message)
 
         try:
             await self.app(scope, receive_again, send_and_close)
         finally:
-            await sessions.close()
+            await close()
 
 
 def _is_sign_in(scope: Mapping[str, Any], routes: Any) -> bool:

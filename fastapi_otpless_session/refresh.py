@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,7 +68,7 @@ class Refresher:
         vault: Vault,
         outbox: Outbox,
         settings: OtplessSettings,
-        behind: Callable[[str, Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
+        behind: Callable[[Hashable, Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
     ) -> None:
         self._store = store
         self._client = client
@@ -77,12 +77,16 @@ class Refresher:
         self._timeout = settings.refresh_timeout
         self._lease_seconds = settings.refresh_timeout * LEASE_FACTOR
         self._behind = behind
+        self._pending: dict[str, _Rotated] = {}
 
     async def refresh(self, row: SessionRow) -> Refreshed | SessionReason:
         """Return the session's next token, or why there is none. Raises `NoVerdictError`.
 
         Meant to run once a session in a process, in a task of its own.
         """
+        pending = self._pending.get(row.session_id)
+        if pending is not None:
+            return await self._keep_pending(pending)
         gives_up_at = time.monotonic() + self._timeout
         for pause in _pauses():
             lease = await self._store.take_lease(row.session_id, row.generation, uuid.uuid4().hex, self._lease_seconds)
@@ -156,7 +160,7 @@ class Refresher:
         """OTPLESS refused the refresh token: the session is over, unless somebody else was faster."""
         if lease.follows_lost_answer:
             telemetry.logger.warning("refresh_answer_lost: %s", telemetry.session_label(row.session_id))
-        ended = await self._store.end(row, EndReason.EXPIRED, revoke=False, fence=lease.fence)
+        ended = await self._store.end(row, EndReason.EXPIRED, revoke_in=None, fence=lease.fence)
         if ended.state is State.ENDED:
             return ended_reason(ended)
         return self._theirs(row, ended) or await self.refresh(ended)
@@ -164,40 +168,62 @@ class Refresher:
     async def _keep(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a new pair. Where the store fails, serve the request with it and go on trying behind it."""
         try:
-            return await self._commit(new)
+            committed = await self._store.commit(new.lease, new.rotation)
         except StoreError as error:
             label = telemetry.session_label(new.row.session_id)
             telemetry.logger.warning("Commit for %s put off: %s", label, error)
-        await self._behind(f"commit {new.row.session_id}", lambda: self._commit_later(new))
+        else:
+            return await self._kept(new, committed)
+        self._pending[new.row.session_id] = new
+        await self._behind(("commit", new.row.session_id), lambda: self._keep_later(new))
         kept = replace(new.row, token_expires_at=new.rotation.token_expires_at, validated_at=new.at)
         return Refreshed(kept, new.pair.session_token, committed=False)
 
-    async def _commit_later(self, new: _Rotated) -> None:
+    async def _keep_later(self, new: _Rotated) -> None:
         """Keep the lease, and try the commit until the store has an answer."""
         for tries, pause in enumerate(_pauses()):
             await asyncio.sleep(pause)
+            if self._pending.get(new.row.session_id) is not new:
+                return  # the next refresh saw to it
             try:
                 await self._store.renew_lease(new.lease, self._lease_seconds)
-                await self._commit(new)
-            except StoreError:
+                await self._keep_pending(new)
+            except NoVerdictError as error:
                 if tries < COMMIT_TRIES:
                     continue
-                telemetry.logger.error("Commit for %s was lost", telemetry.session_label(new.row.session_id))
+                label = telemetry.session_label(new.row.session_id)
+                telemetry.logger.error("Commit for %s was lost: %s", label, error)
             return
 
-    async def _commit(self, new: _Rotated) -> Refreshed | SessionReason:
+    async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
+        """Commit a pair whose commit was put off. Raises `StoreError`; then it stays put off."""
         committed = await self._store.commit(new.lease, new.rotation)
+        self._pending.pop(new.row.session_id, None)
+        return await self._kept(new, committed)
+
+    async def _kept(self, new: _Rotated, committed: SessionRow | None) -> Refreshed | SessionReason:
+        """Say what came of a commit. A refused fence: the session ended meanwhile, or somebody else has the lease."""
         if committed is not None:
             return Refreshed(committed, new.pair.session_token)
-        row = await self._store.get(new.row.session_id)
-        if row is None:
-            await self._client.revoke_session(new.pair.session_token)
-        elif row.state is State.ENDED:
-            await self._outbox.revoke_pair(row, new.pair)
-        outcome = self._theirs(new.row, row)
+        await self._behind(("discard", new.row.session_id), lambda: self._discard(new))
+        outcome = self._theirs(new.row, await self._store.get(new.row.session_id))
         if outcome is None:
             raise NoVerdictError("the lease was lost during the call")
         return outcome
+
+    async def _discard(self, new: _Rotated) -> None:
+        """Revoke a pair that came too late, where its session ended; try until the store says whether it did."""
+        for _, pause in zip(range(COMMIT_TRIES), _pauses(), strict=False):
+            try:
+                row = await self._store.get(new.row.session_id)
+                if row is None:
+                    await self._client.revoke_session(new.pair.session_token)
+                elif row.state is State.ENDED:
+                    await self._outbox.revoke_pair(row, new.pair)
+            except NoVerdictError:
+                await asyncio.sleep(pause)
+            else:
+                return
 
 
 @dataclass(frozen=True, slots=True)

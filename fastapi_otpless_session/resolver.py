@@ -86,17 +86,24 @@ class Resolver:
         self._settings = settings
         self._copies: Lru[bytes, _Copy] = Lru(REMEMBERED)
 
-    async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
+    async def resolve(  # noqa: PLR0911 - one return for each way in
+        self, token: str, *, known_only: bool, max_age: float | None
+    ) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
         if not tokens.is_token(token):
             return SessionReason.INVALID
         digest = self._vault.digest(token)
+        if self._endings.is_signed_out(digest):
+            return SessionReason.REVOKED
         copy = self._copies.get(digest)
+        believed = self._believed(copy)
         try:
-            found = self._believed(copy) or await self._store.find(digest)
+            found = believed or await self._store.find(digest)
         except StoreError as error:
             telemetry.logger.warning("No verdict: %s", error)
-            return self._while_store_is_down(token, digest, copy, max_age)
+            if max_age is not None or not self._settings.stale_if_error:
+                return SessionReason.UNAVAILABLE
+            return self._while_store_is_down(token, digest, copy, known_only=known_only)
         try:
             if found is None:
                 return await self._stranger(token, digest, known_only=known_only, max_age=max_age)
@@ -140,13 +147,20 @@ class Resolver:
         outcome = await self._judged(row, now, token, copy.claims if copy else None, max_age)
         if isinstance(outcome, SessionReason):
             return outcome
-        self._keep_copy(digest, outcome, found)
+        if outcome.token == token and not outcome.stale:
+            self._keep_copy(digest, outcome, found, copy)
         return session_of(outcome)
 
-    def _keep_copy(self, digest: bytes, current: Current, found: Found) -> None:
-        if not current.refreshed and not current.stale:
-            kept = Found(current.row, found.generation, found.now)
-            self._copies.put(digest, _Copy(kept, current.claims, time.monotonic()))
+    def _keep_copy(self, digest: bytes, current: Current, found: Found, copy: _Copy | None) -> None:
+        """Remember what was found; what was only believed does not count as read again."""
+        read_at, now = time.monotonic(), found.now
+        if copy is not None and self._believed(copy) is not None:
+            read_at, now = copy.at, copy.found.now
+        self._copies.put(digest, _Copy(Found(current.row, found.generation, now), current.claims, read_at))
+
+    def has_seen(self, digest: bytes) -> bool:
+        """Whether this worker has resolved a token to a session that was signed in here."""
+        return self._copies.get(digest) is not None
 
     async def _judged(
         self, row: SessionRow, now: float, presented: str | None, claims: Claims | None, max_age: float | None
@@ -280,19 +294,20 @@ class Resolver:
         return is_idle or (absolute is not None and is_over(row.created_at + absolute, now))
 
     def _while_store_is_down(
-        self, token: str, digest: bytes, copy: _Copy | None, max_age: float | None
+        self, token: str, digest: bytes, copy: _Copy | None, *, known_only: bool
     ) -> Session | SessionReason:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""
-        if max_age is not None or not self._settings.stale_if_error:
-            return SessionReason.UNAVAILABLE
         if copy is None:
-            stranger = self._strangers.while_store_is_down(digest)
-            return SessionReason.UNAVAILABLE if stranger is None else stranger.session(token)
+            stranger = None if known_only else self._strangers.while_store_is_down(digest)
+            if stranger is None:
+                return SessionReason.UNAVAILABLE
+            return self._endings.reason(stranger.session_id) or stranger.session(token)
         row, age = copy.found.row, time.monotonic() - copy.at
         if reason := self._endings.reason(row.session_id):
             return reason
         now = copy.found.now + age
-        if age > self._settings.stale_if_error or is_over(row.token_expires_at, now):
+        is_over_now = is_over(row.token_expires_at, now) or self._is_beyond_limits(row, now)
+        if age > self._settings.stale_if_error or is_over_now:
             return SessionReason.UNAVAILABLE
         return session_of(Current(row, token, copy.claims, now, stale=True))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import StoreError, UpstreamError
-from fastapi_otpless_session.session import is_over
 from fastapi_otpless_session.stores.base import SessionRow, SessionStore
 from fastapi_otpless_session.tokens import UnreadableError
 from fastapi_otpless_session.vault import Vault
@@ -30,7 +30,7 @@ class Outbox:
     async def deliver_due(self) -> int:
         """Try those that are due, and return how many were settled. Raises `StoreError`."""
         rows = await self._store.claim_revocations(BATCH, self._hold)
-        return sum([await self.tell(row) for row in rows])
+        return sum(await asyncio.gather(*(self.tell(row) for row in rows)))
 
     async def tell(self, row: SessionRow) -> bool:
         """Try once; settle or put off. Return whether it is settled. Never raises a fault."""
@@ -38,9 +38,9 @@ class Outbox:
             try:
                 await self._revoke(row)
             except UpstreamError:
-                await self._store.postpone_revocation(row.session_id, _pause(row.revocation_attempts))
+                await self._store.postpone_revocation(row, _pause(row.revocation_attempts))
                 return False
-            await self._store.settle_revocation(row.session_id)
+            await self._store.settle_revocation(row)
         except StoreError as error:
             telemetry.logger.warning("Revocation of %s: %s", telemetry.session_label(row.session_id), error)
             return False
@@ -64,12 +64,11 @@ class Outbox:
             telemetry.logger.error("%s cannot be unsealed to be revoked", telemetry.session_label(row.session_id))
             return
         verdict = await self._client.revoke_session(token)
-        dead_by_age = is_over(row.token_expires_at, await self._store.now())
-        if verdict in {Verdict.INACTIVE, Verdict.DENIED} and dead_by_age and row.refresh_token:
+        if verdict in {Verdict.INACTIVE, Verdict.DENIED} and row.refresh_token:
             await self._exchange_and_revoke(row)
 
     async def _exchange_and_revoke(self, row: SessionRow) -> None:
-        """An expired token cannot name its session any more, but its refresh token would revive it: use it up."""
+        """A dead token cannot name its session any more, but its refresh token would revive it: use it up."""
         try:
             answer = await self._client.new_session_token(self._vault.refresh_token(row))
         except UnreadableError:

@@ -118,7 +118,10 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
     user = await _read_user(request)
     way = {Channel.COOKIE} if channel == "cookie" else {Channel.HEADER}
 
+    lives: list[float] = []
+
     def fits(token: str, life: float) -> None:
+        lives.append(life)
         if channel == "cookie":
             otpless.transport.cookie(token, life)
 
@@ -126,9 +129,8 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
         session = await otpless.sessions.sign_in(user, fits=fits)
         for token in otpless.presented.tokens:
             await otpless.sessions.replace(token, session)
-        life = await otpless.sessions.remaining_life(session) or 0.0
     response = JSONResponse(_body(session).model_dump(mode="json"))
-    otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), life)
+    otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), lives[-1])
     return response
 
 
@@ -148,10 +150,11 @@ async def logout_all(otpless: _Request, session: _Session) -> Response:
     return _cleared(otpless)
 
 
-async def read_session(otpless: _Request, session: _Session) -> SessionWithDetailsBody:
+async def read_session(otpless: _Request) -> SessionWithDetailsBody:
     """Return the session and its details."""
     with _faults_are_503():
-        details = await otpless.sessions.details(session)
+        details = await otpless.details()
+    session = await otpless.require()
     return SessionWithDetailsBody(**_body(session).model_dump(), details=details)
 
 

@@ -80,13 +80,14 @@ class OtplessSessions:
         self._store = store = store or open_store(settings.store_url.get_secret_value(), clock=clock)
         self._client = client = client or OtplessClient(settings)
         self._vault = vault = Vault(settings)
+        self.is_open = False
         self._clock = clock
         self._background = background = Background(drain=settings.refresh_timeout)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
-        self._strangers = strangers = Strangers(store, client, settings, clock)
+        self._strangers = strangers = Strangers(store, client, settings, background, clock)
         self._endings = endings = Endings(store, outbox, background, settings.request_timeout)
         refresher = Refresher(
-            store=store, client=client, vault=vault, outbox=outbox, settings=settings, behind=background.start
+            store=store, client=client, vault=vault, outbox=outbox, settings=settings, behind=background.detach
         )
         self._resolver = Resolver(
             store=store,
@@ -110,9 +111,11 @@ class OtplessSessions:
         await self._store.open()
         await self._client.open()
         await self._background.begin(self._housekeep)
+        self.is_open = True
 
     async def close(self) -> None:
         """Finish the refreshes that are under way on this event loop, and close what was opened."""
+        self.is_open = False
         await self._background.close()
         if self._owns_client:
             await self._client.close()
@@ -142,12 +145,12 @@ class OtplessSessions:
         telemetry.resolutions.add(1, {"outcome": "session" if isinstance(outcome, Session) else outcome.value})
         return outcome
 
-    async def recheck(self, session: Session) -> Session | SessionReason:
+    async def recheck(self, session: Session, *, known_only: bool = False) -> Session | SessionReason:
         """Look at a session again that was resolved a while ago, whatever its token has become since."""
         try:
             row = await self._store.get(session.id)
             if row is None:
-                return await self.resolve(session.token.get_secret_value())
+                return await self.resolve(session.token.get_secret_value(), known_only=known_only)
             return await self._resolver.recheck(row)
         except NoVerdictError:
             return SessionReason.UNAVAILABLE
@@ -176,9 +179,9 @@ class OtplessSessions:
         `NoVerdictError`.
         """
         now = await self._store.now()
-        bound = await bind(self._client, self.settings, user, now)
+        bound = await bind(self._client, self.settings, user, now, self._is_stored)
         if fits is not None:
-            fits(bound.pair.session_token, bound.refresh_claims.expires_at - now)
+            fits(bound.pair.session_token, bound.expires_at - now)
         row = self._new_row(bound, now)
         vault, pair = self._vault, bound.pair
         there = await self._store.create(row, vault.digest(pair.session_token), vault.digest(pair.refresh_token))
@@ -186,7 +189,10 @@ class OtplessSessions:
         if there is None:
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
             return session_of(Current(row, pair.session_token, bound.claims, now))
-        return self._signed_in_before(there, bound, now)
+        session = self._signed_in_before(there, bound, now)
+        if fits is not None:
+            fits(session.token.get_secret_value(), there.expires_at - now)
+        return session
 
     def _signed_in_before(self, row: SessionRow, bound: Bound, now: float) -> Session:
         if row.state is State.ENDED or row.user_id != bound.user_id:
@@ -196,6 +202,11 @@ class OtplessSessions:
         except UnreadableError:
             raise SignInRefusedError from None
         return session_of(Current(row, token, tokens.read_claims(token), now))
+
+    async def _is_stored(self, refresh_token: str, session_id: str) -> bool:
+        """Whether a session was signed in with this refresh token before, and goes on."""
+        found = await self._store.find(self._vault.digest(refresh_token))
+        return found is not None and found.row.session_id == session_id and found.row.state is State.ACTIVE
 
     def _new_row(self, bound: Bound, now: float) -> SessionRow:
         pair = bound.pair
@@ -209,7 +220,7 @@ class OtplessSessions:
             validated_at=now,
             created_at=now,
             last_seen_at=now,
-            expires_at=bound.refresh_claims.expires_at,
+            expires_at=bound.expires_at,
             summary=bound.summary,
         )
 
@@ -226,7 +237,18 @@ class OtplessSessions:
                 await self._endings.end(row, EndReason.REVOKED)
         except StoreError as error:
             telemetry.logger.warning("Sign-out without the store: %s", error)
-            await self._client.revoke_session(token)
+            await self._sign_out_without_store(token)
+
+    async def _sign_out_without_store(self, token: str) -> None:
+        """Tell OTPLESS directly. Raises `NoVerdictError` where that does not end the session."""
+        digest = self._vault.digest(token)
+        if not self._resolver.has_seen(digest) and await self._strangers.identify(token) is None:
+            return  # it was never anybody's
+        verdict = await self._client.revoke_session(token)
+        if verdict not in {Verdict.VALID, Verdict.UNKNOWN}:
+            raise StoreError("the session's refresh token may live, and cannot be read now")
+        self._strangers.forget(digest)
+        self._endings.note_signed_out(digest)
 
     async def replace(self, token: str, session: Session) -> None:
         """End the session of a token that a browser still carried when `session` was signed in, if it is another.
@@ -266,7 +288,7 @@ class OtplessSessions:
             token_expires_at=claims.expires_at,
             created_at=now,
             last_seen_at=now,
-            expires_at=now + UNKNOWN_LIFETIME,
+            expires_at=max(claims.expires_at, now + UNKNOWN_LIFETIME),
         )
 
     # A user's sessions
@@ -328,12 +350,22 @@ class OtplessSessions:
                     turn -= 1  # there is more: go on at the next turn
             except NoVerdictError as error:
                 telemetry.logger.warning("Housekeeping: %s", error)
+            except Exception:  # noqa: BLE001 - the next turn may work, and nothing else would do this work
+                telemetry.logger.exception("Housekeeping failed; it goes on")
             turn += 1
             await asyncio.sleep(HOUSEKEEPING_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - spreading load
 
 
+def _shown(summary: str) -> dict[str, str]:
+    try:
+        shown = json.loads(summary)
+    except ValueError:
+        return {}
+    return {name: str(value) for name, value in shown.items()} if isinstance(shown, dict) else {}
+
+
 def _summary(row: SessionRow) -> SessionSummary:
-    shown = json.loads(row.summary)
+    shown = _shown(row.summary)
     device = [shown.get("browser"), shown.get("platform")]
     place = [shown.get("city"), shown.get("country")]
     return SessionSummary(

@@ -6,7 +6,9 @@ import base64
 import binascii
 import ipaddress
 import json
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from fastapi_otpless_session.errors import ConfigurationError
 
 PREFIX = "OTPLESS_"
+ENV_FILE = ".env"
 KEY_BYTES = 32
 DERIVED_KEY = "derived"
 COOKIE_NAME_LIMIT = 128
@@ -50,7 +53,7 @@ def _items(value: object) -> object:
     if text.startswith("["):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError("is not a JSON list; write it as a,b,c") from None
     return [item.strip() for item in text.split(",") if item.strip()]
 
@@ -73,7 +76,7 @@ class OtplessSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
-        env_file=".env",
+        env_file=ENV_FILE,
         env_file_encoding="utf-8",
         extra="ignore",
         frozen=True,
@@ -116,10 +119,13 @@ class OtplessSettings(BaseSettings):
     require_sign_in_token: bool = True
 
     def __init__(self, **values: Any) -> None:
+        _refuse_folder(values.get("_env_file", ENV_FILE))
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError(_explain(error)) from None
+        except (UnicodeDecodeError, OSError):
+            raise ConfigurationError("The .env file cannot be read; make it a readable file of UTF-8 text") from None
 
     @property
     def cookie(self) -> str:
@@ -230,6 +236,12 @@ class OtplessSettings(BaseSettings):
         return self
 
 
+def _refuse_folder(env_file: object) -> None:
+    """Refuse what a container makes of a bind mount whose file is missing; it would be passed over in silence."""
+    if isinstance(env_file, str | os.PathLike) and Path(env_file).is_dir():
+        raise ConfigurationError("The .env file is a folder; make it a readable file of UTF-8 text, or remove it")
+
+
 def _not_empty(value: tuple[T, ...], what: str) -> tuple[T, ...]:
     if not value:
         raise ValueError(f"needs {what}")
@@ -272,7 +284,8 @@ def _origin(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"https", "http"} or not parts.hostname or parts.path.strip("/") or parts.query:
         raise ValueError(f"{text!r} is not an origin; write https://host or https://host:port")
-    return text.rstrip("/").lower()
+    default = {"https": ":443", "http": ":80"}[parts.scheme]
+    return text.rstrip("/").lower().removesuffix(default)
 
 
 def _explain(error: ValidationError) -> str:

@@ -8,6 +8,7 @@ signature and claims; or, where no signature can be checked, the session that it
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,8 @@ from fastapi_otpless_session.vault import check_pair
 from fastapi_otpless_session.wire import TokenPair
 
 LONGEST_SUMMARY = 256
+
+IsStored = Callable[[str, str], Awaitable[bool]]
 
 
 class SessionInfo(BaseModel):
@@ -55,9 +58,19 @@ class Bound:
     refresh_claims: Claims
     summary: str
 
+    @property
+    def expires_at(self) -> float:
+        """When the last of the session's tokens expires."""
+        return max(self.claims.expires_at, self.refresh_claims.expires_at)
 
-async def bind(client: OtplessClient, settings: OtplessSettings, user: OtplessUser, now: float) -> Bound:
-    """Verify a sign-in. Raises `SignInRefusedError`, `BodyRefusedError`, or `UpstreamError` for no verdict."""
+
+async def bind(
+    client: OtplessClient, settings: OtplessSettings, user: OtplessUser, now: float, is_stored: IsStored
+) -> Bound:
+    """Verify a sign-in; `is_stored` says whether a refresh token is a session's already.
+
+    Raises `SignInRefusedError`, `BodyRefusedError`, or `UpstreamError` for no verdict.
+    """
     user_id, pair = await _redeem(client, settings, user)
     details = await client.session_details(pair.session_token, known=False)
     if not isinstance(details, SessionDetails):
@@ -68,7 +81,7 @@ async def bind(client: OtplessClient, settings: OtplessSettings, user: OtplessUs
     _must_name(claims, details)
     if is_over(claims.expires_at, now):
         raise SignInRefusedError
-    pair, claims, refresh_claims = await _bind_refresh_token(client, settings, pair, details, claims, now)
+    pair, claims, refresh_claims = await _bind_refresh_token(client, settings, pair, details, claims, now, is_stored)
     return Bound(pair, details.user_id, claims, refresh_claims, summarise(details))
 
 
@@ -126,6 +139,7 @@ async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
     details: SessionDetails,
     claims: Claims,
     now: float,
+    is_stored: IsStored,
 ) -> tuple[TokenPair, Claims, Claims]:
     """Make sure that the refresh token is the session's: by its signature, or else by using it."""
     if settings.jwks_url:
@@ -140,6 +154,8 @@ async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
                 raise SignInRefusedError
             _must_name(refresh_claims, details)
             return pair, claims, refresh_claims
+    if await is_stored(pair.refresh_token, pair.session_id):  # the same sign-in again: don't use it up
+        return pair, claims, _readable(pair.refresh_token)
     answer = await client.new_session_token(pair.refresh_token)
     if not isinstance(answer, TokenPair) or answer.session_id != pair.session_id:
         raise SignInRefusedError

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 
-from fastapi_otpless_session import tokens
+from fastapi_otpless_session import telemetry, tokens
+from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.errors import UpstreamError
+from fastapi_otpless_session.errors import NoVerdictError, UpstreamError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
@@ -66,11 +67,17 @@ class Strangers:
     """Admits tokens that nobody signed in here, and remembers, bounded and briefly, whom it turned away."""
 
     def __init__(
-        self, store: SessionStore, client: OtplessClient, settings: OtplessSettings, clock: Callable[[], float]
+        self,
+        store: SessionStore,
+        client: OtplessClient,
+        settings: OtplessSettings,
+        background: Background,
+        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._client = client
         self._settings = settings
+        self._background = background
         self._clock = clock
         self._seen: Lru[bytes, Stranger] = Lru(REMEMBERED)
         self._turned_away: Lru[bytes, tuple[SessionReason, float]] = Lru(REMEMBERED)
@@ -86,10 +93,10 @@ class Strangers:
             return self._turn_away(digest, claims)
         if is_over(claims.expires_at, self._clock()):
             return SessionReason.EXPIRED
-        reason = await self._ended_here(claims.session_id or "")
-        if reason is not None:
-            self._seen.drop(digest)
-            return reason
+        if seen or self._settings.jwks_url:  # elsewhere the session id is not verified yet, and finds nothing
+            reason = await self._ended_here(claims.session_id or "", digest)
+            if reason is not None:
+                return reason
         return await self._validated(token, digest, claims, seen, max_age)
 
     def while_store_is_down(self, digest: bytes) -> Stranger | None:
@@ -99,7 +106,7 @@ class Strangers:
             return None
         age = now - seen.validated_at
         good = {Freshness.FRESH, Freshness.AGING, Freshness.DUE}
-        return _stale(seen) if freshness(age, self._settings) in good else None
+        return replace(seen, stale=True) if freshness(age, self._settings) in good else None
 
     async def identify(self, token: str) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
@@ -131,29 +138,48 @@ class Strangers:
             return SessionReason.INVALID  # an ID token
         return claims
 
-    async def _ended_here(self, session_id: str) -> SessionReason | None:
+    async def _ended_here(self, session_id: str, digest: bytes) -> SessionReason | None:
         row = await self._store.get(session_id)
-        return ended_reason(row) if row is not None and row.state is State.ENDED else None
+        if row is None or row.state is not State.ENDED:
+            return None
+        self._seen.drop(digest)
+        return ended_reason(row)
 
     async def _validated(
         self, token: str, digest: bytes, claims: Claims, seen: Stranger | None, max_age: float | None
     ) -> Stranger | SessionReason:
-        how = Freshness.TOO_OLD
-        if seen is not None:
-            how = freshness(self._clock() - seen.validated_at, self._settings, max_age=max_age)
-            if how is Freshness.FRESH:
-                return seen
+        if seen is None:
+            return await self._asked(token, digest, claims)
+        age, behind = self._clock() - seen.validated_at, await self._background.is_allowed()
+        how = freshness(age, self._settings, max_age=max_age, behind=behind)
+        if how is Freshness.AGING:
+            await self._background.start(("behind", digest), lambda: self._ask_behind(token, digest, claims))
+        if how in {Freshness.FRESH, Freshness.AGING}:
+            return seen
         try:
-            stranger = await self._ask(token, claims)
+            return await self._asked(token, digest, claims)
         except UpstreamError:
-            if seen is None or how is not Freshness.DUE:
+            if how is not Freshness.DUE:
                 raise
-            return _stale(seen)
-        if isinstance(stranger, SessionReason):
+            return replace(seen, stale=True)
+
+    async def _asked(self, token: str, digest: bytes, claims: Claims) -> Stranger | SessionReason:
+        """Ask OTPLESS, once for all who ask now; then look whether the session was ended here meanwhile."""
+        patience = 3 * self._settings.request_timeout
+        outcome = await self._background.share(("stranger", digest), lambda: self._ask(token, claims), patience)
+        if isinstance(outcome, SessionReason):
             self._seen.drop(digest)
-            return self._turn_away(digest, stranger)
-        self._seen.put(digest, stranger)
-        return stranger
+            return self._turn_away(digest, outcome)
+        reason = await self._ended_here(outcome.session_id, digest)
+        if reason is None:
+            self._seen.put(digest, outcome)
+        return reason or outcome
+
+    async def _ask_behind(self, token: str, digest: bytes, claims: Claims) -> None:
+        try:
+            await self._asked(token, digest, claims)
+        except NoVerdictError as error:
+            telemetry.logger.info("Behind a request: %s", error)
 
     async def _ask(self, token: str, claims: Claims) -> Stranger | SessionReason:
         """Have OTPLESS itself say "valid" to our credentials, and who it is where no signature could."""
@@ -179,7 +205,3 @@ class Strangers:
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
         self._turned_away.put(digest, (reason, self._clock() + REFUSAL_SECONDS))
         return reason
-
-
-def _stale(seen: Stranger) -> Stranger:
-    return replace(seen, stale=True)

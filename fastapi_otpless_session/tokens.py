@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt.algorithms import RSAAlgorithm
 
 TOKEN_LIMIT = 8192
+ID_LIMIT = 256
 ALGORITHM = "RS256"
 SHORTEST_KEY_BITS = 2048
 LAST_SECOND = 253_402_300_799  # the end of the year 9999, as far as datetime goes
@@ -137,7 +138,7 @@ def _decode(token: str, key: RSAPublicKey | None) -> dict[str, Any]:
 
 
 def _claims(payload: dict[str, Any]) -> Claims:
-    session_id, subject = _text(payload, "sessionId"), _text(payload, "sub")
+    session_id, subject = _id(payload, "sessionId"), _id(payload, "sub")
     if session_id is not None and subject is not None and session_id != subject:
         raise TokenError("sub and sessionId differ")
     expires_at = _second(payload.get("exp"))
@@ -145,7 +146,7 @@ def _claims(payload: dict[str, Any]) -> Claims:
         raise TokenError("no usable exp")
     return Claims(
         session_id=session_id or subject,
-        user_id=_text(payload, "userId"),
+        user_id=_id(payload, "userId"),
         name=_text(payload, "name"),
         email=_text(payload, "email"),
         issuer=_text(payload, "iss"),
@@ -157,8 +158,23 @@ def _claims(payload: dict[str, Any]) -> Claims:
 
 
 def _text(payload: dict[str, Any], name: str) -> str | None:
+    """Return a text that can be written again: half an emoji, as JavaScript's `slice` leaves it, is replaced."""
     value = payload.get(name)
-    return value if isinstance(value, str) and value else None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and value else None
+
+
+def _id(payload: dict[str, Any], name: str) -> str | None:
+    value = payload.get(name)
+    if value is None:
+        return None
+    if not is_id(value):
+        raise TokenError(f"unusable {name}")
+    return str(value)
+
+
+def is_id(value: object) -> bool:
+    """Whether a value can be OTPLESS's id of a session or user: printable ASCII of a sane length."""
+    return isinstance(value, str) and 0 < len(value) <= ID_LIMIT and value.isascii() and value.isprintable()
 
 
 def _second(value: object) -> float | None:

@@ -108,11 +108,14 @@ class Transport:
         kept.append((b"sec-websocket-protocol", ", ".join(offered).encode("latin-1")))
         return {**scope, "subprotocols": offered, "headers": kept}, token
 
-    def is_required(self, scope: Mapping[str, Any]) -> bool:
-        """Whether a request's path needs a session by `REQUIRED_PATHS`; preflights never do."""
+    def is_required(self, scope: Mapping[str, Any], root_path: str = "") -> bool:
+        """Whether a request's path needs a session by `REQUIRED_PATHS`; preflights never do.
+
+        `root_path`: what the application inside will add to the scope's own.
+        """
         if self._required is None:
             return False
-        path = re.sub("/{2,}", "/", _route_path(scope))
+        path = re.sub("/{2,}", "/", _route_path(scope, root_path))
         spellings = (path, path.rstrip("/"), path + "/")  # the router redirects between the two
         if not any(self._required.fullmatch(spelling) for spelling in spellings):
             return False
@@ -190,9 +193,9 @@ def _presented(seen: list[tuple[str, Channel]]) -> Presented:
     return Presented(tokens, repeated=len(channels) != len(set(channels)))
 
 
-def _route_path(scope: Mapping[str, Any]) -> str:
+def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
     """Return the path that the router matches: without the prefix that the application is served under."""
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    path, root = str(scope["path"]), str(root_path or scope.get("root_path", ""))
     if root and (path == root or path.startswith(root + "/")):
         return path[len(root) :] or "/"
     return path

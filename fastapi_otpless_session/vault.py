@@ -50,7 +50,7 @@ class Vault:
             token_expires_at=claims.expires_at,
             refresh_digest=self.digest(pair.refresh_token),
             refresh_token=self.seal_refresh_token(pair.refresh_token, pair.session_id),
-            expires_at=refresh_claims.expires_at,
+            expires_at=max(claims.expires_at, refresh_claims.expires_at),
         )
 
 

@@ -6,6 +6,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.connection import RequestSession
 from fastapi_otpless_session.session import Session, SessionReason
 from fastapi_otpless_session.transport import SUBPROTOCOL
@@ -70,10 +71,18 @@ class GuardedSocket:
         if self._watcher is None and self._is_open and isinstance(self._request.outcome, Session):
             self._watcher = asyncio.create_task(self._look_again(self._request.outcome))
 
+    async def _rechecked(self, session: Session) -> Session | SessionReason:
+        try:
+            known_only = self._request.presented.is_cookie_only
+            return await self._request.sessions.recheck(session, known_only=known_only)
+        except Exception:  # noqa: BLE001 - an unwatched websocket would outlive its session
+            telemetry.logger.exception("A websocket's session could not be looked at")
+            return SessionReason.UNAVAILABLE
+
     async def _look_again(self, session: Session) -> None:
         while not self._is_closed:
             await asyncio.sleep(self._recheck)
-            outcome = await self._request.sessions.recheck(session)
+            outcome = await self._rechecked(session)
             if isinstance(outcome, Session):
                 session = outcome
             elif outcome is not SessionReason.UNAVAILABLE and not self._is_closed:

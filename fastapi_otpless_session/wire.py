@@ -8,6 +8,7 @@ a session. Everything else that is not a success (other codes, other statuses, b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,19 +16,15 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from fastapi_otpless_session.errors import CredentialsRefusedError, SignInRefusedError, UpstreamError
 from fastapi_otpless_session.session import SessionDetails
-from fastapi_otpless_session.tokens import KeySet, is_token
+from fastapi_otpless_session.tokens import KeySet, is_id, is_token
 
 VALIDATE_SESSION = "/v1/sessions/validate-session"
 NEW_SESSION_TOKEN = "/v1/sessions/get-new-session-token"  # noqa: S105 - a path
 SESSION_DETAILS = "/v1/sessions/get-session-details"
 REVOKE_SESSION = "/v1/sessions/revoke-session"
 VALIDATE_TOKEN = "/auth/v1/validate/token"  # noqa: S105 - a path
-
-ID_LIMIT = 256
 
 
 class Verdict(Enum):
@@ -42,6 +39,8 @@ class Verdict(Enum):
     """7415: there was one; it expired or was revoked."""
 
 
+_CLIENT_ERRORS = range(400, 500)
+_BUSY = frozenset({408, 425, 429})
 _VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}
 
 
@@ -127,13 +126,15 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
     if body.get("success") is False:
         return Verdict.DENIED
     session_id, user_id = body.get("sessionId", body.get("sessionToken")), body.get("userId")
-    if not _is_id(session_id) or not _is_id(user_id):
+    if not is_id(session_id) or not is_id(user_id):
         raise _nonsense("no session or user id in the session's details")
     details = {name: value for name, value in body.items() if name != "sessionToken"}
     try:
-        return SessionDetails.model_validate({**details, "sessionId": session_id})
-    except ValidationError:
+        read = SessionDetails.model_validate({**_encodable(details), "sessionId": session_id})
+        read.model_dump_json()  # what nests too deep can be read, but not be shown
+    except ValueError:
         raise _nonsense("unreadable session details") from None
+    return read
 
 
 def read_sign_in(answer: Answer) -> SignInProof:
@@ -146,18 +147,21 @@ def read_sign_in(answer: Answer) -> SignInProof:
             raise SignInRefusedError
         raise _nonsense("no status in the sign-in's answer")
     user_id = body.get("userId")
-    if not isinstance(user_id, str) or not _is_id(user_id):
+    if not isinstance(user_id, str) or not is_id(user_id):
         raise _nonsense("no user id in the sign-in's answer")
     info = body.get("sessionInfo")
-    return SignInProof(user_id, None if info is None else _pair(info))
+    return SignInProof(user_id, _pair(info) if _is_whole(info) else None)
 
 
 def read_jwks(answer: Answer) -> KeySet:
-    """Read a key set; an answer without a list of keys is no verdict on anything."""
-    keys = _success(answer).get("keys")
-    if not isinstance(keys, list):
+    """Read a key set; an answer without a usable key is no verdict on anything."""
+    entries = _success(answer).get("keys")
+    if not isinstance(entries, list):
         raise _nonsense("no list of keys")
-    return KeySet.from_jwks(keys)
+    keys = KeySet.from_jwks(entries)
+    if not keys:
+        raise _nonsense("no usable key")
+    return keys
 
 
 def _read_success(answer: Answer) -> Verdict:
@@ -202,17 +206,31 @@ def _success(answer: Answer) -> dict[str, Any]:
         case 400:
             raise UpstreamError("OTPLESS answered 400 without a known code", healthy=True)
         case status:
-            raise UpstreamError(f"OTPLESS answered {status}", retry_after=retry_after(answer.headers))
+            healthy = status in _CLIENT_ERRORS and status not in _BUSY  # one odd token must not stop everybody's calls
+            raise UpstreamError(f"OTPLESS answered {status}", healthy=healthy, retry_after=retry_after(answer.headers))
 
 
 def _object(answer: Answer) -> dict[str, Any]:
     try:
-        body = json.loads(answer.body, object_pairs_hook=_unique, parse_constant=_no_constant)
+        body = json.loads(answer.body, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise _nonsense("the body is not JSON") from None
     if not isinstance(body, dict):
         raise _nonsense("the body is not a JSON object")
-    return body
+    return {name: _writable(value) for name, value in body.items()} if b"\\u" in answer.body else body
+
+
+def _writable(value: Any) -> Any:
+    """Replace halves of characters, which JSON can carry and UTF-8 cannot."""
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case list():
+            return [_writable(item) for item in value]
+        case dict():
+            return {_writable(name): _writable(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -226,11 +244,24 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is out of range")
+    return number
+
+
+def _encodable(body: dict[str, Any]) -> dict[str, Any]:
+    """Replace halves of surrogate pairs, which JSON can carry and UTF-8 cannot."""
+    read: dict[str, Any] = json.loads(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
+    return read
+
+
 def _pair(data: object) -> TokenPair:
     fields = data if isinstance(data, dict) else {}
     session_id = fields.get("sessionId")
     session_token, refresh_token = fields.get("sessionToken"), fields.get("refreshToken")
-    if not isinstance(session_id, str) or not _is_id(session_id):
+    if not isinstance(session_id, str) or not is_id(session_id):
         raise _nonsense("no session id beside the tokens")
     for token in (session_token, refresh_token):
         if not isinstance(token, str) or not is_token(token):
@@ -238,8 +269,9 @@ def _pair(data: object) -> TokenPair:
     return TokenPair(session_id, str(session_token), str(refresh_token))
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= ID_LIMIT and value.isascii() and value.isprintable()
+def _is_whole(info: object) -> bool:
+    """Whether a `sessionInfo` holds both tokens."""
+    return isinstance(info, dict) and bool(info.get("sessionToken")) and bool(info.get("refreshToken"))
 
 
 def _nonsense(what: str) -> UpstreamError:
@@ -253,7 +285,7 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
         return float(text[:9])
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+        aware = date if date.tzinfo else date.replace(tzinfo=UTC)
+        return max(0.0, (aware - (now or datetime.now(UTC))).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    aware = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, (aware - (now or datetime.now(UTC))).total_seconds())

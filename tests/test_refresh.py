@@ -286,6 +286,7 @@ async def test_a_sign_out_during_a_refresh_wins_and_the_new_pair_is_revoked(tmp_
             await asyncio.sleep(0)
         await world.workers[1].sign_out(world.token)
         assert await refreshing is SessionReason.REVOKED
+        await world.workers[0].close()  # lets what runs behind finish
         assert emulator.session(world.session_id).revoked
         assert await world.workers[1].resolve(world.token) is SessionReason.REVOKED
     await close(stores)
@@ -347,9 +348,11 @@ class FailingStore(SqliteStore):
         self._check("commit")
         return await super().commit(lease, rotation)
 
-    async def end(self, row: SessionRow, reason: EndReason, *, revoke: bool, fence: int | None = None) -> SessionRow:
+    async def end(
+        self, row: SessionRow, reason: EndReason, *, revoke_in: float | None, fence: int | None = None
+    ) -> SessionRow:
         self._check("end")
-        return await super().end(row, reason, revoke=revoke, fence=fence)
+        return await super().end(row, reason, revoke_in=revoke_in, fence=fence)
 
 
 async def test_where_the_store_cannot_be_written_otpless_is_not_called(clock: Clock) -> None:

@@ -19,7 +19,9 @@ def open_store(url: str, *, clock: Callable[[], float] = time.time) -> SessionSt
     """
     from fastapi_otpless_session.stores.sqlite import SqliteStore  # noqa: PLC0415 - only the store that is asked for
 
-    scheme, _, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://")
+    if not separator:  # what stands there may be a password
+        raise ConfigurationError("OTPLESS_STORE_URL: is not a URL; write sqlite:///file.db or memory://")
     match scheme:
         case "memory":
             return SqliteStore(None, clock=clock)

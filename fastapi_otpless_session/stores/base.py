@@ -185,11 +185,13 @@ class SessionStore(Protocol):
         """Note that the session was seen now and, for an active row of this generation, that it is valid."""
         ...
 
-    async def end(self, row: SessionRow, reason: EndReason, *, revoke: bool, fence: int | None = None) -> SessionRow:
+    async def end(
+        self, row: SessionRow, reason: EndReason, *, revoke_in: float | None, fence: int | None = None
+    ) -> SessionRow:
         """End a session: its row, or `row` itself inserted as ended where there is none.
 
-        `revoke`: OTPLESS is to be told, from now on. `fence`: only if the row's is this one. Return the row as it is
-        then; one that had ended before is left alone.
+        `revoke_in`: OTPLESS is to be told, by any worker so many seconds from now; None: it knows. `fence`: only
+        if the row's is this one. Return the row as it is then; one that had ended before is left alone.
         """
         ...
 
@@ -201,16 +203,16 @@ class SessionStore(Protocol):
         """Take up to `limit` ended rows whose telling is due, and put it off by `hold` seconds for other workers."""
         ...
 
-    async def postpone_revocation(self, session_id: str, seconds: float) -> None:
-        """Make a telling due again in `seconds`, counting an attempt."""
+    async def postpone_revocation(self, row: SessionRow, seconds: float) -> None:
+        """Make a telling due again in `seconds`, counting an attempt, if its session token is still the row's."""
         ...
 
     async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
         """Make an ended row's telling due now, with these sealed tokens: those before are dead, these may live."""
         ...
 
-    async def settle_revocation(self, session_id: str) -> None:
-        """Note that OTPLESS knows."""
+    async def settle_revocation(self, row: SessionRow) -> None:
+        """Note that OTPLESS knows, if it was told of the session token that is still the row's."""
         ...
 
     async def purge(self, limit: int) -> int:

@@ -125,6 +125,7 @@ class SqliteStore:
         self._path = path
         self._clock = clock
         self._connections: _Connections | None = None
+        self._finalizer: weakref.finalize[[], SqliteStore] | None = None
         self._opening = Lock()
 
     async def open(self) -> None:
@@ -138,9 +139,9 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Close the file; what `memory://` held is gone."""
-        connections, self._connections = self._connections, None
-        if connections is not None:
-            connections.close()
+        self._connections = None
+        if self._finalizer is not None:
+            await asyncio.to_thread(self._finalizer)
 
     async def now(self) -> float:
         """Return the host's time."""
@@ -150,7 +151,9 @@ class SqliteStore:
         """Look a token up by its digest: one indexed read."""
         record = await self._read(FIND, (digest,))
         row = None if record is None else _row(record)
-        return None if row is None else Found(row, record[-1], self._clock())
+        if row is None or not isinstance(record[-1], int) or not REFRESH_TOKEN <= record[-1] <= row.generation:
+            return None  # an entry that its row does not back
+        return Found(row, record[-1], self._clock())
 
     async def get(self, session_id: str) -> SessionRow | None:
         """Return a session's row."""
@@ -203,7 +206,7 @@ class SqliteStore:
 
     async def release_lease(self, lease: Lease, *, answer_lost: bool) -> None:
         """Give a lease back; an owner that stays on a free lease tells the next one of a lost answer."""
-        owner = lease.owner if answer_lost else None
+        owner = lease.owner if answer_lost or lease.follows_lost_answer else None
 
         def release(db: sqlite3.Connection) -> None:
             db.execute(
@@ -221,8 +224,8 @@ class SqliteStore:
             row = _get(db, lease.session_id)
             if row is None or row.state is not State.ACTIVE or row.fence != lease.fence:
                 return None
-            if _is_indexed(db, rotation.token_digest):
-                return row  # an earlier try got through
+            if row.lease_owner != lease.owner:  # given back; unless by an earlier try of this commit that got through
+                return row if _is_indexed(db, rotation.token_digest) else None
             rotated = _rotated(row, rotation, self._clock())
             _replace(db, rotated)
             _index(db, row.session_id, rotation.token_digest, rotated.generation, rotated.expires_at)
@@ -261,11 +264,14 @@ class SqliteStore:
 
         await self._write(note)
 
-    async def end(self, row: SessionRow, reason: EndReason, *, revoke: bool, fence: int | None = None) -> SessionRow:
+    async def end(
+        self, row: SessionRow, reason: EndReason, *, revoke_in: float | None, fence: int | None = None
+    ) -> SessionRow:
         """End a session; see `SessionStore.end`."""
 
         def end(db: sqlite3.Connection) -> SessionRow:
-            there, due = _get(db, row.session_id), self._clock() if revoke else None
+            there = _get(db, row.session_id)
+            due = None if revoke_in is None else self._clock() + revoke_in
             current = there or row
             if current.state is State.ENDED or fence not in {None, current.fence}:
                 return current
@@ -278,7 +284,7 @@ class SqliteStore:
                 lease_until=0.0,
                 revocation_due=due,
             )
-            (_insert if there is None else _replace)(db, ended)
+            _replace(db, ended)  # an unreadable row too
             return ended
 
         return await self._write(end)
@@ -309,13 +315,13 @@ class SqliteStore:
 
         return await self._write(claim)
 
-    async def postpone_revocation(self, session_id: str, seconds: float) -> None:
+    async def postpone_revocation(self, row: SessionRow, seconds: float) -> None:
         """Make a telling due again in `seconds`."""
         await self._write(
             lambda db: db.execute(
                 "UPDATE sessions SET revocation_due = ?, revocation_attempts = revocation_attempts + 1 "
-                "WHERE session_id = ? AND revocation_due IS NOT NULL",
-                (self._clock() + seconds, session_id),
+                "WHERE session_id = ? AND session_token = ? AND revocation_due IS NOT NULL",
+                (self._clock() + seconds, row.session_id, row.session_token),
             )
         )
 
@@ -329,10 +335,13 @@ class SqliteStore:
             )
         )
 
-    async def settle_revocation(self, session_id: str) -> None:
+    async def settle_revocation(self, row: SessionRow) -> None:
         """Note that OTPLESS knows."""
         await self._write(
-            lambda db: db.execute("UPDATE sessions SET revocation_due = NULL WHERE session_id = ?", (session_id,))
+            lambda db: db.execute(
+                "UPDATE sessions SET revocation_due = NULL WHERE session_id = ? AND session_token = ?",
+                (row.session_id, row.session_token),
+            )
         )
 
     async def purge(self, limit: int) -> int:
@@ -341,8 +350,9 @@ class SqliteStore:
         def delete(db: sqlite3.Connection) -> int:
             now = self._clock()
             digests = db.execute(
-                "DELETE FROM tokens WHERE digest IN (SELECT digest FROM tokens WHERE expires_at <= ? LIMIT ?)",
-                (now, limit),
+                "DELETE FROM tokens WHERE digest IN (SELECT t.digest FROM tokens t LEFT JOIN sessions s "
+                "ON s.session_id = t.session_id WHERE t.expires_at <= ? AND coalesce(s.expires_at, 0) <= ? LIMIT ?)",
+                (now, now, limit),
             )
             rows = db.execute(
                 "DELETE FROM sessions WHERE session_id IN "
@@ -357,7 +367,7 @@ class SqliteStore:
         with self._opening, _translated():
             if self._connections is None:
                 self._connections = _Connections(self._path)
-                weakref.finalize(self, self._connections.close)
+                self._finalizer = weakref.finalize(self, self._connections.close)
 
     async def _opened(self) -> _Connections:
         if self._connections is None:
@@ -372,7 +382,7 @@ class SqliteStore:
             return connections.read(query, values)
         except sqlite3.OperationalError:  # busy, or broken: the writer's thread can wait, and will tell
             return await self._write(lambda db: db.execute(query, values).fetchone())
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError, OverflowError) as error:
             raise StoreError(f"SQLite: {error}") from None
 
     async def _write(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
@@ -422,8 +432,17 @@ class _Connections:
 
 def _connect(path: str, busy: float) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
+    db.text_factory = _decoded
     db.execute("PRAGMA synchronous = FULL")
     return db
+
+
+def _decoded(data: bytes) -> str | bytes:
+    """Read text. What is not UTF-8 stays bytes: a damaged row is then passed over instead of failing a whole query."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
@@ -443,7 +462,7 @@ def _translated() -> Iterator[None]:
     """Turn what SQLite and the file system raise into `StoreError`, here and nowhere else."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, UnicodeError, OverflowError) as error:
         raise StoreError(f"SQLite: {error}") from None
 
 
@@ -489,7 +508,7 @@ def _replace(db: sqlite3.Connection, row: SessionRow) -> None:
 
 
 def _index(db: sqlite3.Connection, session_id: str, digest: bytes, generation: int, expires_at: float) -> None:
-    db.execute("INSERT OR IGNORE INTO tokens VALUES (?, ?, ?, ?)", (digest, session_id, generation, expires_at))
+    db.execute("REPLACE INTO tokens VALUES (?, ?, ?, ?)", (digest, session_id, generation, expires_at))
 
 
 def _is_indexed(db: sqlite3.Connection, digest: bytes) -> bool:
@@ -531,6 +550,6 @@ def _row(record: Sequence[Any]) -> SessionRow | None:
         values["state"] = State(values["state"])
         values["end_reason"] = values["end_reason"] and EndReason(values["end_reason"])
         values["confirmations"] = tuple((int(g), float(at)) for g, at in json.loads(values["confirmations"]))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
     return SessionRow(**values) if values["confirmations"] else None

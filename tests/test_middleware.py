@@ -1,0 +1,413 @@
+"""The middleware: lifespan, required paths, and what it writes into responses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import World, add_routes, make_settings
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
+from starlette.requests import HTTPConnection
+from starlette.types import Message
+
+import fastapi_otpless_session as package
+from fastapi_otpless_session import (
+    ConfigurationError,
+    CurrentSession,
+    MiddlewareMissingError,
+    OtplessClient,
+    OtplessSessionMiddleware,
+    OtplessSessions,
+    RefusalError,
+    Sessions,
+    create_session_router,
+    fresh_within,
+)
+from fastapi_otpless_session.emulator import Emulator, Fault
+
+DAY = 86_400
+
+
+def code(answer: Any) -> str:
+    return str(answer.json()["detail"]["code"])
+
+
+def test_the_public_names_are_these() -> None:
+    promised = {
+        *("OtplessSessionMiddleware", "OtplessSettings", "OtplessSessions", "Session", "SessionDetails", "Identity"),
+        *("DeviceInfo", "NetworkInfo", "SessionReason", "current_session", "optional_session", "fresh_session"),
+        *("current_session_details", "otpless_sessions", "CurrentSession", "OptionalSession", "FreshSession"),
+        *("CurrentSessionDetails", "Sessions", "fresh_within", "create_session_router", "OtplessClient"),
+        *("SessionStore", "open_store"),
+    }
+    errors = {name for name in package.__all__ if name.endswith("Error")}
+    assert set(package.__all__) == promised | errors
+    assert all(hasattr(package, name) for name in package.__all__)
+
+
+# Lifespan
+
+
+async def _lifespan(app: FastAPI) -> list[Message]:
+    """Play a server: start, and stop if it started; return what the application said."""
+    told: list[Message] = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        return told.pop(0)
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    return said
+
+
+def test_wrong_settings_keep_the_server_from_starting_and_say_what_to_write(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware)
+    (failed,) = asyncio.run(_lifespan(app))
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "OTPLESS_CLIENT_ID" in failed["message"]
+    assert "OTPLESS_CLIENT_SECRET" in caplog.text
+
+
+def test_an_unusable_store_keeps_the_server_from_starting() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(store_url="sqlite:///no/such/folder.db"))
+    (failed,) = asyncio.run(_lifespan(app))
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "does not exist" in failed["message"]
+
+
+def test_the_applications_own_lifespan_runs_inside_ours(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        seen.append("start")
+        yield
+        seen.append("stop")
+
+    from contextlib import asynccontextmanager  # noqa: PLC0415 - FastAPI wants a context manager
+
+    app = FastAPI(lifespan=asynccontextmanager(lifespan))
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(store_url=f"sqlite:///{tmp_path}/s.db"))
+    said = asyncio.run(_lifespan(app))
+    assert [message["type"] for message in said] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert seen == ["start", "stop"]
+
+
+def test_a_lifespan_that_fails_closes_what_was_opened() -> None:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("no database")
+        yield  # pragma: no cover
+
+    from contextlib import asynccontextmanager  # noqa: PLC0415 - as above
+
+    app = FastAPI(lifespan=asynccontextmanager(lifespan))
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+
+    async def run() -> int:
+        with pytest.raises(RuntimeError, match="no database"):
+            await _lifespan(app)
+        return len(asyncio.all_tasks())
+
+    assert asyncio.run(run()) == 1
+
+
+def in_process(emulator: Emulator, **values: Any) -> FastAPI:
+    settings = make_settings(**values)
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
+    app = add_routes(FastAPI())
+    sessions = OtplessSessions(settings, client=OtplessClient(settings, http=http))
+    app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
+    app.include_router(create_session_router(), prefix="/auth")
+    return app
+
+
+def test_without_a_lifespan_the_first_use_opens_and_every_event_loop_works() -> None:
+    emulator = Emulator()
+    client = TestClient(in_process(emulator, validation_ttl=0), base_url="https://shop.example")
+    user = emulator.sign_in()
+    assert client.post("/auth/login", json=user).status_code == 200  # each request has an event loop of its own
+    assert client.get("/orders").status_code == 200
+    emulator.expire(user["sessionInfo"]["sessionId"])
+    assert client.get("/orders").json()["refreshed"] is True
+    assert client.post("/auth/logout").status_code == 204
+    assert client.get("/orders").status_code == 401
+
+
+def test_a_mounted_application_works_on_its_own() -> None:
+    emulator = Emulator()
+    outer = FastAPI()
+    outer.mount("/shop", in_process(emulator, required_paths="/orders"))
+    with TestClient(outer, base_url="https://shop.example") as client:
+        assert client.get("/shop/orders").status_code == 401
+        assert client.post("/shop/auth/login", json=emulator.sign_in()).status_code == 200
+        assert client.get("/shop/orders").status_code == 200
+
+
+def test_wrong_settings_without_a_lifespan_are_an_error_not_an_open_door() -> None:
+    app = add_routes(FastAPI())
+    app.add_middleware(OtplessSessionMiddleware)
+    with pytest.raises(ConfigurationError, match="OTPLESS_CLIENT_ID"):
+        TestClient(app).get("/orders")
+
+
+def test_without_the_middleware_a_dependency_says_how_to_add_it() -> None:
+    with pytest.raises(MiddlewareMissingError, match="add_middleware"):
+        TestClient(add_routes(FastAPI())).get("/orders")
+
+
+def test_foreign_scopes_pass_untouched() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        seen.append(scope)
+
+    async def nothing(*_: Any) -> Any:
+        return None
+
+    asyncio.run(OtplessSessionMiddleware(app)({"type": "radio"}, nothing, nothing))
+    assert seen == [{"type": "radio"}]
+
+
+# Required paths
+
+
+@pytest.mark.parametrize(
+    ("required", "exempt", "path", "status"),
+    [
+        ("/orders", "", "/orders", 401),
+        ("/orders", "", "/orders/", 401),
+        ("/orders", "", "https://shop.example//orders", 401),
+        ("/orders", "", "/public", 200),
+        ("/**", "", "/public", 401),
+        ("/**", "/public", "/public", 200),
+        ("/**", "/public", "/public/", 401),
+        ("/a/**", "", "/a", 401),
+        ("/a/**", "", "/a/b%2Fc", 401),
+        ("/a/**", "", "/a%2Fb", 401),
+        ("/a/**", "", "/a/%0Ab", 401),
+        ("/a/**", "", "/ab", 404),
+        ("/a/*/c", "", "/a/b/c", 401),
+        ("/a/*/c", "", "/a/b/b/c", 404),
+        ("/a/*.html", "", "/a/b.html", 401),
+        ('["/x", "/y"]', "", "/y", 401),
+    ],
+)
+def test_required_paths_are_matched_on_what_the_router_matches(
+    make_world: Callable[..., World], required: str, exempt: str, path: str, status: int
+) -> None:
+    world = make_world(required_paths=required, exempt_paths=exempt)
+    assert world.client.get(path, follow_redirects=False).status_code == status
+
+
+def test_the_host_header_does_not_change_what_is_required(make_world: Callable[..., World]) -> None:
+    world = make_world(required_paths="/orders")
+    assert world.get("/orders", host="shop.example/public?").status_code == 401
+
+
+def test_preflights_and_the_sign_in_route_are_always_exempt(make_world: Callable[..., World]) -> None:
+    world = make_world(required_paths="/**")
+    preflight = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    assert world.client.options("/orders", headers=preflight).status_code == 405
+    assert world.client.options("/orders").status_code == 401
+    assert world.client.get("/auth/login").status_code == 401
+    assert world.client.post("/orders").status_code == 401
+    world.sign_in()
+    assert world.get("/orders").status_code == 200
+
+
+def test_the_sign_in_route_is_found_under_nested_routers_and_mounts(make_world: Callable[..., World]) -> None:
+    world = make_world(required_paths="/**")
+    inner, middle, sub = APIRouter(), APIRouter(), FastAPI()
+    inner.include_router(create_session_router(), prefix="/deep")
+    middle.include_router(inner, prefix="/very")
+    world.app.include_router(middle, prefix="/api")
+    sub.include_router(create_session_router())
+    world.app.mount("/sub", sub)
+    for path in ("/api/very/deep/login", "/sub/login"):
+        assert world.client.post(path, json=world.emulator.sign_in()).status_code == 200
+        assert world.client.post("/auth/logout").status_code == 204
+    assert world.client.post("/sub/nothing").status_code == 401
+
+
+def test_a_required_path_is_open_to_who_is_signed_in_and_503_in_an_outage(make_world: Callable[..., World]) -> None:
+    world = make_world(required_paths="/public")
+    world.sign_in()
+    answer = world.get("/public")
+    assert answer.status_code == 200
+    assert answer.headers["vary"] == "Authorization, X-Session-Token, Cookie"
+    world.clock.advance(DAY + 1)
+    world.emulator.add_fault(Fault("status", status=500))
+    assert world.get("/public").status_code == 503
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_on_refusal_restyles_what_required_paths_refuse(make_world: Callable[..., World], is_async: bool) -> None:
+    def restyle(connection: HTTPConnection, error: RefusalError) -> Response:
+        return JSONResponse({"oops": error.code, "at": connection.url.path}, 418)
+
+    async def restyle_slowly(connection: HTTPConnection, error: RefusalError) -> Response:
+        return restyle(connection, error)
+
+    world = make_world(required_paths="/public", middleware={"on_refusal": restyle_slowly if is_async else restyle})
+    answer = world.get("/public")
+    assert (answer.status_code, answer.json()) == (418, {"oops": "session_missing", "at": "/public"})
+
+
+# Responses
+
+
+@pytest.fixture
+def swapping(make_world: Callable[..., World], tmp_path: Path) -> World:
+    """Somebody whose token is swapped by the next request, and routes with every kind of response."""
+    world = make_world()
+    (tmp_path / "file.txt").write_text("from a file")
+
+    @world.app.get("/json")
+    async def json_(_: CurrentSession) -> Response:
+        headers = {"Cache-Control": "public, max-age=60, no-transform", "Vary": "Accept", "Set-Cookie": "own=1"}
+        return JSONResponse({"a": 1}, headers=headers)
+
+    @world.app.get("/stream")
+    async def stream(_: CurrentSession) -> Response:
+        return StreamingResponse(iter([b"one", b"two"]))
+
+    @world.app.get("/file")
+    async def file(_: CurrentSession) -> Response:
+        return FileResponse(tmp_path / "file.txt")
+
+    @world.app.get("/304")
+    async def not_modified(_: CurrentSession) -> Response:
+        return Response(status_code=304)
+
+    @world.app.get("/error")
+    async def error(_: CurrentSession) -> None:
+        raise HTTPException(418, "teapot")
+
+    @world.app.get("/background")
+    async def background(_: CurrentSession, tasks: BackgroundTasks) -> dict[str, int]:
+        tasks.add_task(lambda: None)
+        return {"a": 1}
+
+    @world.app.get("/bug")
+    async def bug(_: CurrentSession) -> None:
+        raise ZeroDivisionError
+
+    world.sign_in()
+    world.clock.advance(DAY + 1)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "body"),
+    [
+        ("/json", 200, b'{"a":1}'),
+        ("/stream", 200, b"onetwo"),
+        ("/file", 200, b"from a file"),
+        ("/304", 304, b""),
+        ("/error", 418, b'{"detail":"teapot"}'),
+        ("/background", 200, b'{"a":1}'),
+    ],
+)
+def test_a_swap_survives_every_kind_of_response(swapping: World, path: str, status: int, body: bytes) -> None:
+    answer = swapping.get(path)
+    assert (answer.status_code, answer.content) == (status, body)
+    assert "__Host-otpless_session=" in answer.headers["set-cookie"]
+    assert "no-store" in answer.headers["cache-control"]
+    assert "x-session-token" not in answer.headers
+
+
+def test_the_applications_own_headers_and_cookies_stay(swapping: World) -> None:
+    answer = swapping.get("/json")
+    assert answer.headers["cache-control"] == "no-store, no-transform"
+    assert answer.headers["vary"] == "Accept, Authorization, X-Session-Token, Cookie"
+    cookies = answer.headers.get_list("set-cookie")
+    assert cookies[0] == "own=1"
+    assert len(cookies) == 2
+
+
+def test_after_an_unhandled_error_the_next_request_carries_the_swap(swapping: World) -> None:
+    with pytest.raises(ZeroDivisionError):
+        swapping.get("/bug")
+    assert "set-cookie" in swapping.get("/orders").headers
+    assert swapping.emulator.count("get-new-session-token") == 1
+
+
+def test_a_session_that_ends_while_the_request_runs_gets_no_new_token(swapping: World) -> None:
+    @swapping.app.get("/admin")
+    async def admin(session: CurrentSession, sessions: Sessions) -> None:
+        await sessions.end_all(session.user_id)
+
+    answer = swapping.get("/admin")
+    assert answer.status_code == 200
+    assert "set-cookie" not in answer.headers
+    assert code(swapping.get("/orders")) == "session_revoked"
+
+
+def test_everything_in_a_request_shares_one_answer(world: World) -> None:
+    @world.app.get("/shared", dependencies=[Depends(fresh_within(60))])
+    async def shared(request: Request, session: CurrentSession) -> bool:
+        handle = request.state.otpless
+        both = await asyncio.gather(handle.session(), handle.session())
+        return all(one is session for one in both) and handle.reason is None
+
+    user = world.emulator.sign_in()
+    assert world.get("/shared", world.token(user)).json() is True
+    assert world.emulator.count("validate-session") == 1
+
+
+def test_optional_sessions_name_their_reason(world: World) -> None:
+    @world.app.get("/reason")
+    async def reason(request: Request) -> str | None:
+        assert await request.state.otpless.session() is None
+        return str(request.state.otpless.reason)
+
+    assert world.get("/reason").json() == "missing"
+    world.emulator.add_fault(Fault("status", status=500))
+    assert world.get("/reason", world.token(world.emulator.sign_in())).json() == "unavailable"
+
+
+def test_the_documentation_offers_three_security_schemes(world: World) -> None:
+    schema = world.get("/openapi.json").json()
+    schemes = schema["components"]["securitySchemes"]
+    assert schemes["OtplessBearer"]["scheme"] == "bearer"
+    assert schemes["OtplessHeader"] | {"description": None} == {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Session-Token",
+        "description": None,
+    }
+    assert {name for entry in schema["paths"]["/orders"]["get"]["security"] for name in entry} == set(schemes)
+    assert "security" not in schema["paths"]["/public"]["get"]
+    assert world.get("/docs").status_code == 200
+    body = schema["paths"]["/auth/login"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "sessionInfo" in body["properties"]
+
+
+def test_no_log_line_repr_or_error_holds_a_secret(
+    make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    world = make_world()
+    user = world.sign_in()
+    answers = [world.get("/orders"), world.get("/auth/session")]
+    world.clock.advance(DAY + 1)
+    world.emulator.add_fault(Fault("status", status=500, times=2))
+    answers += [world.get("/orders"), world.get("/orders"), world.get("/orders")]
+    fresh = world.client.cookies["__Host-otpless_session"]
+    answers += [world.client.post("/auth/login", json=user), world.client.post("/auth/logout")]
+    secrets = [*user["sessionInfo"].values(), user["token"], fresh, "demo-secret"]
+    secrets.remove(world.session_id(user))
+    shown = caplog.text + repr(world.sessions) + repr(world.settings) + "".join(a.text for a in answers)
+    assert [secret for secret in secrets if secret in shown] == []
+    assert world.session_id(user) not in caplog.text

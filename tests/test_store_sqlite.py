@@ -1,0 +1,431 @@
+"""The SQLite store: the contract, in a file and in memory, and what is SQLite's own."""
+# ruff: noqa: ASYNC240 - a test may wait for its files
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from fastapi_otpless_session.errors import ConfigurationError, StoreError
+from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
+from fastapi_otpless_session.stores.base import EndReason, State
+from fastapi_otpless_session.testing.store_contract import (
+    ContractClock,
+    StoreContract,
+    Subject,
+    new_row,
+    refresh_digest,
+    token_digest,
+)
+
+PROCESSES = 8
+NOBODY = 65534
+MakeStore = Callable[[ContractClock], SessionStore]
+
+CREATOR = """
+import asyncio, sys
+from fastapi_otpless_session.stores import open_store
+from fastapi_otpless_session.testing.store_contract import Subject, ContractClock
+
+async def main():
+    store = open_store(sys.argv[1])
+    sys.stdin.readline()
+    await store.open()
+    await Subject(store, ContractClock()).sign_in(sys.argv[2])
+    await store.close()
+
+print("ready", flush=True)
+asyncio.run(main())
+"""
+
+
+class TestFile(StoreContract):
+    @pytest.fixture
+    def make_store(self, tmp_path: Path) -> MakeStore:
+        return lambda clock: open_store(f"sqlite:///{tmp_path / 'sessions.db'}", clock=clock)
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def make_store(self) -> MakeStore:
+        return lambda clock: open_store("memory://", clock=clock)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+async def subject(path: Path) -> AsyncIterator[Subject]:
+    clock = ContractClock()
+    store = open_store(f"sqlite:///{path}", clock=clock)
+    await store.open()
+    yield Subject(store, clock)
+    await store.close()
+
+
+@pytest.fixture
+def folder_of_nobody() -> Iterator[Path]:
+    """A folder of a user who may not do everything: permissions say nothing to root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        if os.geteuid() != 0:
+            yield folder
+            return
+        os.seteuid(NOBODY)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+
+
+def by_hand(path: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement, values)
+
+
+# The file
+
+
+async def test_only_the_owner_may_read_the_file_and_what_lies_beside_it(subject: Subject, path: Path) -> None:
+    await subject.sign_in()
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert {"sessions.db", "sessions.db-wal"} <= modes.keys()
+    assert set(modes.values()) == {0o600}
+
+
+async def test_the_file_uses_a_write_ahead_log(subject: Subject, path: Path) -> None:
+    await subject.store.now()
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_sessions_survive_a_restart(subject: Subject) -> None:
+    row = await subject.sign_in()
+    await subject.store.close()
+    await subject.store.open()
+    assert await subject.store.get("s-1") == row
+    assert await subject.store.find(token_digest("s-1")) is not None
+
+
+async def test_no_raw_token_and_nothing_but_sealed_values_reach_the_file(subject: Subject, path: Path) -> None:
+    await subject.sign_in()
+    await subject.store.close()
+    with closing(sqlite3.connect(path)) as db:
+        digests = {digest for (digest,) in db.execute("SELECT digest FROM tokens")}
+    assert digests == {token_digest("s-1"), refresh_digest("s-1")}
+
+
+async def test_a_store_is_open_as_soon_as_it_is_used(path: Path) -> None:
+    store = open_store(f"sqlite:///{path}")
+    assert await store.get("s-1") is None
+    await store.close()
+
+
+async def test_a_store_that_is_dropped_without_closing_leaves_nothing_open(path: Path) -> None:
+    store = open_store(f"sqlite:///{path}")
+    await store.open()
+    del store
+    gc.collect()
+    assert "otpless-session-store_0" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("relative", [True, False])
+async def test_a_relative_path_is_named_in_full_in_the_log(
+    path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(path.parent)
+    caplog.set_level(logging.INFO)
+    store = open_store("sqlite:///sessions.db" if relative else f"sqlite:///{path}")
+    await store.open()
+    await store.close()
+    assert path.exists()
+    assert (str(path) in caplog.text) is relative
+
+
+# Files that cannot be used
+
+
+async def test_a_missing_folder_is_named_with_what_to_do(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/absent/sessions.db")
+    with pytest.raises(StoreError, match=r"absent does not exist; create it, or change OTPLESS_STORE_URL"):
+        await store.open()
+
+
+async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
+    by_hand(path, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    store = open_store(f"sqlite:///{path}")
+    with pytest.raises(StoreError, match=r"newer version of this package; upgrade"):
+        await store.open()
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+
+
+async def test_a_file_that_is_no_database_is_a_store_error(path: Path) -> None:
+    path.write_bytes(b"this is no database at all, but longer than a header" * 100)
+    with pytest.raises(StoreError):
+        await open_store(f"sqlite:///{path}").open()
+
+
+async def test_a_folder_in_the_files_place_is_a_store_error(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(StoreError):
+        await open_store(f"sqlite:///{path}").open()
+
+
+async def test_a_file_that_cannot_be_written_is_a_store_error(folder_of_nobody: Path) -> None:
+    path = folder_of_nobody / "sessions.db"
+    store = open_store(f"sqlite:///{path}")
+    await store.open()
+    await store.close()
+    path.chmod(0o400)
+    with pytest.raises(StoreError):
+        await store.open()
+
+
+async def test_a_folder_that_cannot_be_written_is_a_store_error(folder_of_nobody: Path) -> None:
+    locked = folder_of_nobody / "locked"
+    locked.mkdir(0o500)
+    with pytest.raises(StoreError):
+        await open_store(f"sqlite:///{locked}/sessions.db").open()
+
+
+async def test_a_table_that_vanished_is_a_store_error_for_reads_and_writes(subject: Subject, path: Path) -> None:
+    row = await subject.sign_in()
+    by_hand(path, "DROP TABLE sessions")
+    with pytest.raises(StoreError):
+        await subject.store.find(token_digest("s-1"))
+    with pytest.raises(StoreError):
+        await subject.store.end(row, EndReason.REVOKED, revoke_in=None)
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("state", "dormant"),
+        ("end_reason", "boredom"),
+        ("generation", "first"),
+        ("confirmations", "none at all"),
+        ("confirmations", "[]"),
+        ("confirmations", "[[1]]"),
+        ("confirmations", "7"),
+        ("confirmations", "[[1e999, 0]]"),
+        ("confirmations", "[" * 100_000),
+        ("session_token", "text"),
+        ("refresh_token", 7),
+        ("validated_at", "yesterday"),
+        ("fence", b"\x00"),
+        ("summary", b"\x00"),
+        ("user_id", b"MO-1"),
+        ("revocation_due", "soon"),
+    ],
+)
+async def test_a_damaged_row_is_as_unknown_and_the_others_work(
+    subject: Subject, path: Path, column: str, value: object
+) -> None:
+    await subject.sign_in("damaged")
+    whole = await subject.sign_in("whole")
+    by_hand(path, f"UPDATE sessions SET {column} = ? WHERE session_id = 'damaged'", value)  # noqa: S608 - see above
+    assert await subject.store.find(token_digest("damaged")) is None
+    assert await subject.store.get("damaged") is None
+    assert await subject.store.take_lease("damaged", 1, "a", 60) is None
+    assert await subject.store.get("whole") == whole
+    assert list(await subject.store.list_user("MO-1")) == [whole]
+
+
+async def test_text_that_is_not_utf8_damages_its_own_row_only(subject: Subject, path: Path) -> None:
+    await subject.sign_in("damaged")
+    whole = await subject.sign_in("whole")
+    by_hand(path, "UPDATE sessions SET summary = CAST(x'22ff22' AS TEXT) WHERE session_id = 'damaged'")
+    assert await subject.store.find(token_digest("damaged")) is None
+    assert list(await subject.store.list_user("MO-1")) == [whole]
+
+
+@pytest.mark.parametrize("generation", ["first", -1, 2])
+async def test_a_digest_that_its_row_does_not_back_is_unknown(subject: Subject, path: Path, generation: object) -> None:
+    await subject.sign_in()
+    by_hand(path, "UPDATE tokens SET generation = ?", generation)
+    assert await subject.store.find(token_digest("s-1")) is None
+
+
+async def test_a_damaged_row_does_not_stop_the_outbox(subject: Subject, path: Path) -> None:
+    for name in ("damaged", "whole"):
+        await subject.sign_in(name)
+        await subject.end(name, revoke_in=0)
+    by_hand(path, "UPDATE sessions SET summary = CAST(x'ff' AS TEXT) WHERE session_id = 'damaged'")
+    assert await subject.claim() == ["whole"]
+
+
+async def test_a_damaged_row_can_be_ended_but_never_begun_again(subject: Subject, path: Path) -> None:
+    row = await subject.sign_in()
+    by_hand(path, "UPDATE sessions SET state = 'dormant'")
+    with pytest.raises(StoreError):
+        await subject.store.create(row, token_digest("s-1"), refresh_digest("s-1"))
+    assert (await subject.store.end(row, EndReason.REVOKED, revoke_in=None)).state is State.ENDED
+    assert (await subject.row()).state is State.ENDED
+
+
+# Several processes, stores, loops
+
+
+def test_processes_that_create_the_file_at_once_all_get_it(path: Path) -> None:
+    creators = [
+        subprocess.Popen(  # noqa: S603 - this Python
+            [sys.executable, "-c", CREATOR, f"sqlite:///{path}", f"s-{number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(PROCESSES)
+    ]
+    for creator in creators:
+        assert creator.stdout is not None
+        assert creator.stdout.readline() == b"ready\n"
+    for creator in creators:
+        assert creator.stdin is not None
+        creator.stdin.write(b"\n")
+        creator.stdin.flush()
+    outcomes = [(creator.communicate(timeout=60)[1], creator.returncode) for creator in creators]
+    assert outcomes == [(b"", 0)] * PROCESSES
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM sessions").fetchone() == (PROCESSES,)
+
+
+async def test_two_stores_on_one_file_see_each_other_at_once(subject: Subject, path: Path) -> None:
+    other = Subject(open_store(f"sqlite:///{path}", clock=subject.clock), subject.clock)
+    await subject.sign_in()
+    row = await other.rotate()
+    assert await subject.store.get("s-1") == row
+    lease = await subject.lease(2)
+    assert await other.store.take_lease("s-1", 2, "b", 60) is None
+    ended = await other.end()
+    assert await subject.store.get("s-1") == ended
+    assert await subject.store.renew_lease(lease, 60) is None
+    await other.store.close()
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///shared.db"])
+def test_one_store_serves_event_loops_in_several_threads(url: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    clock = ContractClock()
+    store = open_store(url, clock=clock)
+    taken = []
+
+    async def work(name: str) -> None:
+        subject = Subject(store, clock)
+        await subject.sign_in(name)
+        for _ in range(5):
+            await subject.rotate(name)
+        taken.append(await store.take_lease("shared", 1, name, 60))
+
+    asyncio.run(Subject(store, clock).sign_in("shared"))
+    threads = [threading.Thread(target=asyncio.run, args=(work(f"s-{number}"),)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = asyncio.run(_list(store))
+    assert sorted(row for row in rows if row[0] != "shared") == [(f"s-{number}", 6) for number in range(4)]
+    assert sum(lease is not None for lease in taken) == 1
+    asyncio.run(store.close())
+
+
+async def _list(store: SessionStore) -> list[tuple[str, int]]:
+    return [(row.session_id, row.generation) for row in await store.list_user("MO-1")]
+
+
+# A busy file
+
+
+async def test_reads_work_and_writes_wait_while_another_connection_writes(subject: Subject, path: Path) -> None:
+    row = await subject.sign_in()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        write = asyncio.create_task(subject.end())
+        assert await subject.store.get("s-1") == row
+        assert await subject.store.find(token_digest("s-1")) is not None
+        assert not write.done()
+        other.execute("COMMIT")
+    assert (await write).state is State.ENDED
+
+
+async def test_a_write_that_waited_too_long_is_a_store_error_and_did_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
+    row = await subject.sign_in()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            await subject.end()
+    assert await subject.store.get("s-1") == row
+    await subject.end()
+    await subject.store.close()
+
+
+async def test_a_caller_that_goes_away_leaves_the_store_usable(subject: Subject, path: Path) -> None:
+    await subject.sign_in()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        write = asyncio.create_task(subject.end())
+        await asyncio.sleep(0)
+        write.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await write
+        other.execute("COMMIT")
+    await subject.sign_in("s-2")
+    assert (await subject.row("s-2")).state is State.ACTIVE
+
+
+# Addresses
+
+
+async def test_what_memory_held_is_gone_after_closing() -> None:
+    store = open_store("memory://")
+    await store.create(new_row(await store.now(), expires_at=1e12), token_digest("s-1"), refresh_digest("s-1"))
+    assert await store.get("s-1") is not None
+    await store.close()
+    assert await store.get("s-1") is None
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("plain.db", "plain.db"), ("with space.db", "with%20space.db"), ("ä.db", "ä.db")]
+)
+async def test_a_file_is_named_as_in_a_url(path: Path, name: str, written: str) -> None:
+    store = open_store(f"sqlite:///{path.parent}/{written}")
+    await store.open()
+    await store.close()
+    assert (path.parent / name).is_file()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite://file.db", "sqlite:///:memory:"])
+def test_an_address_without_a_file_is_refused_with_what_to_write(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"OTPLESS_STORE_URL: .*sqlite:///file\.db"):
+        open_store(url)
+
+
+@pytest.mark.parametrize("url", ["mysql://user:canary@host/db", "canary", "redis:canary@host", ""])
+def test_an_address_of_an_unknown_kind_is_refused_without_repeating_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="OTPLESS_STORE_URL") as caught:
+        open_store(url)
+    assert "canary" not in str(caught.value)
