@@ -31,10 +31,6 @@ class Flights(Generic[T]):
             task.add_done_callback(lambda done: self._landed(key, done))
         return task
 
-    def get(self, key: Hashable) -> asyncio.Task[T] | None:
-        """Return the task that is under way for `key`."""
-        return self._tasks.get(key)
-
     def under_way(self, key: Hashable) -> asyncio.Task[T] | None:
         """Return the task that is under way for `key`, if there is one."""
         return self._tasks.get(key)

@@ -78,10 +78,10 @@ class HttpxSender:
             raise UpstreamError(f"OTPLESS did not answer within {deadline:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise UpstreamError(f"OTPLESS was not reached: {type(error).__name__}", unsent=True) from None
-        except RuntimeError as error:  # a client that was given, and closed
-            raise UpstreamError(f"OTPLESS cannot be asked: {error}", unsent=True) from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
             raise UpstreamError(f"OTPLESS's answer was lost: {type(error).__name__}") from None
+        except RuntimeError as error:  # a client that was given, and closed; after StreamError, which is one too
+            raise UpstreamError(f"OTPLESS cannot be asked: {error}", unsent=client.is_closed) from None
 
     async def _client(self) -> httpx.AsyncClient:
         return self._given or await self._clients.get()

@@ -30,7 +30,7 @@ class KeyCache:
         flights = await self._flights.get()
         if self._wants_fetch(kid):
             await asyncio.shield(flights.start("keys", self._fetch_once))
-        elif kid not in self._keys and (fetch := flights.get("keys")) is not None:
+        elif kid not in self._keys and (fetch := flights.under_way("keys")) is not None:
             await asyncio.shield(fetch)
         if kid not in self._keys and self._failed:
             raise UpstreamError("OTPLESS's keys are out of reach", unsent=True)

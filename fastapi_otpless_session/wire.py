@@ -130,7 +130,7 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
         raise _nonsense("no session or user id in the session's details")
     details = {name: value for name, value in body.items() if name != "sessionToken"}
     try:
-        read = SessionDetails.model_validate({**_encodable(details), "sessionId": session_id})
+        read = SessionDetails.model_validate({**details, "sessionId": session_id})
         read.model_dump_json()  # what nests too deep can be read, but not be shown
     except ValueError:
         raise _nonsense("unreadable session details") from None
@@ -213,11 +213,12 @@ def _success(answer: Answer) -> dict[str, Any]:
 def _object(answer: Answer) -> dict[str, Any]:
     try:
         body = json.loads(answer.body, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        body = _writable(body) if b"\\u" in answer.body else body
     except (ValueError, RecursionError):
         raise _nonsense("the body is not JSON") from None
     if not isinstance(body, dict):
         raise _nonsense("the body is not a JSON object")
-    return {name: _writable(value) for name, value in body.items()} if b"\\u" in answer.body else body
+    return body
 
 
 def _writable(value: Any) -> Any:
@@ -249,12 +250,6 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError("a number is out of range")
     return number
-
-
-def _encodable(body: dict[str, Any]) -> dict[str, Any]:
-    """Replace halves of surrogate pairs, which JSON can carry and UTF-8 cannot."""
-    read: dict[str, Any] = json.loads(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
-    return read
 
 
 def _pair(data: object) -> TokenPair:

@@ -131,6 +131,11 @@ class World:
     def token(self, user: dict[str, Any]) -> str:
         return str(user["sessionInfo"]["sessionToken"])
 
+    def call(self, function: Callable[..., Any], *values: Any) -> Any:
+        """Call something asynchronous on the application's event loop."""
+        assert self.client.portal is not None
+        return self.client.portal.call(function, *values)
+
     def get(self, path: str, token: str | None = None, **headers: str) -> Any:
         """Request with a token on the header channel, or with the cookie jar where there is none."""
         if token is not None:

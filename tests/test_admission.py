@@ -150,7 +150,7 @@ def test_a_token_that_cannot_be_checked_is_no_verdict(world: World) -> None:
     "token", ["x", "a.b", "a.b.c", "a.b.c.d", "é.é.é", "a.b." + "c" * 8192, "..", "a..c"], ids=lambda t: t[:9]
 )
 def test_what_is_no_token_is_refused_without_asking_anybody(world: World, token: str) -> None:
-    answer = world.client.get("/orders", headers={"X-Session-Token": token.encode()})
+    answer = world.client.get("/orders", headers={b"X-Session-Token": token.encode()})
     assert (answer.status_code, code(answer)) == (401, "session_invalid")
     assert 'error="invalid_token"' in answer.headers["www-authenticate"]
     assert [call.path for call in world.emulator.calls if "session" in call.path] == []
@@ -184,7 +184,7 @@ def test_a_cookie_name_that_is_only_alike_is_not_ours_and_one_that_occurs_twice_
     token = world.token(world.sign_in(channel="header"))
     name = "__Host-otpless_session"
     for cookie in (f"\xa0{name}={token}", f"{name.lower()}={token}", f"{name}", f"{name}="):
-        assert code(world.client.get("/orders", headers={"Cookie": cookie.encode("latin-1")})) == "session_missing"
+        assert code(world.client.get("/orders", headers={b"Cookie": cookie.encode("latin-1")})) == "session_missing"
     assert world.client.get("/orders", headers={"Cookie": f"a=b;\t{name} = {token} ; c=d"}).status_code == 200
     assert world.client.get("/orders", headers={"Cookie": f"{name}={token}; {name}={token}"}).status_code == 400
 

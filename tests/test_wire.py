@@ -23,6 +23,7 @@ REFRESH_TOKEN = "cmVmcmVzaA.dG9rZW4.c2lnbmF0dXJl"
 PAIR = {"sessionId": "0f" * 16, "sessionToken": SESSION_TOKEN, "refreshToken": REFRESH_TOKEN}
 DETAILS: dict[str, Any] = {"sessionId": "0f" * 16, "userId": "MO-1"}
 PROOF: dict[str, Any] = {"status": "SUCCESS", "userId": "MO-1", "token": "one-time"}
+WRONG_TEXTS: tuple[object, ...] = (None, 7, "", [], {}, "line\nbreak", "a" * 9000)
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 Read = Callable[[Answer], object]
@@ -191,6 +192,7 @@ GARBAGE = {
     "a number": b"1",
     "null": b"null",
     "nested deeply": b'{"success": true, "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "nested deeply beside an escape": b'{"success": true, "x": "\\u0041", "y": ' + b"[" * 900 + b"]" * 900 + b"}",
     "a key twice": b'{"success": false, "success": true}',
     "a key twice inside": b'{"success": true, "data": {"a": 1, "a": 2}, "x": {"a": 1, "a": 2}}',
     "NaN": b'{"success": true, "x": NaN}',
@@ -263,7 +265,7 @@ def test_a_new_pair_is_read_as_it_came() -> None:
         [],
         {},
         *({name: value for name, value in PAIR.items() if name != missing} for missing in PAIR),
-        *({**PAIR, name: wrong} for name in PAIR for wrong in (None, 7, "", [], {}, "line\nbreak", "a" * 9000)),
+        *({**PAIR, name: wrong} for name in PAIR for wrong in WRONG_TEXTS),
         {**PAIR, "sessionToken": "two.parts"},
         {**PAIR, "refreshToken": "spa ce.dG9rZW4.c2ln"},
         {**PAIR, "refreshToken": REFRESH_TOKEN + "\n"},

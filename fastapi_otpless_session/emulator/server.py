@@ -66,7 +66,7 @@ def _config(uvicorn: ModuleType, emulator: Emulator) -> Any:
         log_config=None,
         log_level="critical",
         access_log=False,
-        timeout_graceful_shutdown=0,
+        timeout_graceful_shutdown=1,
     )
 
 

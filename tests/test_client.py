@@ -1,0 +1,756 @@
+"""`OtplessClient`: what it sends, what it makes of the network's ways to fail, and that it leaves OTPLESS in peace."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import gzip
+import json
+import logging
+import socket
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import respx
+from conftest import Clock
+
+from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
+from fastapi_otpless_session.emulator.faults import FaultKind
+from fastapi_otpless_session.errors import CredentialsRefusedError, SignInRefusedError, UpstreamError
+from fastapi_otpless_session.session import SessionDetails
+from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.tokens import TokenError, UnknownKeyError
+from fastapi_otpless_session.wire import Answer, Request, TokenPair, Verdict
+
+SECRET = "canary-secret"
+BASE = "https://otpless.example"
+VALIDATE = f"{BASE}/v1/sessions/validate-session"
+REFRESH = f"{BASE}/v1/sessions/get-new-session-token"
+SHORT = 0.4
+PATIENCE = 3.0
+"""How long a deadline of `SHORT` may take on a busy machine."""
+THREADS = 3
+
+
+def settings_for(url: str = BASE, **values: Any) -> OtplessSettings:
+    defaults: dict[str, Any] = {
+        "client_id": "demo-client",
+        "client_secret": SECRET,
+        "base_url": url,
+        "jwks_url": f"{url}/.well-known/jwks",
+        "store_url": "memory://",
+    }
+    return OtplessSettings(**{**defaults, **values})
+
+
+@dataclass
+class Backend:
+    """An emulator on a real socket, and how to reach it."""
+
+    emulator: Emulator
+    url: str
+
+    def client(self, **values: Any) -> OtplessClient:
+        return OtplessClient(settings_for(self.url, **values))
+
+    def sign_in(self) -> dict[str, str]:
+        info: dict[str, str] = self.emulator.sign_in()["sessionInfo"]
+        return info
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    emulator = Emulator(EmulatorSettings(client_secret=SECRET))
+    with serve(emulator) as url:
+        yield Backend(emulator, url)
+
+
+@pytest.fixture
+async def client(backend: Backend) -> AsyncIterator[OtplessClient]:
+    async with backend.client() as opened:
+        yield opened
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(1000.0)
+
+
+@pytest.fixture
+async def mocked(clock: Clock) -> AsyncIterator[OtplessClient]:
+    async with OtplessClient(settings_for(), monotonic=clock) as opened:
+        yield opened
+
+
+@dataclass
+class Gatekeeper:
+    """An `HttpSender` that holds every request until it is told to answer."""
+
+    def __post_init__(self) -> None:
+        self.waiting = 0
+        self.most = 0
+        self.open_gate = asyncio.Event()
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        assert request.method == "POST"
+        assert deadline > 0
+        self.waiting += 1
+        self.most = max(self.most, self.waiting)
+        await self.open_gate.wait()
+        self.waiting -= 1
+        return Answer(200, {}, b'{"success": true}')
+
+    async def open(self) -> None:
+        """Nothing to make."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def settle() -> None:
+    """Let every task run until it waits for something outside."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+# The five calls
+
+
+async def test_the_five_calls_work_against_the_contract(backend: Backend, client: OtplessClient) -> None:
+    user = backend.emulator.sign_in()
+    info = user["sessionInfo"]
+    proof = await client.validate_sign_in(user["token"])
+    assert proof.user_id == user["userId"]
+    assert await client.validate_session(info["sessionToken"]) is Verdict.VALID
+    details = await client.session_details(info["sessionToken"])
+    assert isinstance(details, SessionDetails)
+    assert (details.session_id, details.user_id) == (info["sessionId"], user["userId"])
+    pair = await client.new_session_token(info["refreshToken"])
+    assert isinstance(pair, TokenPair)
+    assert pair.session_id == info["sessionId"]
+    claims = await client.verify(pair.session_token)
+    assert (claims.session_id, claims.user_id) == (info["sessionId"], user["userId"])
+    assert await client.revoke_session(pair.session_token) is Verdict.VALID
+    assert await client.validate_session(pair.session_token) is Verdict.DENIED
+    assert await client.new_session_token(pair.refresh_token) is Verdict.INACTIVE
+
+
+async def test_unknown_sessions_and_used_one_time_tokens_are_refused(backend: Backend, client: OtplessClient) -> None:
+    foreign = backend.emulator.foreign_sign_in()["sessionInfo"]
+    assert await client.new_session_token(foreign["refreshToken"]) is Verdict.UNKNOWN
+    token = backend.emulator.sign_in()["token"]
+    await client.validate_sign_in(token)
+    with pytest.raises(SignInRefusedError):
+        await client.validate_sign_in(token)
+
+
+async def test_wrong_credentials_are_our_own_fault_and_logged_as_such(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = backend.sign_in()["sessionToken"]
+    async with backend.client(client_secret="another-secret") as client:
+        with pytest.raises(CredentialsRefusedError, match="OTPLESS_CLIENT_SECRET"):
+            await client.validate_session(token)
+    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "OTPLESS_CLIENT_SECRET" in record.getMessage()
+    assert "another-secret" not in caplog.text
+
+
+@respx.mock
+async def test_a_call_is_one_post_with_credentials_json_and_no_compression(mocked: OtplessClient) -> None:
+    route = respx.post(VALIDATE).respond(json={"success": True})
+    await mocked.validate_session("a.b.c")
+    [call] = route.calls
+    assert call.request.headers["clientId"] == "demo-client"
+    assert call.request.headers["clientSecret"] == SECRET
+    assert call.request.headers["content-type"] == "application/json"
+    assert call.request.headers["accept-encoding"] == "identity"
+    assert json.loads(call.request.content) == {"sessionToken": "a.b.c"}
+
+
+@respx.mock
+async def test_a_cookie_of_one_answer_is_not_carried_into_the_next_call(mocked: OtplessClient) -> None:
+    headers = {"set-cookie": "session=of-somebody-else; Path=/; Secure"}
+    route = respx.post(VALIDATE).respond(json={"success": True}, headers=headers)
+    await mocked.validate_session("a.b.c")
+    await mocked.validate_session("a.b.d")
+    assert "cookie" not in route.calls.last.request.headers
+
+
+@respx.mock
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)]
+)
+async def test_an_answer_that_is_compressed_all_the_same_is_read(
+    mocked: OtplessClient, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    body = httpx.ByteStream(compress(b'{"success": true}'))
+    respx.post(VALIDATE).respond(stream=body, headers={"content-encoding": encoding})
+    assert await mocked.validate_session("a.b.c") is Verdict.VALID
+
+
+@respx.mock
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [
+        (b"no gzip at all", "gzip"),
+        (gzip.compress(b'{"success": true}')[:-9], "gzip"),
+        (b"", "gzip"),
+        (b'{"success": true}', "br"),
+        (gzip.compress(gzip.compress(b'{"success": true}')), "gzip, gzip"),
+    ],
+)
+async def test_an_answer_that_does_not_decode_is_no_verdict(mocked: OtplessClient, body: bytes, encoding: str) -> None:
+    respx.post(VALIDATE).respond(stream=httpx.ByteStream(body), headers={"content-encoding": encoding})
+    with pytest.raises(UpstreamError):
+        await mocked.validate_session("a.b.c")
+
+
+@respx.mock
+@pytest.mark.parametrize(("size", "fits"), [(65_536, True), (65_537, False)])
+async def test_an_answer_may_have_64_kib(mocked: OtplessClient, size: int, fits: bool) -> None:
+    body = b'{"success": true' + b" " * (size - 17) + b"}"
+    for content, headers in [(body, {}), (gzip.compress(body), {"content-encoding": "gzip"})]:
+        respx.post(VALIDATE).respond(stream=httpx.ByteStream(content), headers=headers)
+        if fits:
+            assert await mocked.validate_session("a.b.c") is Verdict.VALID
+        else:
+            with pytest.raises(UpstreamError, match="64 KiB"):
+                await mocked.validate_session("a.b.c")
+
+
+@respx.mock
+@pytest.mark.parametrize(
+    ("error", "unsent"),
+    [
+        (httpx.ConnectError, True),
+        (httpx.ConnectTimeout, True),
+        (httpx.PoolTimeout, True),
+        (httpx.ReadError, False),
+        (httpx.ReadTimeout, False),
+        (httpx.WriteError, False),
+        (httpx.WriteTimeout, False),
+        (httpx.CloseError, False),
+        (httpx.RemoteProtocolError, False),
+        (httpx.LocalProtocolError, False),
+        (httpx.ProxyError, False),
+        (httpx.UnsupportedProtocol, False),
+        (httpx.DecodingError, False),
+        (httpx.TooManyRedirects, False),
+        (httpx.InvalidURL, False),
+        (httpx.StreamClosed, False),
+        (ConnectionResetError, False),
+    ],
+)
+async def test_every_error_of_the_http_library_is_no_verdict_and_says_if_the_request_was_sent(
+    mocked: OtplessClient, error: type[Exception], unsent: bool
+) -> None:
+    raised = error() if error is httpx.StreamClosed else error(SECRET)
+    respx.post(VALIDATE).mock(side_effect=raised)
+    with pytest.raises(UpstreamError) as caught:
+        await mocked.validate_session("a.b.c")
+    assert caught.value.unsent is unsent
+    assert SECRET not in str(caught.value)
+
+
+# What a network does
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("truncated", "reset", "garbage", "html", "redirect", "gzip_bomb", "huge", "deep", "wrong_types"),
+        *("duplicate_keys", "status"),
+    ],
+)
+async def test_a_fault_of_any_kind_is_no_verdict_on_any_call(
+    backend: Backend, client: OtplessClient, kind: FaultKind
+) -> None:
+    user = backend.emulator.sign_in()
+    info = user["sessionInfo"]
+    backend.emulator.add_fault(Fault(kind))
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: client.validate_session(info["sessionToken"]),
+        lambda: client.new_session_token(info["refreshToken"]),
+        lambda: client.session_details(info["sessionToken"]),
+        lambda: client.revoke_session(info["sessionToken"]),
+        lambda: client.verify(info["sessionToken"]),
+    ]
+    for call in calls:
+        with pytest.raises(UpstreamError) as caught:
+            await call()
+        assert SECRET not in str(caught.value)
+    assert len(backend.emulator.calls) == len(calls)  # none was made twice
+
+
+@pytest.mark.parametrize(("kind", "path"), [("hang", "validate-session"), ("drip", "validate-session")])
+async def test_the_deadline_is_total_so_that_a_server_that_drips_cannot_beat_it(
+    backend: Backend, kind: FaultKind, path: str
+) -> None:
+    info = backend.sign_in()
+    backend.emulator.add_fault(Fault(kind, path, interval=SHORT / 2))
+    async with backend.client(request_timeout=SHORT) as client:
+        started = time.monotonic()
+        with pytest.raises(UpstreamError, match=r"did not answer within 0\.\d+ s") as caught:
+            await client.validate_session(info["sessionToken"])
+        assert time.monotonic() - started < PATIENCE
+        assert caught.value.unsent is False
+
+
+async def test_a_refresh_has_a_deadline_of_its_own(backend: Backend) -> None:
+    info = backend.sign_in()
+    backend.emulator.add_fault(Fault("hang"))
+    async with backend.client(request_timeout=SHORT, refresh_timeout=2 * SHORT) as client:
+        started = time.monotonic()
+        with pytest.raises(UpstreamError):
+            await client.new_session_token(info["refreshToken"])
+        assert 2 * SHORT - 0.05 <= time.monotonic() - started < PATIENCE
+
+
+async def test_a_redirect_is_not_followed_and_our_secret_stays_here(backend: Backend) -> None:
+    info = backend.sign_in()
+    elsewhere = Emulator(EmulatorSettings(client_secret=SECRET))
+    with serve(elsewhere) as url:
+        backend.emulator.add_fault(Fault("redirect", location=f"{url}/v1/sessions/validate-session"))
+        async with backend.client() as client:
+            with pytest.raises(UpstreamError, match="307"):
+                await client.validate_session(info["sessionToken"])
+    assert elsewhere.calls == []
+
+
+@pytest.mark.parametrize("kind", ["act_then_reset", "reset", "truncated"])
+async def test_nothing_is_sent_twice_after_a_lost_answer(
+    backend: Backend, client: OtplessClient, kind: FaultKind
+) -> None:
+    info = backend.sign_in()
+    await client.validate_session(info["sessionToken"])  # over a connection that is kept
+    backend.emulator.add_fault(Fault(kind, times=1))
+    with pytest.raises(UpstreamError) as caught:
+        await client.new_session_token(info["refreshToken"])
+    assert caught.value.unsent is False
+    assert backend.emulator.count("get-new-session-token") == 1
+
+
+async def test_where_no_connection_can_be_made_the_request_was_certainly_not_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with OtplessClient(settings_for(url)) as client:
+        with pytest.raises(UpstreamError, match="was not reached") as caught:
+            await client.validate_session("a.b.c")
+    assert caught.value.unsent is True
+
+
+async def test_the_environments_proxies_are_ignored(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    info = backend.sign_in()
+    async with backend.client() as client:
+        assert await client.validate_session(info["sessionToken"]) is Verdict.VALID
+
+
+async def test_no_secret_and_no_token_reach_the_log_or_an_error(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    user = backend.emulator.sign_in()
+    info = user["sessionInfo"]
+    errors = []
+    for kind in ("status", "garbage", "reset", None):
+        backend.emulator.clear_faults()
+        if kind:
+            backend.emulator.add_fault(Fault(kind))
+        async with backend.client() as client:
+            for call in (
+                client.validate_session(info["sessionToken"]),
+                client.new_session_token(info["refreshToken"]),
+                client.session_details(info["sessionToken"]),
+                client.validate_sign_in(user["token"]),
+                client.verify(info["sessionToken"]),
+            ):
+                try:
+                    await call
+                except UpstreamError as error:
+                    errors.append(f"{error} {error!r}")
+    assert errors
+    assert caplog.records
+    seen = caplog.text + "".join(map(repr, (record.args for record in caplog.records))) + "".join(errors)
+    for secret in (SECRET, info["sessionToken"], info["refreshToken"], user["token"]):
+        assert secret not in seen
+
+
+# The breaker
+
+
+@respx.mock
+async def test_five_failures_in_a_row_open_the_breaker_which_then_probes_each_second(
+    mocked: OtplessClient, clock: Clock
+) -> None:
+    route = respx.post(VALIDATE).respond(503)
+    for made in range(1, 6):
+        with pytest.raises(UpstreamError, match="503"):
+            await mocked.validate_session("a.b.c")
+        assert route.call_count == made
+    for probes in range(3):
+        for _ in range(3):
+            with pytest.raises(UpstreamError, match="has been failing") as caught:
+                await mocked.validate_session("a.b.c")
+            assert caught.value.unsent is True
+        assert route.call_count == 5 + probes
+        clock.advance(1)
+        with pytest.raises(UpstreamError, match="503"):
+            await mocked.validate_session("a.b.c")
+    clock.advance(1)
+    route.respond(json={"success": True})
+    assert await mocked.validate_session("a.b.c") is Verdict.VALID
+    assert await mocked.validate_session("a.b.c") is Verdict.VALID  # recovered: no more waiting
+
+
+@respx.mock
+async def test_an_open_breaker_lets_one_probe_through_at_a_time(mocked: OtplessClient, clock: Clock) -> None:
+    route = respx.post(VALIDATE).respond(503)
+    for _ in range(5):
+        with pytest.raises(UpstreamError):
+            await mocked.validate_session("a.b.c")
+    clock.advance(1)
+    answers = await asyncio.gather(*(mocked.validate_session("a.b.c") for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(answer, UpstreamError) for answer in answers)
+    assert route.call_count == 6
+
+
+@respx.mock
+async def test_half_of_twenty_calls_failing_within_ten_seconds_opens_the_breaker(
+    mocked: OtplessClient, clock: Clock
+) -> None:
+    route = respx.post(VALIDATE)
+    for number in range(20):
+        clock.advance(0.1)
+        if number % 2:
+            route.respond(503)
+            with pytest.raises(UpstreamError, match="503"):
+                await mocked.validate_session("a.b.c")
+        else:
+            route.respond(json={"success": True})
+            await mocked.validate_session("a.b.c")
+    with pytest.raises(UpstreamError, match="has been failing"):
+        await mocked.validate_session("a.b.c")
+
+
+@respx.mock
+async def test_failures_that_are_spread_out_do_not_open_the_breaker(mocked: OtplessClient, clock: Clock) -> None:
+    route = respx.post(VALIDATE)
+    for number in range(60):
+        clock.advance(1)
+        route.respond(503 if number % 2 else 200, json={"success": True})
+        if number % 2:
+            with pytest.raises(UpstreamError, match="503"):
+                await mocked.validate_session("a.b.c")
+        else:
+            await mocked.validate_session("a.b.c")
+    assert route.call_count == 60
+
+
+@respx.mock
+@pytest.mark.parametrize(("asked", "kept"), [("3", 3.0), ("600", 10.0)])
+async def test_retry_after_is_honoured_up_to_ten_seconds(
+    mocked: OtplessClient, clock: Clock, asked: str, kept: float
+) -> None:
+    route = respx.post(VALIDATE).respond(429, headers={"retry-after": asked})
+    with pytest.raises(UpstreamError) as caught:
+        await mocked.validate_session("a.b.c")
+    assert caught.value.retry_after == float(asked)
+    route.respond(json={"success": True})
+    clock.advance(kept - 0.1)
+    with pytest.raises(UpstreamError, match="has been failing"):
+        await mocked.validate_session("a.b.c")
+    clock.advance(0.2)
+    assert await mocked.validate_session("a.b.c") is Verdict.VALID
+
+
+@respx.mock
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"errorCode": "7414"}),
+        (401, {"errorCode": "7415"}),
+        (401, {}),
+        (400, {}),
+        (403, {}),
+        (404, {}),
+        (422, {}),
+        (200, {"success": False}),
+    ],
+)
+async def test_an_otpless_that_answers_does_not_open_the_breaker_whatever_it_says(
+    mocked: OtplessClient, status: int, body: dict[str, Any]
+) -> None:
+    route = respx.post(VALIDATE).respond(status, json=body)
+    for _ in range(30):
+        try:
+            assert await mocked.validate_session("a.b.c") is not Verdict.VALID
+        except UpstreamError as error:
+            assert error.healthy  # noqa: PT017 - a verdict and an error are both right here
+    assert route.call_count == 30
+
+
+@respx.mock
+async def test_refused_sign_ins_do_not_open_the_breaker(mocked: OtplessClient) -> None:
+    route = respx.post(f"{BASE}/auth/v1/validate/token").respond(401, json={"errorCode": "7301"})
+    for _ in range(10):
+        with pytest.raises(SignInRefusedError):
+            await mocked.validate_sign_in("one-time")
+    assert route.call_count == 10
+
+
+# Concurrency
+
+
+async def test_no_more_calls_than_allowed_are_made_at_once_and_strangers_get_half() -> None:
+    gatekeeper = Gatekeeper()
+    client = OtplessClient(settings_for(max_upstream=4, request_timeout=60, refresh_timeout=60), http=gatekeeper)
+    strangers = [asyncio.create_task(client.validate_session("a.b.c", known=False)) for _ in range(10)]
+    await settle()
+    assert gatekeeper.waiting == 2
+    known = [asyncio.create_task(client.validate_session("a.b.d")) for _ in range(10)]
+    await settle()
+    assert gatekeeper.waiting == 4
+    gatekeeper.open_gate.set()
+    assert await asyncio.gather(*strangers, *known) == [Verdict.VALID] * 20
+    assert gatekeeper.most == 4
+
+
+async def test_who_finds_no_place_in_time_gets_no_verdict_and_keeps_none() -> None:
+    gatekeeper = Gatekeeper()
+    client = OtplessClient(settings_for(max_upstream=1, request_timeout=0.05, refresh_timeout=60), http=gatekeeper)
+    first = asyncio.create_task(client.new_session_token("a.b.c"))
+    await settle()
+    with pytest.raises(UpstreamError, match="too many calls") as caught:
+        await client.validate_session("a.b.c")
+    assert caught.value.unsent is True
+    gatekeeper.open_gate.set()
+    with pytest.raises(UpstreamError):  # the gatekeeper knows no pairs
+        await first
+    assert await client.validate_session("a.b.c") is Verdict.VALID
+
+
+async def test_a_caller_that_goes_away_gives_its_place_back() -> None:
+    gatekeeper = Gatekeeper()
+    client = OtplessClient(settings_for(max_upstream=1), http=gatekeeper)
+    first = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    first.cancel()
+    await asyncio.wait([first])
+    gatekeeper.open_gate.set()
+    assert await client.validate_session("a.b.c") is Verdict.VALID
+
+
+# The key set
+
+
+@dataclass
+class Keyring:
+    """A client of an emulator in the same process; its clock is the test's."""
+
+    emulator: Emulator
+    client: OtplessClient
+    clock: Clock
+
+    def token(self, kid: str | None = None) -> str:
+        claims = {"sub": "s-1", "sessionId": "s-1", "iss": "https://otpless.com", "userId": "MO-1", "exp": 2e9}
+        return self.emulator.issue(claims, kid=kid)
+
+    @property
+    def fetches(self) -> int:
+        return self.emulator.count("/.well-known/jwks")
+
+
+@pytest.fixture
+async def keyring(clock: Clock) -> AsyncIterator[Keyring]:
+    emulator = Emulator(clock=clock)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(emulator.app)) as http:
+        client = OtplessClient(settings_for("http://otpless.localhost"), http=http, monotonic=clock)
+        yield Keyring(emulator, client, clock)
+        await client.close()
+
+
+async def test_the_key_set_is_fetched_once_and_then_hourly(keyring: Keyring) -> None:
+    for _ in range(5):
+        assert (await keyring.client.verify(keyring.token())).session_id == "s-1"
+        keyring.clock.advance(600)
+    assert keyring.fetches == 1
+    keyring.clock.advance(600)
+    await keyring.client.verify(keyring.token())
+    assert keyring.fetches == 2
+
+
+async def test_many_unknown_keys_at_once_cost_one_fetch(keyring: Keyring) -> None:
+    tokens = [keyring.token(kid=f"made-up-{number}") for number in range(30)]
+    outcomes = await asyncio.gather(*(keyring.client.verify(token) for token in tokens), return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {UnknownKeyError}
+    assert keyring.fetches == 1
+
+
+async def test_who_comes_during_a_fetch_waits_for_it_too(keyring: Keyring) -> None:
+    first = asyncio.create_task(keyring.client.verify(keyring.token()))
+    while not keyring.fetches:  # noqa: ASYNC110 - the fetch is under way as soon as it was seen
+        await asyncio.sleep(0)
+    assert (await keyring.client.verify(keyring.token())).session_id == "s-1"
+    await first
+    assert keyring.fetches == 1
+
+
+async def test_unknown_keys_cost_a_fetch_every_ten_seconds_at_most(keyring: Keyring) -> None:
+    await keyring.client.verify(keyring.token())
+    for _ in range(10):
+        with pytest.raises(UnknownKeyError):
+            await keyring.client.verify(keyring.token(kid="made-up"))
+        keyring.clock.advance(0.9)
+    assert keyring.fetches == 1
+    keyring.clock.advance(1.1)
+    with pytest.raises(UnknownKeyError):
+        await keyring.client.verify(keyring.token(kid="made-up"))
+    assert keyring.fetches == 2
+
+
+async def test_a_new_key_is_picked_up_and_one_that_was_retired_goes(keyring: Keyring) -> None:
+    old = keyring.token()
+    await keyring.client.verify(old)
+    keyring.emulator.rotate_key()
+    keyring.clock.advance(10)
+    await keyring.client.verify(keyring.token())
+    await keyring.client.verify(old)
+    assert keyring.fetches == 2
+    keyring.emulator.retire_keys()
+    keyring.clock.advance(3600)
+    await keyring.client.verify(keyring.token())
+    with pytest.raises(UnknownKeyError):
+        await keyring.client.verify(old)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status"),
+        Fault("garbage"),
+        Fault("status", status=200, body=b'{"keys": []}'),
+        Fault("status", status=404),
+    ],
+    ids=lambda fault: f"{fault.kind} {fault.status} {fault.body}",
+)
+async def test_an_outage_leaves_known_keys_working_and_unknown_ones_without_a_verdict(
+    keyring: Keyring, fault: Fault
+) -> None:
+    await keyring.client.verify(keyring.token())
+    keyring.emulator.add_fault(fault)
+    keyring.clock.advance(7200)
+    assert (await keyring.client.verify(keyring.token())).session_id == "s-1"
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await keyring.client.verify(keyring.token(kid="made-up"))
+    keyring.emulator.clear_faults()
+    keyring.clock.advance(10)
+    with pytest.raises(UnknownKeyError):
+        await keyring.client.verify(keyring.token(kid="made-up"))
+
+
+async def test_without_any_keys_nothing_can_be_checked_until_they_can_be_had(keyring: Keyring) -> None:
+    keyring.emulator.add_fault(Fault("status"))
+    for _ in range(5):
+        with pytest.raises(UpstreamError):
+            await keyring.client.verify(keyring.token())
+    assert keyring.fetches == 1
+    keyring.emulator.clear_faults()
+    keyring.clock.advance(10)
+    assert (await keyring.client.verify(keyring.token())).session_id == "s-1"
+
+
+async def test_the_issuer_is_the_settings(clock: Clock) -> None:
+    emulator = Emulator(EmulatorSettings(issuer="https://elsewhere.example"), clock=clock)
+    token = emulator.sign_in()["sessionInfo"]["sessionToken"]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(emulator.app)) as http:
+        url = "http://otpless.localhost"
+        with pytest.raises(TokenError):
+            await OtplessClient(settings_for(url), http=http).verify(token)
+        other = OtplessClient(settings_for(url, issuer="https://elsewhere.example"), http=http)
+        assert (await other.verify(token)).issuer == "https://elsewhere.example"
+
+
+async def test_a_token_of_another_algorithm_costs_no_fetch(keyring: Keyring) -> None:
+    with pytest.raises(TokenError):
+        await keyring.client.verify("eyJhbGciOiJub25lIn0.e30.eA")
+    assert keyring.fetches == 0
+
+
+# Whose connections these are
+
+
+async def test_an_http_client_that_was_given_is_not_closed(backend: Backend) -> None:
+    info = backend.sign_in()
+    async with httpx.AsyncClient() as http:
+        async with OtplessClient(settings_for(backend.url), http=http) as client:
+            await client.validate_session(info["sessionToken"])
+        assert not http.is_closed
+
+
+async def test_an_http_client_that_was_given_and_closed_is_no_verdict(backend: Backend) -> None:
+    http = httpx.AsyncClient()
+    await http.aclose()
+    with pytest.raises(UpstreamError) as caught:
+        await OtplessClient(settings_for(backend.url), http=http).validate_session("a.b.c")
+    assert caught.value.unsent is True
+
+
+async def test_a_given_http_client_does_not_follow_redirects_here_even_if_it_would(backend: Backend) -> None:
+    info = backend.sign_in()
+    backend.emulator.add_fault(Fault("redirect", location=f"{backend.url}/elsewhere"))
+    async with httpx.AsyncClient(follow_redirects=True) as http:
+        with pytest.raises(UpstreamError, match="307"):
+            await OtplessClient(settings_for(backend.url), http=http).validate_session(info["sessionToken"])
+    assert backend.emulator.count("elsewhere") == 0
+
+
+async def test_a_closed_client_opens_again_when_it_is_used(backend: Backend) -> None:
+    info = backend.sign_in()
+    client = backend.client()
+    for _ in range(2):
+        assert await client.validate_session(info["sessionToken"]) is Verdict.VALID
+        await client.close()
+
+
+def test_one_client_serves_event_loops_one_after_another_and_leaves_nothing_open(backend: Backend) -> None:
+    token = backend.sign_in()["sessionToken"]
+    client = backend.client()
+
+    async def ask() -> Verdict:
+        await client.verify(token)
+        return await client.validate_session(token)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [asyncio.run(ask()) for _ in range(THREADS)] == [Verdict.VALID] * THREADS
+        gc.collect()
+
+
+def test_one_client_serves_event_loops_in_several_threads(backend: Backend) -> None:
+    token = backend.sign_in()["sessionToken"]
+    client = backend.client()
+    verdicts = []
+
+    async def ask() -> None:
+        verdicts.extend(await asyncio.gather(*(client.validate_session(token) for _ in range(5))))
+
+    threads = [threading.Thread(target=asyncio.run, args=(ask(),)) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == [Verdict.VALID] * 5 * THREADS
