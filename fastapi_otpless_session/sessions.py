@@ -299,7 +299,7 @@ class OtplessSessions:
         Raises `SessionRefusedError` where OTPLESS says that the session is over, `NoVerdictError` for no verdict.
         """
         token = session.token.get_secret_value()
-        digest, now = self._vault.digest(token), time.monotonic()
+        digest, now = self._vault.digest(token), self._clock()
         known = self._details.get(digest)
         if known is not None and now - known[1] < self.settings.validation_ttl:
             return known[0]

@@ -281,11 +281,21 @@ def _check_key(text: str, number: int) -> None:
 
 
 def _origin(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"https", "http"} or not parts.hostname or parts.path.strip("/") or parts.query:
-        raise ValueError(f"{text!r} is not an origin; write https://host or https://host:port")
-    default = {"https": ":443", "http": ":80"}[parts.scheme]
+    if not _is_origin(text):
+        shown = "one of them" if "@" in text else repr(text)  # what stands before an @ may be a password
+        raise ValueError(f"{shown} is not an origin; write https://host or https://host:port")
+    default = ":443" if text.lower().startswith("https:") else ":80"
     return text.rstrip("/").lower().removesuffix(default)
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        return False
+    more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    return parts.scheme in {"https", "http"} and bool(parts.hostname) and not more
 
 
 def _explain(error: ValidationError) -> str:

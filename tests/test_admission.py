@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import jwt
 import pytest
 from conftest import World
 
@@ -214,3 +216,59 @@ def test_details_that_cannot_be_had_are_503(world: World) -> None:
     world.sign_in()
     world.emulator.add_fault(Fault("status", path="get-session-details", status=500))
     assert world.get("/details").status_code == 503
+
+
+def test_details_of_a_token_that_died_early_are_had_with_its_successor(world: World) -> None:
+    user = world.sign_in()
+    world.emulator.expire(world.session_id(user))
+    answer = world.get("/details")
+    assert answer.status_code == 200
+    assert "set-cookie" in answer.headers
+    world.emulator.revoke(world.session_id(user))
+    world.clock.advance(61)
+    assert code(world.get("/details")) == "session_expired"
+
+
+def test_half_an_emoji_in_a_name_breaks_nothing(world: World) -> None:
+    user = world.emulator.sign_in()
+    claims = jwt.decode(world.token(user), options={"verify_signature": False})
+    half = world.emulator.issue({**claims, "name": "half \ud83d"})
+    user["sessionInfo"]["sessionToken"] = half
+    details = {"sessionId": world.session_id(user), "userId": user["userId"], "identities": [{"name": "\ud83d"}]}
+    fault = Fault("status", path="get-session-details", status=200, body=json.dumps(details).encode())
+    world.emulator.add_fault(fault)
+    assert world.client.post("/auth/login", json=user).json()["name"] == "half ?"
+    assert world.get("/auth/session").json()["details"]["identities"][0]["name"] == "?"
+    assert world.get("/details").status_code == 200
+
+
+@pytest.mark.parametrize("jwks_url", [None, ""])
+@pytest.mark.parametrize("session_id", ["\ud800", "x" * 300, "new\nline", "", 7, None])
+def test_an_absurd_session_id_in_a_token_is_refused(
+    make_world: Callable[..., World], session_id: Any, jwks_url: str | None
+) -> None:
+    world = make_world(**({} if jwks_url is None else {"jwks_url": jwks_url}))
+    token = world.emulator.issue({"sub": session_id, "iss": "https://otpless.com", "exp": int(world.clock.now) + 60})
+    assert world.get("/orders", token).status_code == 401
+
+
+def test_an_unverified_session_id_finds_no_row(make_world: Callable[..., World]) -> None:
+    world = make_world(jwks_url="")
+    user = world.sign_in(channel="header")
+    world.client.post("/auth/logout", headers={"X-Session-Token": world.token(user)})
+    forged = world.emulator.forge({"sub": world.session_id(user), "exp": int(world.clock.now) + 60})
+    assert code(world.get("/orders", forged)) != "session_revoked"
+
+
+def test_a_stranger_is_asked_about_behind_the_request_too(world: World) -> None:
+    token = world.token(world.emulator.sign_in())
+    world.get("/orders", token)
+    world.clock.advance(45)
+    assert world.get("/orders", token).status_code == 200
+    world.get("/public")
+    world.clock.advance(29)
+    assert world.get("/orders", token).status_code == 200
+    assert world.emulator.count("validate-session") == 2
+    world.emulator.add_fault(Fault("status", status=500))
+    world.clock.advance(10)
+    assert world.get("/orders", token).status_code == 200

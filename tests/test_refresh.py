@@ -11,7 +11,15 @@ import httpx
 import pytest
 from conftest import Clock, World, make_settings
 
-from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason, StoreError, open_store
+from fastapi_otpless_session import (
+    NoVerdictError,
+    OtplessClient,
+    OtplessSessions,
+    Session,
+    SessionReason,
+    StoreError,
+    open_store,
+)
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore, State
@@ -334,6 +342,30 @@ class FailingStore(SqliteStore):
         self._check("take_lease")
         return await super().take_lease(session_id, generation, owner, seconds)
 
+    async def confirm(self, row: SessionRow, grace: float) -> None:
+        self._check("confirm")
+        await super().confirm(row, grace)
+
+    async def touch(self, session_id: str, generation: int, *, validated: bool) -> None:
+        self._check("touch")
+        await super().touch(session_id, generation, validated=validated)
+
+    async def release_lease(self, lease: Lease, *, answer_lost: bool) -> None:
+        self._check("release_lease")
+        await super().release_lease(lease, answer_lost=answer_lost)
+
+    async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
+        self._check("replace_revocation")
+        await super().replace_revocation(session_id, session_token, refresh_token)
+
+    async def settle_revocation(self, row: SessionRow) -> None:
+        self._check("settle_revocation")
+        await super().settle_revocation(row)
+
+    async def list_user(self, user_id: str) -> Any:
+        self._check("list_user")
+        return await super().list_user(user_id)
+
     async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
         self._check("commit")
         return await super().commit(lease, rotation)
@@ -371,6 +403,177 @@ async def test_a_commit_that_the_store_fails_is_made_up_for_behind_the_request(c
         assert again.refreshed
         assert emulator.count("get-new-session-token") == 1
     await store.close()
+
+
+async def test_a_pair_whose_commit_was_put_off_is_not_overtaken_when_the_lease_lapses(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        store.fail("commit")
+        await world.workers[0].resolve(world.token)
+        clock.advance(60)
+        store.fail()
+        outcome = await world.workers[0].resolve(world.token)
+        assert isinstance(outcome, Session)
+        assert emulator.count("get-new-session-token") == 1
+        assert not emulator.session(world.session_id).revoked
+    await store.close()
+
+
+async def test_a_sign_out_in_a_refresh_holds_though_the_new_pair_cannot_be_noted(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    emulator.set_latency("get-new-session-token", 0.05)
+    emulator.add_fault(Fault("status", path="revoke-session", times=1))
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        refreshing = asyncio.create_task(world.workers[0].resolve(world.token))
+        await _called(emulator)
+        store.fail("replace_revocation")
+        await world.workers[0].sign_out(world.token)
+        assert await refreshing is SessionReason.REVOKED
+        store.fail()
+        await world.workers[0].close()
+        assert emulator.session(world.session_id).revoked
+    await store.close()
+
+
+async def test_what_only_notes_something_may_fail_without_anybody_noticing(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        store.fail("touch", "confirm", "release_lease")
+        clock.advance(70)
+        assert isinstance(await worker.resolve(world.token), Session)
+        clock.advance(DAY)
+        emulator.add_fault(Fault("status", path="get-new-session-token", status=500, times=1))
+        assert await worker.resolve(world.token) is SessionReason.UNAVAILABLE
+        clock.advance(15)
+        outcome = await worker.resolve(world.token)
+        assert isinstance(outcome, Session)
+        assert isinstance(await worker.resolve(outcome.token.get_secret_value()), Session)
+    await store.close()
+
+
+async def test_a_sign_out_without_the_store_tells_otpless_and_holds_in_this_worker(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        await worker.resolve(world.token)
+        store.fail("find", "get", "end")
+        await worker.sign_out(world.token)
+        assert emulator.session(world.session_id).revoked
+        assert await worker.resolve(world.token) is SessionReason.REVOKED
+        store.fail()
+        assert await worker.resolve(world.token) is SessionReason.REVOKED
+    await store.close()
+
+
+async def test_a_sign_out_that_neither_store_nor_otpless_takes_is_an_error(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        await worker.resolve(world.token)
+        store.fail("find", "end")
+        emulator.expire(world.session_id)
+        with pytest.raises(NoVerdictError):  # OTPLESS takes no dead token, and its refresh token lives on
+            await worker.sign_out(world.token)
+        emulator.reset_calls()
+        await worker.sign_out(emulator.forge({"sub": world.session_id, "exp": clock.now + 60}))
+        assert emulator.count("revoke-session") == 0
+    await store.close()
+
+
+async def test_a_stranger_is_bridged_over_a_store_outage_but_not_past_a_sign_out(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        user = emulator.sign_in(mobile="922")
+        token = str(user["sessionInfo"]["sessionToken"])
+        assert isinstance(await worker.resolve(token), Session)
+        store.fail("find", "get")
+        served = await worker.resolve(token)
+        assert isinstance(served, Session)
+        assert served.stale
+        assert await worker.resolve(token, known_only=True) is SessionReason.UNAVAILABLE
+        store.fail()
+        await worker.sign_out(token)
+        store.fail("find", "get")
+        assert not isinstance(await worker.resolve(token), Session)
+    await store.close()
+
+
+async def test_an_own_copy_is_read_again_after_the_store_ttl_however_often_it_is_used(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator, stores = Emulator(clock=clock), files(tmp_path, clock, 2)
+    async with Workers(emulator, clock, stores, store_ttl=10) as world:
+        one, two = world.workers
+        now = [1000.0]
+        monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: now[0])
+        assert isinstance(await two.resolve(world.token), Session)
+        await one.sign_out(world.token)
+        for _ in range(3):
+            now[0] += 3
+            assert isinstance(await two.resolve(world.token), Session)
+        now[0] += 3
+        assert await two.resolve(world.token) is SessionReason.REVOKED
+        monkeypatch.undo()
+    await close(stores)
+
+
+async def test_fresh_within_never_believes_longer_than_the_ttl(tmp_path: Path, clock: Clock) -> None:
+    emulator, stores = Emulator(clock=clock), files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores) as world:
+        emulator.revoke(world.session_id)
+        clock.advance(500)
+        assert await world.workers[0].resolve(world.token, max_age=600) is SessionReason.EXPIRED
+    await close(stores)
+
+
+async def test_a_row_lives_as_long_as_the_longest_of_its_tokens(tmp_path: Path, clock: Clock) -> None:
+    emulator, stores = Emulator(clock=clock), files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores) as world:
+        worker = world.workers[0]
+        clock.advance(6.5 * DAY)
+        renewed = await worker.resolve(world.token)
+        assert isinstance(renewed, Session)
+        emulator.add_fault(Fault("status", path="revoke-session", status=500))
+        token = renewed.token.get_secret_value()
+        await worker.sign_out(token)
+        clock.advance(0.6 * DAY)
+        await worker.housekeep()
+        assert await worker.resolve(token) is SessionReason.REVOKED
+    await close(stores)
+
+
+async def test_a_telling_that_store_or_otpless_refuses_is_tried_again(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        store.fail("settle_revocation")
+        await worker.sign_out(world.token)
+        store.fail()
+        emulator.reset_calls()
+        clock.advance(7)
+        await worker.housekeep()
+        assert emulator.count("revoke-session") == 1
+        clock.advance(3600)
+        await worker.housekeep()
+        assert emulator.count("revoke-session") == 1
+    await store.close()
+
+
+async def test_a_cookie_websocket_does_not_go_on_as_a_stranger_once_its_row_is_gone(
+    tmp_path: Path, clock: Clock
+) -> None:
+    emulator, stores = Emulator(clock=clock), files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores) as world:
+        worker = world.workers[0]
+        stranger = await worker.resolve(str(emulator.sign_in()["sessionInfo"]["sessionToken"]))
+        assert isinstance(stranger, Session)
+        assert isinstance(await worker.recheck(stranger), Session)
+        assert await worker.recheck(stranger, known_only=True) is SessionReason.INVALID
+    await close(stores)
 
 
 async def test_while_the_store_is_down_only_who_was_just_seen_is_served(clock: Clock) -> None:

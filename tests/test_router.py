@@ -333,3 +333,28 @@ def test_the_same_origin_rule(make_world: Callable[..., World], headers: dict[st
     token = {"X-Session-Token": world.token(user), **headers}
     world.client.cookies.clear()
     assert world.client.post("/orders", headers=token).status_code == 200
+
+
+def test_the_same_sign_in_again_does_not_use_up_a_strict_refresh_token(make_world: Callable[..., World]) -> None:
+    settings = EmulatorSettings(one_time_token_reusable=True, rotation="strict")
+    world = make_world(settings)
+    user = world.sign_in()
+    world.emulator.add_fault(Fault("status", path="jwks", status=500))
+    assert world.client.post("/auth/login", json=user).status_code == 200
+    world.clock.advance(86_401)
+    assert world.get("/orders").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/auth/sessions", "/auth/session"])
+def test_what_cannot_be_read_now_is_503(world: World, path: str) -> None:
+    world.sign_in()
+    world.clock.advance(86_401)
+    world.emulator.add_fault(Fault("status", status=500))
+    assert world.get(path).status_code == 503
+
+
+def test_a_scripts_view_of_a_users_sessions(world: World) -> None:
+    user = world.sign_in()
+    assert world.call(world.sessions.end, "unknown") is False
+    assert world.call(world.sessions.end_all, user["userId"]) == 1
+    assert world.call(world.sessions.end_all, user["userId"]) == 0

@@ -1,0 +1,51 @@
+# Two commands: "make demo" and "make test". Needed: make, and Python 3.11 or newer (PYTHON= says which).
+
+VENV = .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+MINIMUM_COVERAGE = 95
+
+help:
+	@echo 'make demo     run the example shop with the OTPLESS emulator   PORT= EMULATOR_PORT='
+	@echo 'make test     lint, check types and run all tests              PYTEST_ARGS= MINIMUM_COVERAGE='
+	@echo 'make lint     lint and check types only'
+	@echo 'make format   format the code and mend what the linter can'
+	@echo 'make clean    remove the virtual environment, caches and reports'
+
+demo: $(STAMP)
+	@PORT='$(PORT)' EMULATOR_PORT='$(EMULATOR_PORT)' exec $(BIN)/python -m example_app
+
+test: lint
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=$(MINIMUM_COVERAGE)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip's first: the one that comes with Python may be too old for --group.
+$(STAMP): pyproject.toml constraints.txt
+	@for python in $(PYTHON) python3.11 python3 python3.12 python3.13 python3.14 python; do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$python && break; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo 'error: this needs Python 3.11 or newer. Say where it is, as in: make test PYTHON=/path/to/python3.11' >&2; \
+	    exit 1; \
+	fi; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$found"; "$$found" -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli]' --group dev
+	@touch $(STAMP)
+
+.PHONY: help demo test lint format clean

@@ -1,0 +1,188 @@
+"""Runs the shop and the emulator until Ctrl-C. `PORT` and `EMULATOR_PORT` choose their ports."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+from contextlib import ExitStack
+from types import FrameType
+
+import uvicorn
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from example_app.main import create_app
+from fastapi_otpless_session import ConfigurationError, OtplessSettings
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
+
+USUAL_PORT = 8000
+USUAL_EMULATOR_PORT = 8701
+TOKEN_LIFETIME = 600.0
+"""Ten minutes, so that the clock on the page is worth watching."""
+
+_ATTEMPTS = 50
+_LARGEST_PORT = 65535
+_NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+
+class DemoError(Exception):
+    """The demo cannot start; the text says why."""
+
+
+class Given(BaseSettings):
+    """What the environment or `.env` says already."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore")
+
+    otpless_client_id: str = ""
+    otpless_client_secret: str = ""
+    shop_app_id: str = ""
+    otpless_cookie_secure: str = ""
+
+    def missing(self) -> list[str]:
+        """The names of what running against the real OTPLESS needs and isn't there."""
+        needed = ("otpless_client_id", "otpless_client_secret", "shop_app_id")
+        return [name.upper() for name in needed if not getattr(self, name)]
+
+
+class Server(uvicorn.Server):
+    """Says where it is once it can be reached."""
+
+    def __init__(self, config: uvicorn.Config, greeting: str) -> None:
+        super().__init__(config)
+        self._greeting = greeting
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start."""
+        await super().startup(sockets)
+        if self.started:
+            _say(self._greeting)
+
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+        """Stop cleanly. uvicorn raises a signal once more after its end; that is not to kill the process either."""
+        self.should_exit = True
+
+
+def main() -> int:
+    """Run both and return the exit status."""
+    try:
+        return _run()
+    except DemoError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+
+
+def _run() -> int:
+    with ExitStack() as stack:
+        shop = _listen(stack, "PORT", USUAL_PORT)
+        url = f"http://localhost:{shop[0].getsockname()[1]}"
+        given = Given()
+        os.environ["OTPLESS_COOKIE_SECURE"] = given.otpless_cookie_secure or "false"  # Safari, on http://localhost
+        if missing := given.missing():
+            note = _start_emulator(stack, given, missing)
+        else:
+            note = "OTPLESS    the real one, with the credentials from the environment or .env (no emulator)"
+        _check_settings()
+        greeting = f"\nShop       {url}\n{note}\n\nCtrl-C stops everything.\n"
+        config = uvicorn.Config(create_app(), log_level="warning", ws="none", timeout_graceful_shutdown=3)
+        server = Server(config, greeting)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, server.stop)
+        try:
+            server.run(sockets=shop)
+        except SystemExit:  # uvicorn has said why it didn't start
+            return 1
+    _say("Stopped.\n")
+    return 0
+
+
+def _start_emulator(stack: ExitStack, given: Given, missing: list[str]) -> str:
+    """Start the emulator, point all settings at it, and return what there is to say about it."""
+    settings = EmulatorSettings(session_lifetime=TOKEN_LIFETIME)
+    url = _serve(stack, Emulator(settings))
+    os.environ |= {
+        "OTPLESS_CLIENT_ID": settings.client_id,
+        "OTPLESS_CLIENT_SECRET": settings.client_secret,
+        "OTPLESS_BASE_URL": url,
+        "OTPLESS_JWKS_URL": f"{url}/.well-known/jwks",
+        "OTPLESS_ISSUER": settings.issuer,
+        "OTPLESS_STORE_URL": "sqlite:///demo.db",
+        # Ask OTPLESS each time, so that an expired token shows at the very next click.
+        "OTPLESS_VALIDATION_TTL": "0",
+        "SHOP_APP_ID": settings.app_id,
+        "SHOP_SDK_URL": f"{url}/v4/auth.js",
+        "SHOP_EMULATOR_URL": url,
+    }
+    note = f"Emulator   {url} (its phone shows the codes)"
+    if given.otpless_client_id or given.otpless_client_secret or given.shop_app_id:
+        note += f"\nThe real OTPLESS isn't used: {', '.join(missing)} not set."
+    return note
+
+
+def _check_settings() -> None:
+    """Say what is wrong with them before anything starts, rather than amid a server's log."""
+    try:
+        OtplessSettings()
+    except ConfigurationError as error:
+        raise DemoError(str(error)) from None
+
+
+def _serve(stack: ExitStack, emulator: Emulator) -> str:
+    wanted = _wanted("EMULATOR_PORT")
+    last: OSError | None = None
+    for port in [USUAL_EMULATOR_PORT, 0] if wanted is None else [wanted]:
+        try:
+            return stack.enter_context(serve(emulator, port=port))
+        except OSError as error:
+            last = error
+    raise _cannot_listen("EMULATOR_PORT", wanted or 0, last)
+
+
+def _listen(stack: ExitStack, name: str, usual: int) -> list[socket.socket]:
+    """Listen on localhost: at the port that the variable `name` gives, else at the usual one or any free one."""
+    wanted = _wanted(name)
+    last: OSError | None = None
+    for port in [usual, *[0] * _ATTEMPTS] if wanted is None else [wanted]:
+        try:
+            return _localhost(stack, port)
+        except OSError as error:
+            last = error
+    raise _cannot_listen(name, wanted or 0, last)
+
+
+def _localhost(stack: ExitStack, port: int) -> list[socket.socket]:
+    """Listen at both of localhost's addresses: which one a browser takes is its own choice."""
+    with ExitStack() as opened:
+        first = opened.enter_context(socket.create_server(("127.0.0.1", port)))
+        found = [first]
+        try:
+            second = socket.create_server(("::1", first.getsockname()[1]), family=socket.AF_INET6)
+        except OSError as error:
+            if error.errno not in _NO_IPV6:
+                raise
+        else:
+            found.append(opened.enter_context(second))
+        stack.push(opened.pop_all())
+    return found
+
+
+def _wanted(name: str) -> int | None:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) > _LARGEST_PORT:
+        raise DemoError(f"{name} must be a number from 0 (any free port) to {_LARGEST_PORT}, not {text!r}")
+    return int(text)
+
+
+def _cannot_listen(name: str, port: int, error: OSError | None) -> DemoError:
+    if error is not None and error.errno == errno.EADDRINUSE:
+        return DemoError(f"port {port} is taken. Choose another, as in: make demo {name}={port + 1}")
+    return DemoError(f"cannot listen on port {port}: {error.strerror if error else 'unknown'}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

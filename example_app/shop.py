@@ -1,0 +1,58 @@
+"""What the shop sells, and who bought what. A real shop would have a database for this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+_ORDERS_KEPT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Something to buy."""
+
+    id: str
+    name: str
+    about: str
+    rupees: int
+    picture: str
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Something that was bought."""
+
+    number: int
+    product: Product
+    placed_at: datetime
+
+
+PRODUCTS = {
+    product.id: product
+    for product in (
+        Product("assam", "Assam Breakfast", "Malty and strong. Takes milk well. 100 g", 320, "🍂"),
+        Product("darjeeling", "Darjeeling First Flush", "Light, floral, picked in March. 50 g", 540, "🌿"),
+        Product("masala", "Masala Chai", "Cardamom, ginger, clove, black pepper. 100 g", 280, "🌶️"),
+        Product("rose", "Rose & Hibiscus", "No caffeine, deep red, good on ice. 80 g", 260, "🌺"),
+    )
+}
+
+
+@dataclass
+class Orders:
+    """The orders of all customers, by OTPLESS's user id."""
+
+    _by_user: dict[str, list[Order]] = field(default_factory=dict)
+    _last_number: int = 1000
+
+    def of(self, user_id: str) -> list[Order]:
+        """A customer's orders, the newest first."""
+        return self._by_user.get(user_id, [])
+
+    def place(self, user_id: str, product: Product) -> Order:
+        """Note an order."""
+        self._last_number += 1
+        order = Order(self._last_number, product, datetime.now(UTC))
+        self._by_user[user_id] = [order, *self.of(user_id)][:_ORDERS_KEPT]
+        return order

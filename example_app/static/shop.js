@@ -1,0 +1,73 @@
+// The little that the pages need a script for: clocks, times, and buttons that call the session router.
+"use strict";
+
+/** Shows a message at the top of the page; screen readers read it out. */
+function flash(text, kind) {
+  const line = document.createElement("p");
+  line.className = "flash " + kind;
+  line.textContent = text;
+  document.getElementById("flashes").replaceChildren(line);
+  line.scrollIntoView({ block: "nearest" });
+}
+
+/** Calls the application: {ok, status, message}. Status 0 means that there was no answer. */
+async function call(method, url) {
+  try {
+    const answer = await fetch(url, { method, headers: { Accept: "application/json" } });
+    const body = answer.ok ? {} : await answer.json();
+    return { ok: answer.ok, status: answer.status, message: body.detail?.message ?? body.detail };
+  } catch {
+    return { ok: false, status: 0, message: "The shop can't be reached. Try again." };
+  }
+}
+
+async function press(button) {
+  const { method, url, done, killed } = button.dataset;
+  button.disabled = true;
+  const answer = await call(method, url);
+  button.disabled = false;
+  if (answer.status === 401) {
+    location.assign(done || location.href); // over already: the page itself says so
+  } else if (!answer.ok) {
+    flash(answer.message || "That didn't work. Try again.", "bad");
+  } else if (killed) {
+    flash(killed, "note");
+    document.querySelectorAll("[data-expires-at]").forEach((clock) => (clock.dataset.expiresAt = "killed"));
+    tick();
+  } else {
+    location.assign(done);
+  }
+}
+
+function remaining(expiresAt) {
+  if (expiresAt === "killed") return "0:00 (expired just now)";
+  const seconds = Math.floor((Date.parse(expiresAt) - Date.now()) / 1000);
+  if (seconds <= 0) return "0:00 (the next click renews it)";
+  const two = (number) => String(number).padStart(2, "0");
+  const hours = Math.floor(seconds / 3600);
+  const minutes = Math.floor(seconds / 60) % 60;
+  return (hours ? hours + ":" + two(minutes) : two(minutes)) + ":" + two(seconds % 60);
+}
+
+function tick() {
+  for (const clock of document.querySelectorAll("[data-expires-at]")) {
+    clock.textContent = remaining(clock.dataset.expiresAt);
+  }
+}
+
+for (const button of document.querySelectorAll("button[data-url]")) {
+  button.addEventListener("click", () => press(button));
+}
+for (const time of document.querySelectorAll("time")) {
+  time.textContent = new Date(time.dateTime).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+}
+for (const link of document.querySelectorAll("nav a")) {
+  if (link.pathname === location.pathname) link.setAttribute("aria-current", "page");
+}
+if (location.search === "?swapped") {
+  history.replaceState(null, "", location.pathname); // said once; not again after a reload
+}
+// A page that comes back by the back button may show a session that is over.
+addEventListener("pageshow", (event) => event.persisted && location.reload());
+tick();
+setInterval(tick, 1000);

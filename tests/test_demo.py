@@ -1,0 +1,180 @@
+"""`make demo`'s program, as its own process over real sockets."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 30.0
+HTML = {"Accept": "text/html"}
+
+
+class Demo:
+    """The running program and what it has printed so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.printed = ""
+        self._lines: Queue[str] = Queue()
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self._lines.put(line)
+        self._lines.put("")
+
+    def wait_until_ready(self) -> list[str]:
+        """Return the URLs, once they are printed."""
+        while "Ctrl-C stops everything." not in self.printed:
+            line = self._lines.get(timeout=PATIENCE)
+            assert line, self.printed
+            self.printed += line
+        return re.findall(r"http://\S+", self.printed)
+
+    def wait_until_over(self) -> int:
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        while line := self._lines.get(timeout=PATIENCE):
+            self.printed += line
+        return status
+
+
+@contextmanager
+def run_demo(folder: Path, **variables: str) -> Iterator[Demo]:
+    names = ("OTPLESS_", "SHOP_", "PORT", "EMULATOR_PORT")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    environment |= {"PYTHONPATH": str(ROOT), **variables}
+    command = [sys.executable, "-m", "example_app"]
+    with subprocess.Popen(  # noqa: S603 - our own program
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield Demo(process)
+        finally:
+            process.kill()
+
+
+def is_open(url: str) -> bool:
+    port = urlsplit(url).port
+    assert port
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def sign_in(browser: httpx.Client, emulator: str) -> None:
+    user = httpx.post(f"{emulator}/_emulator/sign_in", json={"name": "Asha"}).json()
+    assert browser.post("/auth/login", json=user).status_code == 200
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_works_and_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0") as demo:
+        shop, emulator = demo.wait_until_ready()
+        assert shop.startswith("http://localhost:")
+        with httpx.Client(base_url=shop, headers=HTML, follow_redirects=True) as browser:
+            page = browser.get("/orders")
+            assert (page.url.path, page.url.query) == ("/sign-in", b"next=/orders")
+            assert f'src="{emulator}/v4/auth.js"' in page.text
+            assert httpx.get(f"{emulator}/v4/auth.js").status_code == 200
+            assert "The phone" in httpx.get(emulator).text
+            sign_in(browser, emulator)
+            assert "Asha" in browser.get("/orders").text
+            assert browser.post("/demo/expire").status_code == 204
+            page = browser.get("/orders")
+            assert page.url.path == "/orders"
+            assert "was swapped just now" in page.text
+            # The connection is still open: that must not keep it from stopping.
+            demo.process.send_signal(number)
+            assert demo.wait_until_over() == 0, demo.printed
+        assert "Traceback" not in demo.printed
+        assert demo.printed.endswith("Stopped.\n")
+        assert not is_open(shop)
+        assert not is_open(emulator)
+
+
+def test_after_a_restart_an_emulator_that_forgot_everybody_means_signing_in_again(tmp_path: Path) -> None:
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0") as demo:
+        shop, emulator = demo.wait_until_ready()
+        with httpx.Client(base_url=shop, headers=HTML) as browser:
+            sign_in(browser, emulator)
+            cookies = browser.cookies
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.wait_until_over() == 0, demo.printed
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0") as demo:
+        shop, emulator = demo.wait_until_ready()
+        with httpx.Client(base_url=shop, headers=HTML, cookies=cookies) as browser:
+            answer = browser.get("/orders")
+            assert answer.headers["location"] == "/sign-in?next=/orders&why=session_expired"
+            sign_in(browser, emulator)
+            assert browser.get("/orders").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["PORT", "EMULATOR_PORT"])
+def test_a_taken_port_is_said_in_one_line(tmp_path: Path, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = {"PORT": "0", "EMULATOR_PORT": "0", name: str(port)}
+        with run_demo(tmp_path, **ports) as demo:
+            assert demo.wait_until_over() == 1
+    assert demo.printed == f"error: port {port} is taken. Choose another, as in: make demo {name}={port + 1}\n"
+
+
+@pytest.mark.parametrize("port", ["http", "65536", "-1", "²"])
+def test_a_port_that_is_none_is_said_in_one_line(tmp_path: Path, port: str) -> None:
+    with run_demo(tmp_path, PORT=port) as demo:
+        assert demo.wait_until_over() == 1
+    assert demo.printed == f"error: PORT must be a number from 0 (any free port) to 65535, not {port!r}\n"
+
+
+def test_with_real_credentials_in_the_env_file_no_emulator_runs(tmp_path: Path) -> None:
+    lines = ["OTPLESS_CLIENT_ID=mine", "OTPLESS_CLIENT_SECRET=very-secret", "SHOP_APP_ID=MYAPP"]
+    (tmp_path / ".env").write_text("\n".join(lines), "utf-8")
+    with run_demo(tmp_path, PORT="0") as demo:
+        (shop,) = demo.wait_until_ready()
+        assert "the real one" in demo.printed
+        page = httpx.get(f"{shop}/sign-in", headers=HTML).text
+        assert 'src="https://otpless.com/v4/auth.js" data-appid="MYAPP"' in page
+        assert "emulator" not in page.lower()
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.wait_until_over() == 0
+    assert "very-secret" not in demo.printed
+
+
+def test_with_half_of_the_credentials_the_demo_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OTPLESS_CLIENT_ID=mine\nOTPLESS_CLIENT_SECRET=very-secret\n", "utf-8")
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0") as demo:
+        shop, emulator = demo.wait_until_ready()
+        assert "The real OTPLESS isn't used: SHOP_APP_ID not set." in demo.printed
+        with httpx.Client(base_url=shop) as browser:
+            sign_in(browser, emulator)
+
+
+def test_wrong_settings_are_named_and_the_demo_does_not_start(tmp_path: Path) -> None:
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0", OTPLESS_REQUEST_TIMEOUT="soon") as demo:
+        assert demo.wait_until_over() == 1
+    problem = "OTPLESS_REQUEST_TIMEOUT: is not a number; write seconds, such as 30"
+    assert demo.printed == f"error: Wrong settings:\n  {problem}\n"
+
+
+def test_a_store_that_cannot_be_used_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "demo.db").mkdir()
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0") as demo:
+        assert demo.wait_until_over() == 1
+    assert "demo.db" in demo.printed
+    assert "Traceback" not in demo.printed
+    assert "Shop " not in demo.printed

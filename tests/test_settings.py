@@ -1,0 +1,323 @@
+"""Settings: where they are read, what is refused, and that no secret is ever shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from fastapi_otpless_session import OtplessSettings
+from fastapi_otpless_session.errors import ConfigurationError
+from fastapi_otpless_session.tokens import new_key
+
+CANARY = "canary-secret"
+KEY = base64.urlsafe_b64encode(b"k" * 32).decode().rstrip("=")
+REQUIRED = {"OTPLESS_CLIENT_ID": "client", "OTPLESS_CLIENT_SECRET": CANARY}
+DEFAULTS: dict[str, Any] = {
+    "base_url": "https://user-auth.otpless.app",
+    "jwks_url": "https://otpless.com/.well-known/jwks",
+    "issuer": "https://otpless.com",
+    "store_url": SecretStr("sqlite:///otpless_sessions.db"),
+    "encryption_keys": (SecretStr("derived"),),
+    "token_sources": ("authorization", "header", "cookie"),
+    "header_name": "X-Session-Token",
+    "cookie_name": "otpless_session",
+    "cookie_secure": True,
+    "cookie_samesite": "lax",
+    "cookie_domain": None,
+    "cookie_path": "/",
+    "trusted_origins": (),
+    "accept_unknown_tokens": True,
+    "validation_ttl": 30,
+    "stale_if_error": 300,
+    "store_ttl": 0,
+    "refresh_ahead": 0.05,
+    "rotation_grace": 30,
+    "on_reuse": "revoke",
+    "idle_timeout": None,
+    "absolute_timeout": None,
+    "request_timeout": 3,
+    "refresh_timeout": 10,
+    "max_upstream": 100,
+    "required_paths": (),
+    "exempt_paths": (),
+    "websocket_recheck": 30,
+    "require_sign_in_token": True,
+}
+WRITTEN: list[tuple[str, str, Any]] = [
+    ("BASE_URL", "https://otpless.example/api/", "https://otpless.example/api"),
+    ("BASE_URL", "http://127.0.0.1:8701", "http://127.0.0.1:8701"),
+    ("BASE_URL", "http://[::1]:8701", "http://[::1]:8701"),
+    ("BASE_URL", "http://localhost", "http://localhost"),
+    ("BASE_URL", "http://otpless.localhost", "http://otpless.localhost"),
+    ("JWKS_URL", "https://otpless.example/jwks", "https://otpless.example/jwks"),
+    ("ISSUER", "https://otpless.example", "https://otpless.example"),
+    ("STORE_URL", "memory://", SecretStr("memory://")),
+    ("STORE_URL", "postgresql://u:p@host/db", SecretStr("postgresql://u:p@host/db")),
+    ("ENCRYPTION_KEYS", KEY, (SecretStr(KEY),)),
+    ("ENCRYPTION_KEYS", f"{KEY}, derived", (SecretStr(KEY), SecretStr("derived"))),
+    ("ENCRYPTION_KEYS", json.dumps([KEY, "derived"]), (SecretStr(KEY), SecretStr("derived"))),
+    ("TOKEN_SOURCES", "cookie,header", ("cookie", "header")),
+    ("HEADER_NAME", "X-Other", "X-Other"),
+    ("COOKIE_NAME", "sid", "sid"),
+    ("COOKIE_SECURE", "false", False),
+    ("COOKIE_SAMESITE", "none", "none"),
+    ("COOKIE_DOMAIN", "example.com", "example.com"),
+    ("COOKIE_DOMAIN", "none", None),
+    ("COOKIE_PATH", "/app", "/app"),
+    ("TRUSTED_ORIGINS", "https://a.example, https://B.example:8443/", ("https://a.example", "https://b.example:8443")),
+    ("TRUSTED_ORIGINS", '["https://a.example"]', ("https://a.example",)),
+    ("TRUSTED_ORIGINS", "[]", ()),
+    ("TRUSTED_ORIGINS", "HTTPS://a.example:443,http://b.example:80", ("https://a.example", "http://b.example")),
+    ("ACCEPT_UNKNOWN_TOKENS", "0", False),
+    ("VALIDATION_TTL", "0", 0.0),
+    ("VALIDATION_TTL", "1.5", 1.5),
+    ("STALE_IF_ERROR", "0", 0.0),
+    ("STORE_TTL", "2", 2.0),
+    ("REFRESH_AHEAD", "0.5", 0.5),
+    ("ROTATION_GRACE", "0", 0.0),
+    ("ON_REUSE", "reject", "reject"),
+    ("IDLE_TIMEOUT", "1800", 1800.0),
+    ("IDLE_TIMEOUT", "none", None),
+    ("ABSOLUTE_TIMEOUT", "None", None),
+    ("ABSOLUTE_TIMEOUT", "86400", 86400.0),
+    ("REQUEST_TIMEOUT", "0.5", 0.5),
+    ("REFRESH_TIMEOUT", "20", 20.0),
+    ("MAX_UPSTREAM", "1", 1),
+    ("REQUIRED_PATHS", "/api/**,/me", ("/api/**", "/me")),
+    ("EXEMPT_PATHS", '["/api/health"]', ("/api/health",)),
+    ("WEBSOCKET_RECHECK", "5", 5.0),
+    ("REQUIRE_SIGN_IN_TOKEN", "no", False),
+]
+WRONG: list[tuple[str, str, str]] = [
+    ("CLIENT_ID", "line\nbreak", "header"),
+    ("CLIENT_ID", "ä", "header"),
+    ("CLIENT_SECRET", f"{CANARY}\n", "dashboard"),
+    ("CLIENT_SECRET", f" {CANARY}", "dashboard"),
+    ("CLIENT_SECRET", f"{CANARY}ä", "dashboard"),
+    *(
+        (name, url, "https://")
+        for name in ("BASE_URL", "JWKS_URL")
+        for url in (
+            *("http://otpless.example", "ftp://otpless.example", "otpless.example", "https://", "http://10.0.0.1"),
+            *(f"https://user:{CANARY}@otpless.example", f"https://otpless.example?key={CANARY}", "https://a:b"),
+            *("http://localhost.example", "http://127.0.0.1.example", "https://[", "https://a.example#b"),
+        )
+    ),
+    ("STORE_URL", f"mysql://user:{CANARY}@host/db", "sqlite://"),
+    ("STORE_URL", f"redis:{CANARY}@host", "sqlite://"),
+    ("STORE_URL", CANARY, "sqlite://"),
+    ("ENCRYPTION_KEYS", CANARY, "keygen"),
+    ("ENCRYPTION_KEYS", f"{KEY},{CANARY}", "key 2"),
+    ("ENCRYPTION_KEYS", f"{KEY}A{CANARY}", "32 bytes"),
+    ("ENCRYPTION_KEYS", "[]", "one key at least"),
+    ("ENCRYPTION_KEYS", f'["{CANARY}', "JSON"),
+    ("TOKEN_SOURCES", "query", "cookie"),
+    ("TOKEN_SOURCES", "[]", "at least one"),
+    ("TOKEN_SOURCES", "[7]", "cookie"),
+    *(("HEADER_NAME", name, "X-Session-Token") for name in ("Authorization", "cookie", "Set-Cookie", "Host")),
+    ("HEADER_NAME", "X Session", "letters"),
+    ("HEADER_NAME", "x" * 129, "128"),
+    ("COOKIE_NAME", "a;b", "letters"),
+    ("COOKIE_NAME", "__Host-sid", "without __Host-"),
+    ("COOKIE_NAME", "__secure-sid", "without __Host-"),
+    ("COOKIE_SECURE", "perhaps", "true nor false"),
+    ("COOKIE_SAMESITE", "loose", "strict"),
+    ("COOKIE_DOMAIN", "example.com; Path=/", "cookie attribute"),
+    ("COOKIE_PATH", "app", "start with /"),
+    ("COOKIE_PATH", "/a;b", "cookie attribute"),
+    ("TRUSTED_ORIGINS", "example.com", "https://host"),
+    ("TRUSTED_ORIGINS", "https://example.com/path", "https://host"),
+    ("TRUSTED_ORIGINS", "null", "https://host"),
+    ("TRUSTED_ORIGINS", "*", "https://host"),
+    *(
+        ("TRUSTED_ORIGINS", text, "https://host")
+        for text in (f"https://user:{CANARY}@example.com", "https://example.com:port", "https://[", "https://a#b")
+    ),
+    ("ACCEPT_UNKNOWN_TOKENS", "perhaps", "true nor false"),
+    *((name, "-1", "greater than or equal") for name in ("VALIDATION_TTL", "STALE_IF_ERROR", "STORE_TTL")),
+    *((name, "soon", "not a number") for name in ("VALIDATION_TTL", "ROTATION_GRACE", "IDLE_TIMEOUT")),
+    *((name, "nan", "finite") for name in ("VALIDATION_TTL", "REFRESH_AHEAD", "ABSOLUTE_TIMEOUT", "REQUEST_TIMEOUT")),
+    *((name, "inf", "finite") for name in ("STALE_IF_ERROR", "IDLE_TIMEOUT", "REFRESH_TIMEOUT")),
+    *((name, "0", "greater than 0") for name in ("IDLE_TIMEOUT", "ABSOLUTE_TIMEOUT", "REQUEST_TIMEOUT")),
+    ("WEBSOCKET_RECHECK", "0", "greater than 0"),
+    ("VALIDATION_TTL", "none", "not a number"),
+    ("REFRESH_AHEAD", "0.6", "0.5"),
+    ("ON_REUSE", "ignore", "reject"),
+    ("MAX_UPSTREAM", "0", "1"),
+    ("MAX_UPSTREAM", "1.5", "whole number"),
+    ("REFRESH_TIMEOUT", "1", "REQUEST_TIMEOUT"),
+    *((name, "api", "start with /") for name in ("REQUIRED_PATHS", "EXEMPT_PATHS")),
+    ("REQUIRED_PATHS", "/**/api", "at the end"),
+    ("REQUIRE_SIGN_IN_TOKEN", "perhaps", "true nor false"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _required(_clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+
+
+def refused(**values: Any) -> str:
+    """Make settings that must be refused; return everything that anybody would see of it."""
+    with pytest.raises(ConfigurationError) as caught:
+        OtplessSettings(**values)
+    error = caught.value
+    assert error.__cause__ is None
+    return str(error) + repr(error) + "".join(traceback.format_exception(error, limit=0))
+
+
+# Where they are read
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_every_setting_has_its_default(name: str) -> None:
+    assert getattr(OtplessSettings(), name) == DEFAULTS[name]
+
+
+def test_there_are_no_other_settings() -> None:
+    assert set(OtplessSettings.model_fields) == {"client_id", "client_secret", *DEFAULTS}
+
+
+@pytest.mark.parametrize(("name", "text", "value"), WRITTEN)
+def test_a_setting_is_read_from_the_environment(
+    name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"OTPLESS_{name}", text)
+    assert getattr(OtplessSettings(), name.lower()) == value
+
+
+@pytest.mark.parametrize(("name", "text", "value"), WRITTEN)
+def test_a_setting_is_read_from_a_dotenv_file(name: str, text: str, value: object, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"OTPLESS_{name}='{text}'\n", encoding="utf-8")
+    assert getattr(OtplessSettings(), name.lower()) == value
+
+
+def test_the_environment_goes_before_the_file_and_code_before_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("OTPLESS_MAX_UPSTREAM=1\nOTPLESS_STORE_TTL=1\nOTPLESS_STALE_IF_ERROR=1\n")
+    monkeypatch.setenv("OTPLESS_STORE_TTL", "2")
+    monkeypatch.setenv("OTPLESS_STALE_IF_ERROR", "2")
+    settings = OtplessSettings(stale_if_error=3)
+    assert (settings.max_upstream, settings.store_ttl, settings.stale_if_error) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if name != "jwks_url"])
+def test_an_empty_value_is_the_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"OTPLESS_{name.upper()}", "")
+    assert getattr(OtplessSettings(), name) == DEFAULTS[name]
+
+
+def test_an_empty_jwks_url_turns_local_checks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTPLESS_JWKS_URL", "")
+    assert OtplessSettings().jwks_url == ""
+
+
+def test_other_variables_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTPLESS_UNKNOWN", "1")
+    (tmp_path / ".env").write_text("DATABASE_URL=postgresql://host/db\nOTPLESS_OTHER=1\n")
+    assert OtplessSettings().client_id == "client"
+
+
+def test_settings_do_not_change_afterwards() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        OtplessSettings().client_id = "other"
+
+
+@pytest.mark.parametrize(
+    ("values", "cookie"),
+    [
+        ({}, "__Host-otpless_session"),
+        ({"cookie_name": "sid"}, "__Host-sid"),
+        ({"cookie_secure": False}, "otpless_session"),
+        ({"cookie_path": "/app"}, "otpless_session"),
+        ({"cookie_domain": "example.com"}, "otpless_session"),
+    ],
+)
+def test_the_cookie_is_bound_to_its_host_whenever_browsers_allow_it(values: dict[str, Any], cookie: str) -> None:
+    assert OtplessSettings(**values).cookie == cookie
+
+
+def test_a_printed_key_is_a_setting() -> None:
+    key = new_key()
+    assert OtplessSettings(encryption_keys=key).encryption_keys == (SecretStr(key),)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("text", [None, ""])
+def test_the_credentials_are_required(name: str, text: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if text is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, text)
+    shown = refused()
+    assert f"{name}: is required; copy it from the OTPLESS dashboard" in shown
+    assert CANARY not in shown
+
+
+@pytest.mark.parametrize(("name", "text", "hint"), WRONG)
+def test_a_wrong_value_names_its_variable_and_what_to_write_and_no_secret(
+    name: str, text: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"OTPLESS_{name}", text)
+    shown = refused()
+    assert f"OTPLESS_{name}: " in shown
+    assert hint in shown
+    assert CANARY not in shown
+
+
+def test_a_list_that_nests_too_deep_is_refused() -> None:
+    assert "OTPLESS_ENCRYPTION_KEYS: is not a JSON list" in refused(encryption_keys="[" * 100_000)
+
+
+def test_all_wrong_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"MAX_UPSTREAM": "none", "COOKIE_PATH": "app", "VALIDATION_TTL": "soon"}
+    for name, text in wrong.items():
+        monkeypatch.setenv(f"OTPLESS_{name}", text)
+    shown = refused()
+    assert all(f"OTPLESS_{name}: " in shown for name in wrong)
+
+
+def test_a_cookie_for_other_sites_must_be_secure() -> None:
+    shown = refused(cookie_samesite="none", cookie_secure=False)
+    assert "OTPLESS_COOKIE_SAMESITE: none needs OTPLESS_COOKIE_SECURE=true" in shown
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(f"OTPLESS_ISSUER={CANARY}\xff".encode("latin-1"))
+    shown = refused()
+    assert ".env" in shown
+    assert "UTF-8" in shown
+    assert CANARY not in shown
+
+
+def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    assert ".env" in refused()
+
+
+def test_no_file_is_read_where_none_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    assert OtplessSettings(_env_file=None).client_id == "client"
+
+
+# Secrets
+
+
+def test_no_secret_shows_in_a_repr_or_a_dump() -> None:
+    key = base64.urlsafe_b64encode(b"s" * 32).decode().rstrip("=")
+    settings = OtplessSettings(store_url=f"redis://:{CANARY}@host", encryption_keys=key)
+    for shown in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())):
+        assert CANARY not in shown
+        assert key not in shown
+        assert "client" in shown

@@ -1,0 +1,178 @@
+"""Websockets: refused before the handshake, watched while open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import World
+from fastapi import WebSocket
+from starlette.testclient import WebSocketDenialResponse
+from starlette.websockets import WebSocketDisconnect
+
+from fastapi_otpless_session import CurrentSession, OptionalSession, SessionReason
+from fastapi_otpless_session.emulator import Fault
+
+DAY = 86_400
+QUICK = 0.02
+SITE = "wss://shop.example"
+
+
+@pytest.fixture
+def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
+    """Applications with websocket routes."""
+
+    def build(**values: Any) -> World:
+        world = make_world(websocket_recheck=values.pop("websocket_recheck", QUICK), **values)
+        world.extra["sent"] = []
+
+        @world.app.websocket("/echo")
+        async def echo(websocket: WebSocket, session: CurrentSession) -> None:
+            await websocket.accept()
+            await websocket.send_text(session.user_id)
+            async for text in websocket.iter_text():
+                await websocket.send_text(text)
+            await websocket.send_text("into the void")
+            world.extra["sent"].append("void")
+
+        @world.app.websocket("/open")
+        async def anybody(websocket: WebSocket, session: OptionalSession) -> None:
+            await websocket.accept("chat" if "chat" in websocket.scope["subprotocols"] else None)
+            await websocket.send_json(
+                {"user": session.user_id if session else None, "offered": websocket.scope["subprotocols"]}
+            )
+            await websocket.close()
+
+        @world.app.websocket("/late")
+        async def late(websocket: WebSocket) -> None:
+            await websocket.accept()
+            session = await websocket.state.otpless.session()
+            await websocket.send_text(session.user_id)
+            async for _ in websocket.iter_text():
+                pass
+
+        return world
+
+    return build
+
+
+def refused(world: World, path: str, **headers: str) -> tuple[int, str]:
+    with pytest.raises(WebSocketDenialResponse) as caught, world.client.websocket_connect(SITE + path, headers=headers):
+        pass
+    return caught.value.status_code, str(caught.value.json()["detail"]["code"])
+
+
+def test_without_a_session_the_handshake_is_refused_with_the_reason(sockets: Callable[..., World]) -> None:
+    assert refused(sockets(), "/echo") == (401, "session_missing")
+    assert refused(sockets(required_paths="/open"), "/open") == (401, "session_missing")
+
+
+def test_a_page_of_another_site_cannot_open_one_with_the_cookie(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    world.sign_in()
+    assert refused(world, "/echo", Origin="https://evil.example") == (403, "cross_site_request")
+    with world.client.websocket_connect(SITE + "/echo", headers={"Origin": "https://shop.example"}) as socket:
+        assert socket.receive_text().startswith("MO-")
+
+
+def test_an_outage_is_503_before_the_handshake(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    world.sign_in()
+    world.clock.advance(DAY + 1)
+    world.emulator.add_fault(Fault("status", status=500))
+    assert refused(world, "/echo") == (503, "session_unavailable")
+
+
+def test_a_swap_travels_in_the_handshake(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    world.sign_in()
+    world.clock.advance(DAY + 1)
+    with world.client.websocket_connect(SITE + "/echo") as socket:
+        sent: Any = socket.extra_headers
+        names = [name for name, _ in sent]
+        assert b"set-cookie" in names
+    assert world.get("/orders").status_code == 200
+
+
+@pytest.mark.parametrize("extra", [[], ["chat"]])
+def test_a_browser_offers_the_token_as_a_subprotocol(sockets: Callable[..., World], extra: list[str]) -> None:
+    world = sockets()
+    user = world.sign_in(channel="header")
+    offered = ["otpless-session", world.token(user), *extra]
+    with world.client.websocket_connect(SITE + "/open", subprotocols=offered) as socket:
+        chosen: Any = socket.accepted_subprotocol
+        assert chosen == (extra[0] if extra else "otpless-session")
+        assert socket.receive_json() == {"user": user["userId"], "offered": ["otpless-session", *extra]}
+
+
+def test_other_subprotocols_are_left_alone(sockets: Callable[..., World]) -> None:
+    with sockets().client.websocket_connect(SITE + "/open", subprotocols=["chat"]) as socket:
+        assert socket.receive_json() == {"user": None, "offered": ["chat"]}
+
+
+@pytest.mark.parametrize("path", ["/echo", "/late"])
+def test_a_sign_out_closes_an_open_websocket_with_the_reason(sockets: Callable[..., World], path: str) -> None:
+    world = sockets()
+    user = world.sign_in()
+    with world.client.websocket_connect(SITE + path) as socket:
+        socket.receive_text()
+        world.call(world.sessions.end, world.session_id(user))
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert (closed.value.code, closed.value.reason) == (1008, "session_revoked")
+    assert world.extra["sent"] == (["void"] if path == "/echo" else [])
+
+
+def test_an_open_websocket_survives_swaps_and_outages(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    user = world.sign_in()
+    with world.client.websocket_connect(SITE + "/echo") as socket:
+        socket.receive_text()
+        world.clock.advance(DAY + 1)
+        world.emulator.add_fault(Fault("status", status=500, times=2))
+        while world.emulator.session(world.session_id(user)).session_tokens < 1:
+            socket.send_text("still here")
+            assert socket.receive_text() == "still here"
+        socket.send_text("and after")
+        assert socket.receive_text() == "and after"
+
+
+def test_a_session_that_expires_for_good_closes_its_websocket(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    user = world.sign_in()
+    with world.client.websocket_connect(SITE + "/echo") as socket:
+        socket.receive_text()
+        world.emulator.revoke(world.session_id(user))
+        world.clock.advance(DAY + 1)
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert closed.value.reason == "session_expired"
+
+
+def test_a_frontend_driven_websocket_closes_on_sign_out_too(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    token = world.token(world.emulator.sign_in())
+    with world.client.websocket_connect(SITE + "/echo", headers={"X-Session-Token": token}) as socket:
+        socket.receive_text()
+        assert world.client.post("/auth/logout", headers={"X-Session-Token": token}).status_code == 204
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert closed.value.reason == "session_revoked"
+
+
+async def test_a_server_that_cannot_send_a_denial_gets_a_close(sockets: Callable[..., World]) -> None:
+    for world, path in ((sockets(), "/echo"), (sockets(required_paths="/open"), "/open")):
+        said: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "websocket.connect"}
+
+        async def send(message: Any, said: list[Any] = said) -> None:
+            said.append(message)
+
+        scope = {"type": "websocket", "path": path, "headers": [], "subprotocols": [], "query_string": b""}
+        await world.app(scope, receive, send)
+        assert [(m["type"], m["code"], m["reason"]) for m in said] == [
+            ("websocket.close", 1008, SessionReason.MISSING.code)
+        ]
