@@ -374,11 +374,12 @@ class StoreContract:
         assert await subject.store.get("s-1") == ended
         assert await subject.store.find(token_digest("s-1", 2)) is None
 
-    async def test_a_commit_after_anothers_lease_is_refused(self, subject: Subject) -> None:
+    @pytest.mark.parametrize("owner", ["b", "a"])
+    async def test_a_commit_after_a_later_lease_is_refused_whoever_took_it(self, subject: Subject, owner: str) -> None:
         await subject.sign_in()
         first = await subject.lease(owner="a")
         subject.clock.advance(LEASE + 1)
-        second = await subject.lease(owner="b")
+        second = await subject.lease(owner=owner)
         expires_at = await subject.store.now() + LIFE
         assert await subject.store.commit(first, rotation("s-1", 2, expires_at)) is None
         assert (await subject.row()).generation == FIRST_GENERATION
