@@ -62,6 +62,10 @@ def _none(value: object) -> object:
     return None if isinstance(value, str) and value.strip().lower() == "none" else value
 
 
+def _lower(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
 Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Limit = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_none)]
@@ -97,7 +101,7 @@ class OtplessSettings(BaseSettings):
     header_name: str = "X-Session-Token"
     cookie_name: str = "otpless_session"
     cookie_secure: bool = True
-    cookie_samesite: Literal["lax", "strict", "none"] = "lax"
+    cookie_samesite: Annotated[Literal["lax", "strict", "none"], BeforeValidator(_lower)] = "lax"
     cookie_domain: Annotated[str | None, BeforeValidator(_none)] = None
     cookie_path: str = "/"
     trusted_origins: Items = ()
@@ -107,7 +111,7 @@ class OtplessSettings(BaseSettings):
     store_ttl: Seconds = 0
     refresh_ahead: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)] = 0.05
     rotation_grace: Seconds = 30
-    on_reuse: Literal["revoke", "reject"] = "revoke"
+    on_reuse: Annotated[Literal["revoke", "reject"], BeforeValidator(_lower)] = "revoke"
     idle_timeout: Limit = None
     absolute_timeout: Limit = None
     request_timeout: Deadline = 3
@@ -119,6 +123,9 @@ class OtplessSettings(BaseSettings):
     require_sign_in_token: bool = True
 
     def __init__(self, **values: Any) -> None:
+        unknown = sorted(name for name in values if not name.startswith("_") and name not in type(self).model_fields)
+        if unknown:  # in the environment others are somebody else's; in code they are slips
+            raise ConfigurationError(f"There is no such setting: {', '.join(unknown)}")
         _refuse_folder(values.get("_env_file", ENV_FILE))
         try:
             super().__init__(**values)

@@ -162,7 +162,7 @@ class Transport:
 
     def cleared_cookie(self) -> bytes:
         """Return the `Set-Cookie` value that deletes the session cookie: the same attributes, no life."""
-        return f'{self._cookie}=""; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT{self._attributes}'.encode()
+        return f"{self._cookie}=; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT{self._attributes}".encode()
 
     def vary(self, headers: Headers) -> None:
         """Note in a response's headers that it depends on the channels that were looked at."""

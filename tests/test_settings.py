@@ -321,3 +321,8 @@ def test_no_secret_shows_in_a_repr_or_a_dump() -> None:
         assert CANARY not in shown
         assert key not in shown
         assert "client" in shown
+
+
+def test_a_misspelt_setting_in_code_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="validaton_ttl"):
+        OtplessSettings(client_id="id", client_secret="secret", validaton_ttl=3)
