@@ -38,6 +38,8 @@ from fastapi_otpless_session.wire import Verdict
 
 REMEMBERED = 10_000
 SEEN_SECONDS = 60.0
+LANDING_SECONDS = 0.25
+"""What a refresh may take beyond its call's deadline to put things in order: nobody is to join one that fails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,9 @@ class Resolver:
     async def _refreshed(self, current: Current) -> Current | SessionReason:
         row = current.row
         outcome = await self._background.share(
-            ("refresh", row.session_id), lambda: self._refresher.refresh(row), self._settings.refresh_timeout
+            ("refresh", row.session_id),
+            lambda: self._refresher.refresh(row),
+            self._settings.refresh_timeout + LANDING_SECONDS,
         )
         if isinstance(outcome, SessionReason):
             self._endings.note(row.session_id, outcome)

@@ -173,6 +173,24 @@ async def test_a_lost_answer_is_asked_for_again(clock: Clock) -> None:
             assert isinstance(await sessions.resolve(token), Session)
 
 
+@pytest.mark.parametrize("kind", ["hang", "reset", "truncated", "gzip_bomb", "deep", "redirect", "wrong_types"])
+async def test_an_otpless_that_answers_nothing_usable_signs_nobody_out(clock: Clock, kind: Any) -> None:
+    emulator = Emulator(clock=clock)
+    with serve(emulator) as url:
+        settings = make_settings(
+            base_url=url, jwks_url=f"{url}/.well-known/jwks", request_timeout=0.3, refresh_timeout=0.3, stale_if_error=0
+        )
+        async with OtplessSessions(settings, clock=clock) as sessions:
+            session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+            token = session.token.get_secret_value()
+            for path in ("validate-session", "get-new-session-token"):
+                clock.advance(31 if path == "validate-session" else DAY + 1)
+                emulator.add_fault(Fault(kind, path=path))
+                assert await sessions.resolve(token) is SessionReason.UNAVAILABLE
+                emulator.clear_faults()
+                assert isinstance(await sessions.resolve(token), Session)
+
+
 # What several workers and failing stores do is shown on `OtplessSessions` itself: each object is a worker.
 
 
