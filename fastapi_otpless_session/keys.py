@@ -45,7 +45,7 @@ class KeyCache:
         return age >= AGE_SECONDS or (kid not in self._keys and age >= PAUSE_SECONDS)
 
     async def _fetch_once(self) -> None:
-        self._asked_at = self._monotonic()
+        self._asked_at, self._failed = self._monotonic(), True  # until proven otherwise
         try:
             self._keys = await self._fetch()
         except UpstreamError:

@@ -32,7 +32,8 @@ from fastapi_otpless_session.wire import TokenPair
 LEASE_FACTOR = 1.5
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
-COMMIT_TRIES = 200
+LONGEST_COMMIT_PAUSE = 5.0
+COMMIT_TRIES = 1000
 
 END_REASONS = {
     EndReason.REVOKED: SessionReason.REVOKED,
@@ -175,13 +176,13 @@ class Refresher:
         else:
             return await self._kept(new, committed)
         self._pending[new.row.session_id] = new
-        await self._behind(("commit", new.row.session_id), lambda: self._keep_later(new))
+        await self._behind(("commit", new.row.session_id, new.lease.fence), lambda: self._keep_later(new))
         kept = replace(new.row, token_expires_at=new.rotation.token_expires_at, validated_at=new.at)
         return Refreshed(kept, new.pair.session_token, committed=False)
 
     async def _keep_later(self, new: _Rotated) -> None:
         """Keep the lease, and try the commit until the store has an answer."""
-        for tries, pause in enumerate(_pauses()):
+        for tries, pause in enumerate(_pauses(LONGEST_COMMIT_PAUSE)):
             await asyncio.sleep(pause)
             if self._pending.get(new.row.session_id) is not new:
                 return  # the next refresh saw to it
@@ -198,14 +199,15 @@ class Refresher:
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a pair whose commit was put off. Raises `StoreError`; then it stays put off."""
         committed = await self._store.commit(new.lease, new.rotation)
-        self._pending.pop(new.row.session_id, None)
+        if self._pending.get(new.row.session_id) is new:
+            del self._pending[new.row.session_id]
         return await self._kept(new, committed)
 
     async def _kept(self, new: _Rotated, committed: SessionRow | None) -> Refreshed | SessionReason:
         """Say what came of a commit. A refused fence: the session ended meanwhile, or somebody else has the lease."""
         if committed is not None:
             return Refreshed(committed, new.pair.session_token)
-        await self._behind(("discard", new.row.session_id), lambda: self._discard(new))
+        await self._behind(("discard", new.row.session_id, new.lease.fence), lambda: self._discard(new))
         outcome = self._theirs(new.row, await self._store.get(new.row.session_id))
         if outcome is None:
             raise NoVerdictError("the lease was lost during the call")
@@ -237,12 +239,12 @@ class _Rotated:
     at: float
 
 
-def _pauses() -> Iterator[float]:
+def _pauses(longest: float = LONGEST_PAUSE) -> Iterator[float]:
     """Growing, jittered pauses without end."""
     pause = FIRST_PAUSE
     while True:
         yield pause * random.uniform(0.5, 1)  # noqa: S311 - spreading load, not a secret
-        pause = min(LONGEST_PAUSE, pause * 1.5)
+        pause = min(longest, pause * 1.5)
 
 
 def _outcome(outcome: Refreshed | SessionReason) -> str:

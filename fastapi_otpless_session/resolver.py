@@ -98,18 +98,22 @@ class Resolver:
         if self._endings.is_signed_out(digest):
             return SessionReason.REVOKED
         copy = self._copies.get(digest)
-        believed = self._believed(copy)
+        believed, read_at = self._believed(copy), time.monotonic()
+        if believed is not None and copy is not None:
+            read_at = copy.at  # what is only believed does not count as read again
         try:
             found = believed or await self._store.find(digest)
         except StoreError as error:
             telemetry.logger.warning("No verdict: %s", error)
+            if copy is not None and (reason := self._endings.reason(copy.found.row.session_id)):
+                return reason
             if max_age is not None or not self._settings.stale_if_error:
                 return SessionReason.UNAVAILABLE
             return self._while_store_is_down(token, digest, copy, known_only=known_only)
         try:
             if found is None:
                 return await self._stranger(token, digest, known_only=known_only, max_age=max_age)
-            return await self._known(token, digest, found, copy, max_age)
+            return await self._known(token, digest, found, copy, max_age, read_at)
         except NoVerdictError as error:
             telemetry.logger.info("No verdict: %s", error)
             return SessionReason.UNAVAILABLE
@@ -129,8 +133,8 @@ class Resolver:
         ended = self._endings.reason(copy.found.row.session_id)
         return None if age >= self._settings.store_ttl or ended else replace(copy.found, now=copy.found.now + age)
 
-    async def _known(
-        self, token: str, digest: bytes, found: Found, copy: _Copy | None, max_age: float | None
+    async def _known(  # noqa: PLR0917 - what one look brought
+        self, token: str, digest: bytes, found: Found, copy: _Copy | None, max_age: float | None, read_at: float
     ) -> Session | SessionReason:
         row, now = found.row, found.now
         if found.generation == REFRESH_TOKEN:
@@ -150,19 +154,15 @@ class Resolver:
         if isinstance(outcome, SessionReason):
             return outcome
         if outcome.token == token and not outcome.stale:
-            self._keep_copy(digest, outcome, found, copy)
+            then = copy.found.now if copy is not None and read_at == copy.at else now
+            kept = Found(outcome.row, found.generation, then)
+            self._copies.put(digest, _Copy(kept, outcome.claims, read_at))
         return session_of(outcome)
 
-    def _keep_copy(self, digest: bytes, current: Current, found: Found, copy: _Copy | None) -> None:
-        """Remember what was found; what was only believed does not count as read again."""
-        read_at, now = time.monotonic(), found.now
-        if copy is not None and self._believed(copy) is not None:
-            read_at, now = copy.at, copy.found.now
-        self._copies.put(digest, _Copy(Found(current.row, found.generation, now), current.claims, read_at))
-
-    def has_seen(self, digest: bytes) -> bool:
-        """Whether this worker has resolved a token to a session that was signed in here."""
-        return self._copies.get(digest) is not None
+    def seen(self, digest: bytes) -> str | None:
+        """Return the id of the session that this worker resolved a token to, if it was signed in here."""
+        copy = self._copies.get(digest)
+        return None if copy is None else copy.found.row.session_id
 
     async def _judged(
         self, row: SessionRow, now: float, presented: str | None, claims: Claims | None, max_age: float | None
@@ -307,8 +307,6 @@ class Resolver:
                 return SessionReason.UNAVAILABLE
             return self._endings.reason(stranger.session_id) or stranger.session(token)
         row, age = copy.found.row, time.monotonic() - copy.at
-        if reason := self._endings.reason(row.session_id):
-            return reason
         now = copy.found.now + age
         is_over_now = is_over(row.token_expires_at, now) or self._is_beyond_limits(row, now)
         if age > self._settings.stale_if_error or is_over_now:

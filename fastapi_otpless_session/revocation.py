@@ -53,7 +53,9 @@ class Outbox:
         sealed_refresh = self._vault.seal_refresh_token(pair.refresh_token, row.session_id)
         await self._store.replace_revocation(row.session_id, sealed, sealed_refresh)
         kept = await self._store.get(row.session_id)
-        if kept is not None:
+        if kept is None:
+            await self._client.revoke_session(pair.session_token)
+        else:
             await self.tell(kept)
 
     async def _revoke(self, row: SessionRow) -> None:
@@ -76,8 +78,10 @@ class Outbox:
         if isinstance(answer, TokenPair):
             sealed = self._vault.seal_session_token(answer.session_token, row.session_id)
             sealed_refresh = self._vault.seal_refresh_token(answer.refresh_token, row.session_id)
-            await self._store.replace_revocation(row.session_id, sealed, sealed_refresh)
-            await self._client.revoke_session(answer.session_token)
+            try:
+                await self._store.replace_revocation(row.session_id, sealed, sealed_refresh)
+            finally:  # where the store cannot keep the new pair, this is the only chance to revoke it
+                await self._client.revoke_session(answer.session_token)
 
 
 def _pause(attempts: int) -> float:

@@ -184,7 +184,7 @@ class OtplessSessions:
             fits(bound.pair.session_token, bound.expires_at - now)
         row = self._new_row(bound, now)
         vault, pair = self._vault, bound.pair
-        there = await self._store.create(row, vault.digest(pair.session_token), vault.digest(pair.refresh_token))
+        there = await self._store.create(row, vault.digest(pair.session_token), vault.digest(bound.brought))
         self._strangers.forget(vault.digest(pair.session_token))
         if there is None:
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
@@ -242,13 +242,18 @@ class OtplessSessions:
     async def _sign_out_without_store(self, token: str) -> None:
         """Tell OTPLESS directly. Raises `NoVerdictError` where that does not end the session."""
         digest = self._vault.digest(token)
-        if not self._resolver.has_seen(digest) and await self._strangers.identify(token) is None:
-            return  # it was never anybody's
+        session_id = self._resolver.seen(digest)
+        if session_id is None:
+            identity = await self._strangers.identify(token)
+            if identity is None:
+                return  # it was never anybody's
+            session_id = identity[0]
         verdict = await self._client.revoke_session(token)
         if verdict not in {Verdict.VALID, Verdict.UNKNOWN}:
             raise StoreError("the session's refresh token may live, and cannot be read now")
         self._strangers.forget(digest)
         self._endings.note_signed_out(digest)
+        self._endings.note(session_id, SessionReason.REVOKED)
 
     async def replace(self, token: str, session: Session) -> None:
         """End the session of a token that a browser still carried when `session` was signed in, if it is another.

@@ -57,6 +57,8 @@ class Bound:
     claims: Claims
     refresh_claims: Claims
     summary: str
+    brought: str = field(repr=False)
+    """The refresh token that the sign-in came with; it may have been exchanged for the pair's."""
 
     @property
     def expires_at(self) -> float:
@@ -81,8 +83,9 @@ async def bind(
     _must_name(claims, details)
     if is_over(claims.expires_at, now):
         raise SignInRefusedError
+    brought = pair.refresh_token
     pair, claims, refresh_claims = await _bind_refresh_token(client, settings, pair, details, claims, now, is_stored)
-    return Bound(pair, details.user_id, claims, refresh_claims, summarise(details))
+    return Bound(pair, details.user_id, claims, refresh_claims, summarise(details), brought)
 
 
 async def _redeem(client: OtplessClient, settings: OtplessSettings, user: OtplessUser) -> tuple[str | None, TokenPair]:

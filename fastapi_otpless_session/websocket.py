@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -87,4 +88,5 @@ class GuardedSocket:
                 session = outcome
             elif outcome is not SessionReason.UNAVAILABLE and not self._is_closed:
                 self._is_closed = True
-                await self._send(close_message(outcome))
+                with suppress(Exception):  # the client may have left just now
+                    await self._send(close_message(outcome))

@@ -621,3 +621,18 @@ async def test_an_unreadable_row_is_as_an_unknown_token(tmp_path: Path, clock: C
         assert row.state is State.ACTIVE
         assert isinstance(await world.workers[0].resolve(world.token), Session)
     await close(stores)
+
+
+async def test_a_sign_out_without_the_store_holds_for_the_sessions_older_tokens_too(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        await worker.resolve(world.token)
+        emulator.expire(world.session_id)
+        newer = await worker.resolve(world.token, max_age=0)
+        assert isinstance(newer, Session)
+        await worker.resolve(newer.token.get_secret_value())
+        store.fail("find", "get", "end")
+        await worker.sign_out(newer.token.get_secret_value())
+        assert await worker.resolve(world.token) is SessionReason.REVOKED
+    await store.close()

@@ -358,3 +358,14 @@ def test_a_scripts_view_of_a_users_sessions(world: World) -> None:
     assert world.call(world.sessions.end, "unknown") is False
     assert world.call(world.sessions.end_all, user["userId"]) == 1
     assert world.call(world.sessions.end_all, user["userId"]) == 0
+
+
+def test_the_same_sign_in_again_is_answered_though_the_first_was_proved_by_exchange(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(EmulatorSettings(rotation="strict"), jwks_url="", require_sign_in_token=False)
+    user = world.sign_in()
+    assert world.client.post("/auth/login", json=user).status_code == 200
+    assert world.emulator.count("get-new-session-token") == 1
+    world.clock.advance(86_401)
+    assert world.get("/orders").status_code == 200
