@@ -40,6 +40,7 @@ class OtplessSessionMiddleware:
         on_refusal: OnRefusal | None = None,
     ) -> None:
         self.app = app
+        self._root_path = getattr(app, "root_path", "")
         self._settings = settings
         self._given = sessions
         self._on_refusal = on_refusal
@@ -73,7 +74,7 @@ class OtplessSessionMiddleware:
                 await request.write(message)
             await send(message)
 
-        if transport.is_required(scope, getattr(self.app, "root_path", "")):
+        if transport.is_required(scope, self._root_path):
             refused = await self._refused(scope, request)
             if refused is not None:
                 await refused(scope, receive, send_with_session)
@@ -85,7 +86,7 @@ class OtplessSessionMiddleware:
         scope, offered = transport.take_subprotocol(scope)
         request = RequestSession(sessions, transport, scope, offered)
         scope.setdefault("state", {})[STATE_NAME] = request
-        if transport.is_required(scope, getattr(self.app, "root_path", "")):
+        if transport.is_required(scope, self._root_path):
             refused = await self._refused(scope, request)
             if refused is not None:
                 await self._deny(refused, request.reason, scope, receive, send)
