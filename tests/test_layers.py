@@ -15,7 +15,10 @@ ROOT = "fastapi_otpless_session"
 FOLDER = Path(fastapi_otpless_session.__file__).parent
 LAYERS = [
     {"errors", "settings", "session", "telemetry"},
-    {"wire", "tokens", "transport", "flights", "loops", "lru", "freshness", "stores", "stores.base", "stores.sqlite"},
+    {
+        *("wire", "tokens", "transport", "flights", "loops", "lru", "freshness"),
+        *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sql", "stores.redis"),
+    },
     {"http", "client", "breaker", "gate", "keys"},
     {
         *("vault", "refresh", "revocation", "ending", "background", "strangers", "signin", "resolver", "sessions"),

@@ -11,26 +11,64 @@ from fastapi_otpless_session.stores.base import SessionStore
 
 __all__ = ["SessionStore", "open_store"]
 
+HINT = "write sqlite:///file.db, postgresql://host/database, redis://host or memory://"
+
 
 def open_store(url: str, *, clock: Callable[[], float] = time.time) -> SessionStore:
-    """Return the store for a URL, not yet opened: `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://`.
+    """Return the store for a URL, not yet opened.
 
-    `clock` gives seconds since the epoch, for stores that run on the host's clock. Raises `ConfigurationError`.
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://`, `postgresql://user@host/database`,
+    `redis://host:6379/0`, `rediss://…` (TLS), `unix:///redis.sock`, `redis://node-1:6379,node-2:6379` (a cluster).
+    `clock`, for tests, gives seconds since the epoch; a store on a server's clock is set off by as much as `clock`
+    differs from the host's. Raises `ConfigurationError`, also where the store's extra is not installed.
     """
-    from fastapi_otpless_session.stores.sqlite import SqliteStore  # noqa: PLC0415 - only the store that is asked for
-
     scheme, separator, rest = url.partition("://")
     if not separator:  # what stands there may be a password
-        raise ConfigurationError("OTPLESS_STORE_URL: is not a URL; write sqlite:///file.db or memory://")
+        raise ConfigurationError(f"OTPLESS_STORE_URL: is not a URL; {HINT}")
     match scheme:
-        case "memory":
-            return SqliteStore(None, clock=clock)
-        case "sqlite":
-            return SqliteStore(_path(rest), clock=clock)
+        case "memory" | "sqlite":
+            return _sqlite(None if scheme == "memory" else _path(rest), clock)
+        case "postgresql" | "postgres":
+            return _postgresql(url, _offset(clock))
+        case "redis" | "rediss" | "unix":
+            return _redis(url, _offset(clock))
         case _:
-            raise ConfigurationError(
-                f"OTPLESS_STORE_URL: this version has no store for {scheme}://; write sqlite:///file.db or memory://"
-            )
+            raise ConfigurationError(f"OTPLESS_STORE_URL: there is no store for {scheme}://; {HINT}")
+
+
+# Only the store that is asked for is imported: the others' packages need not be there.
+
+
+def _sqlite(path: str | None, clock: Callable[[], float]) -> SessionStore:
+    from fastapi_otpless_session.stores.sqlite import SqliteStore  # noqa: PLC0415
+
+    return SqliteStore(path, clock=clock)
+
+
+def _postgresql(url: str, offset: Callable[[], float]) -> SessionStore:
+    try:
+        from fastapi_otpless_session.stores.sql import SqlStore  # noqa: PLC0415
+    except ImportError as error:
+        raise _not_installed("postgresql://", "postgres") from error
+    return SqlStore(url, offset=offset)
+
+
+def _redis(url: str, offset: Callable[[], float]) -> SessionStore:
+    try:
+        from fastapi_otpless_session.stores.redis import RedisStore  # noqa: PLC0415
+    except ImportError as error:
+        raise _not_installed("redis://", "redis") from error
+    return RedisStore(url, offset=offset)
+
+
+def _not_installed(scheme: str, extra: str) -> ConfigurationError:
+    return ConfigurationError(
+        f'OTPLESS_STORE_URL: {scheme} needs more packages: pip install "fastapi-otpless-session[{extra}]"'
+    )
+
+
+def _offset(clock: Callable[[], float]) -> Callable[[], float]:
+    return float if clock is time.time else lambda: clock() - time.time()
 
 
 def _path(rest: str) -> str:

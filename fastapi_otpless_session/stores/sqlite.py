@@ -9,7 +9,6 @@ nothing to wait for, so that everything runs on the loop.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sqlite3
 import time
@@ -32,6 +31,15 @@ from fastapi_otpless_session.stores.base import (
     SessionRow,
     State,
 )
+from fastapi_otpless_session.stores.records import (
+    COLUMNS,
+    confirmations_text,
+    ended,
+    record_of,
+    rotated,
+    row_of,
+    rows_of,
+)
 from fastapi_otpless_session.telemetry import logger
 
 try:
@@ -43,35 +51,6 @@ SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
 LONGEST_LIST = 1000
 
-COLUMNS = (
-    "session_id",
-    "user_id",
-    "state",
-    "end_reason",
-    "generation",
-    "confirmations",
-    "rotated_at",
-    "session_token",
-    "token_expires_at",
-    "refresh_token",
-    "lease_owner",
-    "lease_until",
-    "fence",
-    "validated_at",
-    "created_at",
-    "last_seen_at",
-    "expires_at",
-    "summary",
-    "revocation_due",
-    "revocation_attempts",
-)
-_NUMBER = (int, float)
-_MAYBE_TEXT = (str, type(None))
-_MAYBE_NUMBER = (int, float, type(None))
-_TYPES: tuple[Any, ...] = (
-    *(str, str, str, _MAYBE_TEXT, int, str, _NUMBER, bytes, _NUMBER, bytes, _MAYBE_TEXT, _NUMBER, int),
-    *(_NUMBER, _NUMBER, _NUMBER, _NUMBER, str, _MAYBE_NUMBER, int),
-)
 _ALL = ", ".join(COLUMNS)
 _MARKS = ", ".join("?" * len(COLUMNS))
 
@@ -150,7 +129,7 @@ class SqliteStore:
     async def find(self, digest: bytes) -> Found | None:
         """Look a token up by its digest: one indexed read."""
         record = await self._read(FIND, (digest,))
-        row = None if record is None else _row(record)
+        row = None if record is None else row_of(record)
         if row is None or not isinstance(record[-1], int) or not REFRESH_TOKEN <= record[-1] <= row.generation:
             return None  # an entry that its row does not back
         return Found(row, record[-1], self._clock())
@@ -158,7 +137,7 @@ class SqliteStore:
     async def get(self, session_id: str) -> SessionRow | None:
         """Return a session's row."""
         record = await self._read(f"SELECT {_ALL} FROM sessions WHERE session_id = ?", (session_id,))  # noqa: S608
-        return None if record is None else _row(record)
+        return None if record is None else row_of(record)
 
     async def create(self, row: SessionRow, token_digest: bytes, refresh_digest: bytes) -> SessionRow | None:
         """Insert a first row with its digests, or return the one that was there."""
@@ -226,11 +205,11 @@ class SqliteStore:
                 return None
             if row.lease_owner != lease.owner:  # given back; unless by an earlier try of this commit that got through
                 return row if _is_indexed(db, rotation.token_digest) else None
-            rotated = _rotated(row, rotation, self._clock())
-            _replace(db, rotated)
-            _index(db, row.session_id, rotation.token_digest, rotated.generation, rotated.expires_at)
-            _index(db, row.session_id, rotation.refresh_digest, REFRESH_TOKEN, rotated.expires_at)
-            return rotated
+            committed = rotated(row, rotation, self._clock())
+            _replace(db, committed)
+            _index(db, row.session_id, rotation.token_digest, committed.generation, committed.expires_at)
+            _index(db, row.session_id, rotation.refresh_digest, REFRESH_TOKEN, committed.expires_at)
+            return committed
 
         return await self._write(rotate)
 
@@ -245,7 +224,7 @@ class SqliteStore:
                 confirmations = current.confirmed(self._clock(), grace)
                 db.execute(
                     "UPDATE sessions SET confirmations = ? WHERE session_id = ?",
-                    (json.dumps(confirmations), row.session_id),
+                    (confirmations_text(confirmations), row.session_id),
                 )
 
         await self._write(note)
@@ -275,17 +254,9 @@ class SqliteStore:
             current = there or row
             if current.state is State.ENDED or fence not in {None, current.fence}:
                 return current
-            ended = replace(
-                current,
-                state=State.ENDED,
-                end_reason=reason,
-                fence=current.fence + 1,
-                lease_owner=None,
-                lease_until=0.0,
-                revocation_due=due,
-            )
-            _replace(db, ended)  # an unreadable row too
-            return ended
+            over = ended(current, reason, due)
+            _replace(db, over)  # an unreadable row too
+            return over
 
         return await self._write(end)
 
@@ -297,7 +268,7 @@ class SqliteStore:
         )
         now = self._clock()
         records = await self._write(lambda db: db.execute(query, (user_id, now, LONGEST_LIST)).fetchall())
-        return _rows(records)
+        return rows_of(records)
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""
@@ -311,7 +282,7 @@ class SqliteStore:
                 f"WHERE revocation_due <= ? ORDER BY revocation_due LIMIT ?) RETURNING {_ALL}",
                 (now + hold, now, limit),
             ).fetchall()
-            return _rows(records)
+            return rows_of(records)
 
         return await self._write(claim)
 
@@ -496,15 +467,15 @@ def _prepare(db: sqlite3.Connection) -> None:
 def _get(db: sqlite3.Connection, session_id: str) -> SessionRow | None:
     query = f"SELECT {_ALL} FROM sessions WHERE session_id = ?"  # noqa: S608
     record = db.execute(query, (session_id,)).fetchone()
-    return None if record is None else _row(record)
+    return None if record is None else row_of(record)
 
 
 def _insert(db: sqlite3.Connection, row: SessionRow) -> None:
-    db.execute(f"INSERT INTO sessions ({_ALL}) VALUES ({_MARKS})", _record(row))  # noqa: S608
+    db.execute(f"INSERT INTO sessions ({_ALL}) VALUES ({_MARKS})", tuple(record_of(row).values()))  # noqa: S608
 
 
 def _replace(db: sqlite3.Connection, row: SessionRow) -> None:
-    db.execute(f"REPLACE INTO sessions ({_ALL}) VALUES ({_MARKS})", _record(row))  # noqa: S608
+    db.execute(f"REPLACE INTO sessions ({_ALL}) VALUES ({_MARKS})", tuple(record_of(row).values()))  # noqa: S608
 
 
 def _index(db: sqlite3.Connection, session_id: str, digest: bytes, generation: int, expires_at: float) -> None:
@@ -513,43 +484,3 @@ def _index(db: sqlite3.Connection, session_id: str, digest: bytes, generation: i
 
 def _is_indexed(db: sqlite3.Connection, digest: bytes) -> bool:
     return db.execute("SELECT 1 FROM tokens WHERE digest = ?", (digest,)).fetchone() is not None
-
-
-def _rotated(row: SessionRow, rotation: Rotation, now: float) -> SessionRow:
-    return replace(
-        row,
-        generation=row.generation + 1,
-        rotated_at=now,
-        session_token=rotation.session_token,
-        token_expires_at=rotation.token_expires_at,
-        refresh_token=rotation.refresh_token,
-        expires_at=rotation.expires_at,
-        lease_owner=None,
-        lease_until=0.0,
-        validated_at=now,
-        last_seen_at=now,
-    )
-
-
-def _record(row: SessionRow) -> tuple[Any, ...]:
-    values = {column: getattr(row, column) for column in COLUMNS}
-    values["confirmations"] = json.dumps(row.confirmations)
-    return tuple(values.values())
-
-
-def _rows(records: Sequence[Sequence[Any]]) -> list[SessionRow]:
-    return [row for row in map(_row, records) if row is not None]
-
-
-def _row(record: Sequence[Any]) -> SessionRow | None:
-    """Read a record. One that this package cannot have written is as good as none."""
-    if not all(map(isinstance, record, _TYPES)):
-        return None
-    values = dict(zip(COLUMNS, record, strict=False))
-    try:
-        values["state"] = State(values["state"])
-        values["end_reason"] = values["end_reason"] and EndReason(values["end_reason"])
-        values["confirmations"] = tuple((int(g), float(at)) for g, at in json.loads(values["confirmations"]))
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return None
-    return SessionRow(**values) if values["confirmations"] else None

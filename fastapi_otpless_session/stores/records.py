@@ -1,0 +1,99 @@
+"""A session row as stores keep it: named columns of plain values. And what a refresh and an end make of a row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi_otpless_session.stores.base import EndReason, Rotation, SessionRow, State
+
+_NUMBER = (int, float)
+_MAYBE_TEXT = (str, type(None))
+_MAYBE_NUMBER = (int, float, type(None))
+
+TYPES: dict[str, Any] = {
+    "session_id": str,
+    "user_id": str,
+    "state": str,
+    "end_reason": _MAYBE_TEXT,
+    "generation": int,
+    "confirmations": str,
+    "rotated_at": _NUMBER,
+    "session_token": bytes,
+    "token_expires_at": _NUMBER,
+    "refresh_token": bytes,
+    "lease_owner": _MAYBE_TEXT,
+    "lease_until": _NUMBER,
+    "fence": int,
+    "validated_at": _NUMBER,
+    "created_at": _NUMBER,
+    "last_seen_at": _NUMBER,
+    "expires_at": _NUMBER,
+    "summary": str,
+    "revocation_due": _MAYBE_NUMBER,
+    "revocation_attempts": int,
+}
+COLUMNS = tuple(TYPES)
+
+
+def record_of(row: SessionRow) -> dict[str, Any]:
+    """Return a row's columns and their values."""
+    values = {column: getattr(row, column) for column in COLUMNS}
+    values["confirmations"] = confirmations_text(row.confirmations)
+    return values
+
+
+def confirmations_text(confirmations: Sequence[tuple[int, float]]) -> str:
+    """Return confirmations as their column has them."""
+    return json.dumps(confirmations)
+
+
+def row_of(record: Sequence[Any]) -> SessionRow | None:
+    """Read a record, in the order of `COLUMNS`. One that this package cannot have written is as good as none."""
+    if not all(map(isinstance, record, TYPES.values())):
+        return None
+    values = dict(zip(COLUMNS, record, strict=False))
+    try:
+        values["state"] = State(values["state"])
+        values["end_reason"] = values["end_reason"] and EndReason(values["end_reason"])
+        values["confirmations"] = tuple((int(g), float(at)) for g, at in json.loads(values["confirmations"]))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+    return SessionRow(**values) if values["confirmations"] else None
+
+
+def rows_of(records: Iterable[Sequence[Any]]) -> list[SessionRow]:
+    """Read records, passing over those that cannot be read."""
+    return [row for row in map(row_of, records) if row is not None]
+
+
+def rotated(row: SessionRow, rotation: Rotation, now: float) -> SessionRow:
+    """Return what a commit makes of a row."""
+    return replace(
+        row,
+        generation=row.generation + 1,
+        rotated_at=now,
+        session_token=rotation.session_token,
+        token_expires_at=rotation.token_expires_at,
+        refresh_token=rotation.refresh_token,
+        expires_at=rotation.expires_at,
+        lease_owner=None,
+        lease_until=0.0,
+        validated_at=now,
+        last_seen_at=now,
+    )
+
+
+def ended(row: SessionRow, reason: EndReason, revocation_due: float | None) -> SessionRow:
+    """Return what an end makes of a row."""
+    return replace(
+        row,
+        state=State.ENDED,
+        end_reason=reason,
+        fence=row.fence + 1,
+        lease_owner=None,
+        lease_until=0.0,
+        revocation_due=revocation_due,
+    )
