@@ -30,7 +30,7 @@ KEY_BYTES = 32
 DERIVED_KEY = "derived"
 COOKIE_NAME_LIMIT = 128
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
-STORE_SCHEMES = ("sqlite", "memory", "postgresql", "redis", "rediss")
+STORE_SCHEMES = ("sqlite", "memory", "postgresql", "redis", "rediss", "unix")
 
 T = TypeVar("T")
 

@@ -17,7 +17,8 @@ LAYERS = [
     {"errors", "settings", "session", "telemetry"},
     {
         *("wire", "tokens", "transport", "flights", "loops", "lru", "freshness"),
-        *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sql", "stores.redis"),
+        *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sql"),
+        *("stores.lua", "stores.redis_link", "stores.redis"),
     },
     {"http", "client", "breaker", "gate", "keys"},
     {

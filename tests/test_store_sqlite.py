@@ -55,13 +55,13 @@ asyncio.run(main())
 class TestFile(StoreContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> MakeStore:
-        return lambda clock: open_store(f"sqlite:///{tmp_path / 'sessions.db'}", clock=clock)
+        return lambda clock: open_store(f"sqlite:///{tmp_path / 'sessions.db'}", offset=lambda: clock.offset)
 
 
 class TestMemory(StoreContract):
     @pytest.fixture
     def make_store(self) -> MakeStore:
-        return lambda clock: open_store("memory://", clock=clock)
+        return lambda clock: open_store("memory://", offset=lambda: clock.offset)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def subject(path: Path) -> AsyncIterator[Subject]:
     clock = ContractClock()
-    store = open_store(f"sqlite:///{path}", clock=clock)
+    store = open_store(f"sqlite:///{path}", offset=lambda: clock.offset)
     await store.open()
     yield Subject(store, clock)
     await store.close()
@@ -310,7 +310,7 @@ def test_processes_that_create_the_file_at_once_all_get_it(path: Path) -> None:
 
 
 async def test_two_stores_on_one_file_see_each_other_at_once(subject: Subject, path: Path) -> None:
-    other = Subject(open_store(f"sqlite:///{path}", clock=subject.clock), subject.clock)
+    other = Subject(open_store(f"sqlite:///{path}", offset=lambda: subject.clock.offset), subject.clock)
     await subject.sign_in()
     row = await other.rotate()
     assert await subject.store.get("s-1") == row
@@ -326,7 +326,7 @@ async def test_two_stores_on_one_file_see_each_other_at_once(subject: Subject, p
 def test_one_store_serves_event_loops_in_several_threads(url: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     clock = ContractClock()
-    store = open_store(url, clock=clock)
+    store = open_store(url, offset=lambda: clock.offset)
     taken = []
 
     async def work(name: str) -> None:

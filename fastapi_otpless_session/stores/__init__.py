@@ -14,24 +14,26 @@ __all__ = ["SessionStore", "open_store"]
 HINT = "write sqlite:///file.db, postgresql://host/database, redis://host or memory://"
 
 
-def open_store(url: str, *, clock: Callable[[], float] = time.time) -> SessionStore:
+def open_store(
+    url: str, *, clock: Callable[[], float] = time.time, offset: Callable[[], float] = float
+) -> SessionStore:
     """Return the store for a URL, not yet opened.
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, `memory://`, `postgresql://user@host/database`,
     `redis://host:6379/0`, `rediss://…` (TLS), `unix:///redis.sock`, `redis://node-1:6379,node-2:6379` (a cluster).
-    `clock`, for tests, gives seconds since the epoch; a store on a server's clock is set off by as much as `clock`
-    differs from the host's. Raises `ConfigurationError`, also where the store's extra is not installed.
+    For tests: `clock` gives seconds since the epoch to stores on the host's clock, and `offset` how many seconds are to
+    be added to a store's clock, whichever it is. Raises `ConfigurationError`, also where the store's extra is missing.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:  # what stands there may be a password
         raise ConfigurationError(f"OTPLESS_STORE_URL: is not a URL; {HINT}")
     match scheme:
         case "memory" | "sqlite":
-            return _sqlite(None if scheme == "memory" else _path(rest), clock)
+            return _sqlite(None if scheme == "memory" else _path(rest), lambda: clock() + offset())
         case "postgresql" | "postgres":
-            return _postgresql(url, _offset(clock))
+            return _postgresql(url, offset)
         case "redis" | "rediss" | "unix":
-            return _redis(url, _offset(clock))
+            return _redis(url, offset)
         case _:
             raise ConfigurationError(f"OTPLESS_STORE_URL: there is no store for {scheme}://; {HINT}")
 
@@ -65,10 +67,6 @@ def _not_installed(scheme: str, extra: str) -> ConfigurationError:
     return ConfigurationError(
         f'OTPLESS_STORE_URL: {scheme} needs more packages: pip install "fastapi-otpless-session[{extra}]"'
     )
-
-
-def _offset(clock: Callable[[], float]) -> Callable[[], float]:
-    return float if clock is time.time else lambda: clock() - time.time()
 
 
 def _path(rest: str) -> str:

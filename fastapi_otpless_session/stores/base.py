@@ -6,6 +6,7 @@ The contract, for whoever writes another store (`fastapi_otpless_session.testing
   moment, never by what the caller read before.
 - `fence` grows with every lease and with every end, so that whoever slept through either is refused.
 - A row that ended is never active again. A commit updates; it never inserts.
+- A row may be gone as soon as its `expires_at` has passed, and its digests with it.
 - All times are the store's own clock (`now`), in seconds since the epoch, so that hosts need not agree.
 - A digest that its row does not back is unknown: `find` returns None for it.
 - Every method may raise `StoreError`, and nothing else. It then says nothing about what happened: a commit may have
@@ -24,6 +25,10 @@ REFRESH_TOKEN = 0
 """The generation under which a refresh token's digest is indexed; session tokens start at 1."""
 FIRST_GENERATION = 1
 CONFIRMATIONS_KEPT = 16
+PATIENCE = 5.0
+"""How many seconds a call to a store's server may take before it is a fault."""
+LONGEST_LIST = 1000
+"""How many of a user's sessions are listed."""
 
 
 class State(StrEnum):

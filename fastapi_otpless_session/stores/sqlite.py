@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.stores.base import (
+    LONGEST_LIST,
     REFRESH_TOKEN,
     EndReason,
     Found,
@@ -49,7 +50,6 @@ except ImportError:  # pragma: no cover - Windows: SQLite's own locks and the bu
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
-LONGEST_LIST = 1000
 
 _ALL = ", ".join(COLUMNS)
 _MARKS = ", ".join("?" * len(COLUMNS))

@@ -1,0 +1,183 @@
+"""The Redis store's transitions: each is one script on one key, so that it works in a Cluster too.
+
+The first argument is the offset to the server's clock. A script's writes come after all its checks, because Redis does
+not roll back. Numbers stay the text that they were written as: Lua's own conversion would lose digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+KEPT_LONGER = 3600
+"""How many seconds a key outlives its row's expiry. Keys expire to free memory only; nothing is decided by it."""
+
+_TIME = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000 + ARGV[1]
+local function stamp(seconds) return string.format('%.6f', seconds) end
+local function keep_until(seconds)
+  redis.call('PEXPIREAT', KEYS[1], string.format('%.0f', (seconds - ARGV[1] + {kept_longer}) * 1000))
+end
+""".replace("{kept_longer}", str(KEPT_LONGER))
+
+_ROW = """
+local function get(column) return redis.call('HGET', KEYS[1], column) end
+local function set(...) redis.call('HSET', KEYS[1], ...) end
+local function row() return redis.call('HGETALL', KEYS[1]) end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script and the name that Redis knows it by."""
+
+    text: str
+    sha: str
+
+
+def _script(*parts: str) -> Script:
+    text = "".join(parts)
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _on_row(body: str) -> Script:
+    return _script(_TIME, _ROW, body)
+
+
+READ = _on_row("return {stamp(now), row()}")
+
+CREATE = _on_row("""
+if redis.call('EXISTS', KEYS[1]) == 1 then return row() end
+set(unpack(ARGV, 2))
+keep_until(get('expires_at'))
+return false
+""")
+
+TAKE_LEASE = _on_row("""
+local generation, owner, seconds = ARGV[2], ARGV[3], ARGV[4]
+if get('state') ~= 'active' or get('generation') ~= generation then return false end
+if tonumber(get('lease_until')) > now then return false end
+local before, fence, ends = get('lease_owner'), string.format('%.0f', get('fence') + 1), stamp(now + seconds)
+set('lease_owner', owner, 'lease_until', ends, 'fence', fence)
+return {fence, ends, before}
+""")
+
+RENEW_LEASE = _on_row("""
+local fence, owner, seconds = ARGV[2], ARGV[3], ARGV[4]
+if get('state') ~= 'active' or get('fence') ~= fence or get('lease_owner') ~= owner then return false end
+local ends = stamp(now + seconds)
+set('lease_until', ends)
+return ends
+""")
+
+RELEASE_LEASE = _on_row("""
+local fence, owner, left = ARGV[2], ARGV[3], ARGV[4]
+if get('fence') == fence and get('lease_owner') == owner then set('lease_owner', left, 'lease_until', '0.0') end
+""")
+
+COMMIT = _on_row("""
+local fence, owner, as_read, digests, token = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+if get('state') ~= 'active' or get('fence') ~= fence then return false end
+if get('lease_owner') ~= owner then
+  if string.find(get('digests'), token, 1, true) then return row() end
+  return false
+end
+if get('digests') ~= as_read then return 'again' end
+set('generation', string.format('%.0f', get('generation') + 1), 'digests', digests, 'lease_owner', '',
+  'lease_until', '0.0', 'rotated_at', stamp(now), 'validated_at', stamp(now), 'last_seen_at', stamp(now),
+  unpack(ARGV, 7))
+keep_until(get('expires_at'))
+return row()
+""")
+
+CONFIRM = _on_row("""
+local generation, as_read, confirmations, digests = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+if get('generation') == generation and get('confirmations') == as_read then
+  set('confirmations', confirmations, 'digests', digests)
+end
+""")
+
+TOUCH = _on_row("""
+local generation, is_validated = ARGV[2], ARGV[3] == '1'
+if get('state') ~= 'active' then return end
+set('last_seen_at', stamp(now))
+if is_validated and get('generation') == generation then set('validated_at', stamp(now)) end
+""")
+
+END = _on_row("""
+local reason, revoke_in, fence, replaces = ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
+if replaces then redis.call('DEL', KEYS[1]) end
+if redis.call('EXISTS', KEYS[1]) == 0 then set(unpack(ARGV, 6)) end
+if get('state') == 'ended' or (fence ~= '' and get('fence') ~= fence) then return row() end
+local due = revoke_in ~= '' and stamp(now + revoke_in) or ''
+set('state', 'ended', 'end_reason', reason, 'fence', string.format('%.0f', get('fence') + 1), 'lease_owner', '',
+  'lease_until', '0.0', 'revocation_due', due)
+keep_until(get('expires_at'))
+return row()
+""")
+
+CLAIM = _on_row("""
+local due = get('revocation_due')
+if get('state') == 'active' then return 'active' end
+if not due or due == '' then return 'settled' end
+if tonumber(due) > now then return due end
+set('revocation_due', stamp(now + ARGV[2]))
+return row()
+""")
+"""What a row says to a claim: the row; or why it has nothing to tell now; or from when on it has."""
+
+POSTPONE = _on_row("""
+local session_token, seconds = ARGV[2], ARGV[3]
+local due = get('revocation_due')
+if not due or due == '' or get('session_token') ~= session_token then return false end
+due = stamp(now + seconds)
+set('revocation_due', due, 'revocation_attempts', string.format('%.0f', get('revocation_attempts') + 1))
+return due
+""")
+
+REPLACE = _on_row("""
+if get('state') == 'ended' then
+  set('session_token', ARGV[2], 'refresh_token', ARGV[3], 'revocation_due', stamp(now))
+end
+""")
+
+SETTLE = _on_row("""
+if get('session_token') == ARGV[2] then set('revocation_due', '') end
+""")
+
+REMEMBER = _script(
+    _TIME,
+    """
+local session_id, expires_at = ARGV[2], ARGV[3]
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', stamp(now))
+redis.call('ZADD', KEYS[1], expires_at, session_id)
+keep_until(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
+""",
+)
+"""A user's list: session ids by when they expire, those that have expired dropped."""
+
+LIST = _script(_TIME, "return redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', '(' .. stamp(now), 'LIMIT', 0, ARGV[2])")
+
+DUE = _script(_TIME, "redis.call('ZADD', KEYS[1], 'LT', stamp(now + ARGV[3]), ARGV[2])")
+"""The outbox: session ids by when OTPLESS is to be told; the sooner of two times counts."""
+
+CLAIM_DUE = _script(
+    _TIME,
+    """
+local limit, hold = ARGV[2], stamp(now + ARGV[3])
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', stamp(now), 'LIMIT', 0, limit)
+for _, session_id in ipairs(due) do redis.call('ZADD', KEYS[1], hold, session_id) end
+return {hold, due}
+""",
+)
+
+RESCHEDULE = _script(
+    """
+local session_id, held, later = ARGV[2], ARGV[3], ARGV[4]
+local score = redis.call('ZSCORE', KEYS[1], session_id)
+if not score or tonumber(score) ~= tonumber(held) then return end
+if later == '' then redis.call('ZREM', KEYS[1], session_id) else redis.call('ZADD', KEYS[1], later, session_id) end
+"""
+)
+"""Drop an entry of the outbox, or put it off, unless somebody made it due anew since it was claimed."""

@@ -1,0 +1,195 @@
+"""The way to Redis, a single server or a Cluster: address, connections, deadline, and one place where errors turn.
+
+redis-py may repeat a command whose answer was lost; here nothing but reads is repeated, because a transition that
+happened must not happen again. A connection whose call was cancelled or timed out is closed, never used again: its
+answer is still on the way, and would be taken for the next caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
+
+from fastapi_otpless_session.errors import ConfigurationError, StoreError
+from fastapi_otpless_session.stores.base import PATIENCE
+from fastapi_otpless_session.stores.lua import Script
+from fastapi_otpless_session.telemetry import logger
+
+CONNECTIONS = 50
+CONNECT_SECONDS = 2.0
+DEFAULT_PREFIX = "otpless:"
+SAFE_POLICY = "noeviction"
+
+Client = Redis | RedisCluster
+
+
+class ForeignValueError(StoreError):
+    """A key holds something that this package did not put there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where Redis is: what redis-py makes of the URL for each host, and the prefix of our keys."""
+
+    hosts: tuple[dict[str, Any], ...] = field(repr=False)
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a `STORE_URL`. Raises `ConfigurationError`, which does not show the URL: it may hold a password."""
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query))
+        prefix = query.pop("prefix", DEFAULT_PREFIX)
+        userinfo, at, hosts = parts.netloc.rpartition("@")
+        try:
+            urls = (parts._replace(netloc=f"{userinfo}{at}{host}", query=urlencode(query)) for host in hosts.split(","))
+            each = tuple(dict(parse_url(urlunsplit(one))) for one in urls)
+            for host in each:
+                _check_options(host)
+        except (ValueError, TypeError):
+            raise ConfigurationError(
+                "OTPLESS_STORE_URL: is not a Redis URL; write redis://user:password@host:6379/0, rediss://… for TLS, "
+                "unix:///redis.sock, or redis://node-1:6379,node-2:6379 for a Cluster"
+            ) from None
+        return cls(each, prefix)
+
+
+class RedisLink:
+    """One event loop's connections."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._client: Client | None = None
+        self._opening = asyncio.Lock()
+        self._room = asyncio.Semaphore(CONNECTIONS)
+
+    async def open(self) -> None:
+        """Connect. Raises `StoreError`."""
+        await self.call(lambda client: client.ping(), is_read=True)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def run(self, script: Script, key: str, *arguments: str | bytes, is_read: bool = False) -> Any:
+        """Run a script on a key. Raises `StoreError`."""
+
+        async def work(client: Client) -> Any:
+            try:
+                return await client.evalsha(script.sha, 1, key, *arguments)
+            except NoScriptError:
+                return await client.eval(script.text, 1, key, *arguments)
+
+        return await self.call(work, is_read=is_read)
+
+    async def call(self, work: Callable[[Client], Awaitable[Any]], *, is_read: bool = False) -> Any:
+        """Have something done within `PATIENCE`, a read twice where its connection was dead. Raises `StoreError`."""
+        try:
+            async with asyncio.timeout(PATIENCE), self._room:
+                try:
+                    return await work(await self._connected())
+                except RedisConnectionError:
+                    if not is_read:
+                        raise
+                    return await work(await self._connected())
+        except TimeoutError:
+            raise StoreError(f"Redis did not answer within {PATIENCE:g} s") from None
+        except ResponseError as error:
+            kind = ForeignValueError if "WRONGTYPE" in str(error) else StoreError
+            raise kind(f"Redis: {error}") from None
+        except (RedisError, RedisClusterException, OSError) as error:
+            raise StoreError(f"Redis: {error}") from None
+
+    async def _connected(self) -> Client:
+        if self._client is None:
+            async with self._opening:
+                if self._client is None:
+                    self._client = await self._connect()
+        return self._client
+
+    async def _connect(self) -> Client:
+        """Find out through the first host that answers what is there."""
+        *others, last = self._address.hosts
+        for host in others:
+            try:
+                return await self._connect_through(host)
+            except (RedisError, OSError):
+                continue
+        return await self._connect_through(last)
+
+    async def _connect_through(self, host: dict[str, Any]) -> Client:
+        client = Redis.from_pool(ConnectionPool(**_options(host)))
+        try:
+            mode = await _mode(client)
+            await _warn_of_eviction(client)
+            if mode == "standalone" and len(self._address.hosts) == 1:
+                return client
+        except BaseException:
+            await client.aclose()
+            raise
+        await client.aclose()
+        if mode != "cluster":
+            raise StoreError(f"Redis: several hosts are for a Cluster, and {mode} is what answers; name one server")
+        return await self._connect_cluster(host)
+
+    async def _connect_cluster(self, host: dict[str, Any]) -> Client:
+        options = _options(host)
+        is_tls = options.pop("connection_class", None) is SSLConnection
+        nodes = [ClusterNode(each.get("host", "localhost"), each.get("port", 6379)) for each in self._address.hosts]
+        for name in ("host", "port", "db"):
+            options.pop(name, None)
+        return await RedisCluster(startup_nodes=nodes, ssl=is_tls, require_full_coverage=False, **options)
+
+
+def _options(host: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **host,
+        "max_connections": 2 * CONNECTIONS,  # those being closed count too
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": None,  # the deadline is total
+        "socket_connect_timeout": CONNECT_SECONDS,
+    }
+
+
+def _check_options(host: dict[str, Any]) -> None:
+    """Raise `TypeError` for an option that redis-py does not know; it would tell only when it connects."""
+    ConnectionPool(**_options(host)).make_connection()  # type: ignore[no-untyped-call]
+
+
+async def _mode(client: Redis) -> str:
+    """Say what answers: `standalone`, `cluster` or `sentinel`; servers before Redis 6 cannot tell."""
+    try:
+        answer = await client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except ResponseError:
+        return "standalone"
+    fields = dict(zip(answer[::2], answer[1::2], strict=False)) if isinstance(answer, list) else answer
+    return bytes(fields[b"mode"]).decode()
+
+
+async def _warn_of_eviction(client: Redis) -> None:
+    try:
+        memory = await client.info("memory")
+    except ResponseError:  # not permitted here
+        return
+    policy = memory.get("maxmemory_policy", SAFE_POLICY)
+    if policy != SAFE_POLICY:
+        logger.warning(
+            "Redis may throw sessions away when its memory is full (maxmemory-policy %s): people would be signed out, "
+            "and sign-outs forgotten; set it to %s",
+            policy,
+            SAFE_POLICY,
+        )
