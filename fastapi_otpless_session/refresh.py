@@ -81,7 +81,9 @@ class Refresher:
         self._pending: dict[str, _Rotated] = {}
 
     async def refresh(self, row: SessionRow) -> Refreshed | SessionReason:
-        """Return the session's next token, or why there is none. Raises `NoVerdictError`.
+        """Return the session's next token, or why there is none; `INVALID`: the row cannot be read here.
+
+        Raises `NoVerdictError`.
 
         Meant to run once a session in a process, in a task of its own.
         """
@@ -114,7 +116,7 @@ class Refresher:
         try:
             return Refreshed(row, self._vault.session_token(row))
         except UnreadableError:
-            return SessionReason.EXPIRED
+            return SessionReason.INVALID
 
     async def _lead(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason:
         outcome = await self._exchange(row, lease)
@@ -127,7 +129,7 @@ class Refresher:
             refresh_token = self._vault.refresh_token(row)
         except UnreadableError:
             await self._store.release_lease(lease, answer_lost=False)
-            return SessionReason.EXPIRED
+            return SessionReason.INVALID
         held, now = await self._with_time_left(lease)
         asked_at = time.monotonic()
         try:

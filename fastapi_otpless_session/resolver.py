@@ -152,6 +152,8 @@ class Resolver:
             row = await self._confirmed(row, now)
         outcome = await self._judged(row, now, token, copy.claims if copy else None, max_age)
         if isinstance(outcome, SessionReason):
+            if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
+                self._copies.drop(digest)
             return outcome
         if outcome.token == token and not outcome.stale:
             then = copy.found.now if copy is not None and read_at == copy.at else now
@@ -230,6 +232,8 @@ class Resolver:
             lambda: self._refresher.refresh(row),
             self._settings.refresh_timeout + LANDING_SECONDS,
         )
+        if outcome is SessionReason.INVALID:  # unreadable here, which says nothing about the session
+            return SessionReason.EXPIRED
         if isinstance(outcome, SessionReason):
             self._endings.note(row.session_id, outcome)
             return outcome
@@ -258,7 +262,7 @@ class Resolver:
         self, token: str, digest: bytes, *, known_only: bool, max_age: float | None
     ) -> Session | SessionReason:
         if known_only or not self._settings.accept_unknown_tokens:
-            return SessionReason.INVALID
+            return self._strangers.refused(token)
         outcome = await self._strangers.admit(token, digest, max_age)
         return outcome if isinstance(outcome, SessionReason) else outcome.session(token)
 

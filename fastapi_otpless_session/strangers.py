@@ -99,6 +99,14 @@ class Strangers:
                 return reason
         return await self._validated(token, digest, claims, seen, max_age)
 
+    def refused(self, token: str) -> SessionReason:
+        """Say why a stranger does not get in where none do. Its claims are not verified, and nobody gets in by them."""
+        try:
+            over = is_over(tokens.read_claims(token).expires_at, self._clock())
+        except TokenError:
+            over = False
+        return SessionReason.EXPIRED if over else SessionReason.INVALID
+
     def while_store_is_down(self, digest: bytes) -> Stranger | None:
         """Return a stranger that this worker admitted within `STALE_IF_ERROR`."""
         seen, now = self._seen.get(digest), self._clock()

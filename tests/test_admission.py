@@ -86,6 +86,15 @@ def test_the_cookie_channel_admits_known_tokens_only(world: World) -> None:
     assert world.emulator.count("validate-session") == 0
 
 
+def test_an_expired_token_without_a_row_has_expired_on_every_channel(world: World) -> None:
+    user = world.emulator.sign_in()
+    world.client.cookies.set("__Host-otpless_session", world.token(user), domain="shop.example")
+    world.clock.advance(DAY + 1)
+    assert code(world.get("/orders")) == "session_expired"
+    assert code(world.get("/orders", world.token(user))) == "session_expired"
+    assert world.emulator.count("validate-session") == 0
+
+
 def test_unknown_tokens_can_be_switched_off(make_world: Callable[..., World]) -> None:
     world = make_world(accept_unknown_tokens=False)
     user = world.emulator.sign_in()

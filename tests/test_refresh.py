@@ -623,6 +623,20 @@ async def test_an_unreadable_row_is_as_an_unknown_token(tmp_path: Path, clock: C
     await close(stores)
 
 
+async def test_a_row_that_this_worker_cannot_unseal_is_not_remembered_as_ended(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    other = make_settings(encryption_keys="A" * 43)
+    async with Workers(emulator, clock, [store]) as world:
+        client = OtplessClient(other, http=httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)))
+        async with OtplessSessions(other, store=store, client=client, clock=clock) as stranger:
+            assert isinstance(await stranger.resolve(world.token), Session)
+            clock.advance(DAY + 1)
+            assert await stranger.resolve(world.token) is SessionReason.EXPIRED
+            store.fail("find", "get")
+            assert await stranger.resolve(world.token) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
 async def test_a_sign_out_without_the_store_holds_for_the_sessions_older_tokens_too(clock: Clock) -> None:
     emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store]) as world:
