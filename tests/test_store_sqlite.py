@@ -21,8 +21,9 @@ import pytest
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
-from fastapi_otpless_session.stores.base import EndReason, State
+from fastapi_otpless_session.stores.base import EndReason, Standing, State
 from fastapi_otpless_session.testing.store_contract import (
+    LIFE,
     ContractClock,
     StoreContract,
     Subject,
@@ -429,3 +430,16 @@ def test_an_address_of_an_unknown_kind_is_refused_without_repeating_it(url: str)
     with pytest.raises(ConfigurationError, match="OTPLESS_STORE_URL") as caught:
         open_store(url)
     assert "canary" not in str(caught.value)
+
+
+async def test_superseded_digests_go_while_their_session_lives(subject: Subject, path: Path) -> None:
+    await subject.sign_in()
+    for _ in range(5):
+        subject.clock.advance(LIFE - 10)
+        await subject.store.confirm(await subject.rotate(), 0)
+    subject.clock.advance(20)
+    while await subject.store.purge(3):
+        pass
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT count(*) FROM tokens").fetchone() == (3,)  # the pair, and the token before
+    assert await subject.standing(6) is Standing.CURRENT

@@ -221,5 +221,9 @@ class SessionStore(Protocol):
         ...
 
     async def purge(self, limit: int) -> int:
-        """Delete up to `limit` rows, and as many digests, that expired. Return how many went."""
+        """Delete up to `limit` rows, and as many digests, that expired; one worker at a time does.
+
+        A digest whose token still counts stays as long as its session. Return how many of both were dealt with; fewer
+        than `limit`: nothing is left for now.
+        """
         ...

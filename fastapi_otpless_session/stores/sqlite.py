@@ -94,6 +94,13 @@ SELECT {", ".join("s." + column for column in COLUMNS)}, t.generation
 FROM tokens t JOIN sessions s ON s.session_id = t.session_id WHERE t.digest = ?
 """  # noqa: S608 - column names of our own
 
+EXPIRED_DIGESTS = """
+SELECT t.digest, t.generation, s.expires_at,
+    CASE WHEN json_valid(s.confirmations) THEN json_extract(s.confirmations, '$[0][0]') END
+FROM tokens t LEFT JOIN sessions s ON s.session_id = t.session_id
+WHERE t.expires_at <= ? ORDER BY t.expires_at LIMIT ?
+"""
+
 T = TypeVar("T")
 
 
@@ -320,17 +327,18 @@ class SqliteStore:
 
         def delete(db: sqlite3.Connection) -> int:
             now = self._clock()
-            digests = db.execute(
-                "DELETE FROM tokens WHERE digest IN (SELECT t.digest FROM tokens t LEFT JOIN sessions s "
-                "ON s.session_id = t.session_id WHERE t.expires_at <= ? AND coalesce(s.expires_at, 0) <= ? LIMIT ?)",
-                (now, now, limit),
-            )
+            expired = db.execute(EXPIRED_DIGESTS, (now, limit)).fetchall()
+            for digest, generation, lives_until, oldest in expired:
+                if generation == REFRESH_TOKEN or (lives_until or 0) <= now or generation < (oldest or 0):
+                    db.execute("DELETE FROM tokens WHERE digest = ?", (digest,))
+                else:  # it still counts: look again when its session expires
+                    db.execute("UPDATE tokens SET expires_at = ? WHERE digest = ?", (lives_until, digest))
             rows = db.execute(
                 "DELETE FROM sessions WHERE session_id IN "
                 "(SELECT session_id FROM sessions WHERE expires_at <= ? LIMIT ?)",
                 (now, limit),
             )
-            return digests.rowcount + rows.rowcount
+            return len(expired) + rows.rowcount
 
         return await self._write(delete)
 

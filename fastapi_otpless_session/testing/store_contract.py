@@ -684,6 +684,21 @@ class StoreContract:
         assert await subject.store.get("s-1") == row
         assert await subject.standing(2) is Standing.CURRENT
 
+    async def test_a_token_that_still_counts_outlives_its_own_refresh_token_with_its_session(
+        self, subject: Subject
+    ) -> None:
+        await subject.sign_in()
+        subject.clock.advance(LIFE - 100)
+        await subject.rotate()  # and the response is lost: the client has the first token only
+        subject.clock.advance(200)
+        while await subject.store.purge(10):
+            pass
+        assert await subject.standing(1) is Standing.OLDER
+        subject.clock.advance(LIFE)
+        while await subject.store.purge(10):
+            pass
+        assert await subject.store.find(token_digest("s-1")) is None
+
     async def test_opening_twice_is_harmless(self, subject: Subject) -> None:
         row = await subject.sign_in()
         await subject.store.open()
