@@ -1,207 +1,42 @@
 """Redis, PostgreSQL and a Redis Cluster for tests: private ones, started when the first test asks for them.
 
-    def test_keeps_sessions(store_url: str) -> None: ...           # once for each store that processes can share
-    def test_waits(redis_server: RedisServer) -> None: ...         # pause() and resume(), stop() and start(), crash()
-    def test_is_full(make_redis: MakeRedis) -> None:               # a server of the test's own
-        server = make_redis(maxmemory="3mb")
+    def test_keeps_sessions(store_url: str) -> None: ...  # once for each store that processes can share
+    def test_waits(redis_server: RedisServer) -> None: ...  # pause() and resume(), stop() and start(), crash()
+    def test_is_full(make_redis: MakeRedis) -> None:
+        server = make_redis(maxmemory="3mb")  # a server of the test's own
 
 Each listens on a loopback port of its own, keeps its files in a temporary directory, and is gone after the tests, even
-if these are killed. What is not installed is skipped, or fails where REQUIRE_SERVERS=1. This module is a pytest plugin.
+if these are killed. What is not installed is skipped, or fails where REQUIRE_SERVERS=1. This is a pytest plugin; as a
+program it says what is missing.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import pwd
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import pytest
 import redis
+from processes import HOST, PATIENCE, Account, Guard, Server, clean_environment, spawn, steady_port, wait_until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-PATIENCE = 60.0
-HOST = "127.0.0.1"
 SHARED_STORES = ["sqlite", "postgresql", "redis", "cluster"]
-STEADY_PORTS = range(15_000, 32_000)
-LAST_LOG_LINES = 15
-
-# Reads "+ pid" and "- pid", and ends who is left when the tests are over, however they ended.
-GUARD = """
-import os, shutil, signal, sys
-running = set()
-for sign, pid in map(str.split, sys.stdin):
-    (running.add if sign == "+" else running.discard)(int(pid))
-for pid in running:
-    for number in (signal.SIGQUIT, signal.SIGCONT):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            pass
-shutil.rmtree(sys.argv[1], ignore_errors=True)
-"""
-
-
-def steady_port() -> int:
-    """Return a free port that stays free while its server is down.
-
-    It is not one of those that the system gives to outgoing connections: among these, a client that keeps trying to
-    reach a stopped server will sooner or later be given the server's own port.
-    """
-    while True:
-        port = secrets.choice(STEADY_PORTS)
-        with suppress(OSError), socket.create_server((HOST, port)):
-            return port
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Ask until it is true. It is about another process: there is no event to wait for."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {PATIENCE:.0f} s in vain: {what}")
-        time.sleep(0.01)
-
-
-class Guard:
-    """Whoever stays when the tests are killed: ends their servers and removes their files.
-
-    It is a process in a session of its own, which no Ctrl-C reaches, and knows that the tests are over by the end of
-    its standard input.
-    """
-
-    def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="otpless-"))
-        self.directory.chmod(0o711)  # PostgreSQL's account has to come through
-        command = [sys.executable, "-I", "-S", "-c", GUARD, str(self.directory)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
-        self._names = itertools.count(1)
-
-    def room(self, name: str) -> Path:
-        """Make a directory. Its name is short: a Unix socket's path must not be longer than 107 bytes."""
-        room = self.directory / f"{name}{next(self._names)}"
-        room.mkdir(mode=0o700)
-        return room
-
-    def watch(self, pid: int) -> None:
-        self._tell(f"+ {pid}\n")
-
-    def forget(self, pid: int) -> None:
-        self._tell(f"- {pid}\n")
-
-    def _tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line.encode())
-        self._process.stdin.flush()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(PATIENCE)
-
-
-class Server(ABC):
-    """One server process, which can be stopped, crashed and paused, and keeps its port."""
-
-    crash_signal: ClassVar[int]
-
-    def __init__(self, guard: Guard, room: Path, account: Account | None = None) -> None:
-        self.room = room
-        self.port = steady_port()
-        self._guard = guard
-        self._account = account
-        self._process: subprocess.Popen[bytes] | None = None
-        self._paused: list[int] = []
-
-    @property
-    @abstractmethod
-    def url(self) -> str: ...
-
-    @abstractmethod
-    def _command(self) -> list[str]: ...
-
-    @abstractmethod
-    def _answers(self) -> bool: ...
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None, "the server does not run"
-        return self._process.pid
-
-    def start(self) -> None:
-        """Start, on the same port and with the same files as before, and return when it answers."""
-        assert self._process is None, "the server runs already"
-        with (self.room / "log").open("ab") as log:
-            self._process = spawn(self._command(), self.room, self._account, log)
-        self._guard.watch(self.pid)
-        wait_until(self._is_ready, f"for the server on port {self.port}")
-
-    def _is_ready(self) -> bool:
-        assert self._process is not None
-        if self._process.poll() is not None:
-            log = (self.room / "log").read_text(errors="replace").splitlines()[-LAST_LOG_LINES:]
-            raise RuntimeError("\n".join([f"ended with {self._process.returncode}: {self._command()}", *log]))
-        return self._answers()
-
-    def stop(self) -> None:
-        """End in good order; clients lose their connections, files are complete."""
-        self._end(signal.SIGINT)  # PostgreSQL's SIGTERM waits for its clients to go
-
-    def crash(self) -> None:
-        """End as a crash would."""
-        self._end(self.crash_signal)
-
-    def _end(self, number: int) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        self.resume()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(PATIENCE)
-            raise
-        finally:
-            self._guard.forget(process.pid)
-
-    def pause(self) -> None:
-        """Freeze with all connections open: the system still accepts new ones, but nothing is answered."""
-        self._paused = [self.pid, *children(self.pid)]
-        for pid in self._paused:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Go on as if nothing had been. Not an error where nothing is paused."""
-        paused, self._paused = self._paused, []
-        for pid in paused:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-    def make_ready(self) -> None:
-        """Undo what an earlier test did: paused servers go on, stopped ones start."""
-        self.resume()
-        if self._process is None:
-            self.start()
 
 
 class RedisServer(Server):
-    """A Redis server. Options are those of redis.conf, with `_` for `-`; nothing is kept unless they say so."""
+    """A Redis server. It keeps nothing over a stop, unless its options say so.
+
+    `options` are those of redis.conf, with `_` for `-`; what a test changes there is in force from the next start.
+    """
 
     crash_signal = signal.SIGKILL
 
@@ -209,7 +44,7 @@ class RedisServer(Server):
         super().__init__(guard, guard.room("redis"))
         self.socket = self.room / "s"
         self._binary = binary
-        defaults = {
+        self.options = {
             "bind": HOST,
             "port": str(self.port),
             "unixsocket": str(self.socket),
@@ -218,10 +53,17 @@ class RedisServer(Server):
             "appendonly": "no",
             "maxmemory_policy": "noeviction",
             "repl_diskless_sync_delay": "0",  # a replica need not wait for others to join
+            **options,
         }
-        self._configuration = self.room / "redis.conf"
-        lines = (f"{name.replace('_', '-')} {value}\n" for name, value in {**defaults, **options}.items())
+
+    def start(self) -> None:
+        lines = (f"{name.replace('_', '-')} {value}\n" for name, value in self.options.items())
         self._configuration.write_text("".join(lines))
+        super().start()
+
+    @property
+    def _configuration(self) -> Path:
+        return self.room / "redis.conf"
 
     @property
     def url(self) -> str:
@@ -346,7 +188,11 @@ class PostgresServer(Server):
         self._names = itertools.count(1)
         if self._account is not None:
             os.chown(self.room, self._account.uid, self._account.gid)
-        self._initialise()
+
+    def start(self) -> None:
+        if not self.data.exists():
+            self._initialise()
+        super().start()
 
     def _initialise(self) -> None:
         command = [str(self._binaries / "initdb"), "--pgdata", str(self.data), "--username", self.USER]
@@ -381,7 +227,7 @@ class PostgresServer(Server):
     def execute(self, statement: str, url: str | None = None) -> str:
         """Run SQL in the database of a URL, on a connection of its own; return the rows, with `|` between columns."""
         command = [*self.psql(url), "-c", statement]
-        answer = subprocess.run(command, env=environment(), capture_output=True, check=True, text=True)  # noqa: S603
+        answer = subprocess.run(command, env=clean_environment(), capture_output=True, check=True, text=True)  # noqa: S603
         return answer.stdout.rstrip("\n")
 
     def psql(self, url: str | None = None) -> list[str]:
@@ -393,92 +239,48 @@ class PostgresServer(Server):
         """Create an empty database and give its URL; whoever is still connected in the end is thrown out."""
         name = f"test_{next(self._names)}"
         self.execute(f"CREATE DATABASE {name}")
-        yield self._url(name)
-        self.make_ready()
-        self.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-class Account(NamedTuple):
-    """Whom to run a server as."""
-
-    uid: int
-    gid: int
-
-    @classmethod
-    def of_postgres(cls) -> Self | None:
-        """PostgreSQL refuses to run as root: another account then, else our own."""
-        if os.geteuid() != 0:
-            return None
-        for name in ("postgres", "nobody"):
-            with suppress(KeyError):
-                entry = pwd.getpwnam(name)
-                return cls(entry.pw_uid, entry.pw_gid)
-        raise RuntimeError("PostgreSQL does not run as root, and there is no account postgres or nobody")
-
-
-def spawn(command: list[str], room: Path, account: Account | None, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a process that hears no Ctrl-C: it is told when to end."""
-    as_whom: dict[str, Any] = {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
-    return subprocess.Popen(  # noqa: S603
-        command,
-        cwd=room,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-        **as_whom,
-    )
-
-
-def environment() -> dict[str, str]:
-    """Ours, without what would lead PostgreSQL's programs elsewhere (PGHOST, PGOPTIONS, …)."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that one has started: PostgreSQL has one for each connection."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            parent = path.read_text().rpartition(")")[2].split()[1]
-            if int(parent) == pid:
-                found.append(int(path.parent.name))
-    return found
+        try:
+            yield self._url(name)
+        finally:
+            self.make_ready()
+            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 # What is installed
 
 
-def find_redis() -> str:
+def find_redis() -> str | None:
     """Return the path of Redis, or of Valkey, which is the same for us."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    return found or do_without("redis-server")
+    return shutil.which("redis-server") or shutil.which("valkey-server")
 
 
-def find_postgres() -> Path:
+def find_postgres() -> Path | None:
     """Return the directory of PostgreSQL's programs, the newest of several. Debian keeps them off the PATH."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
     on_path = shutil.which("postgres")
     places = [Path(on_path).resolve().parent, *debian] if on_path else debian
     whole = (place for place in places if all((place / name).exists() for name in ("postgres", "initdb", "psql")))
-    return next(whole, None) or do_without("postgres", package="postgresql")
+    return next(whole, None)
 
 
-def do_without(binary: str, package: str | None = None) -> NoReturn:
-    reason = f"{binary} is not installed (Debian: apt-get install {package or binary})"
+NO_REDIS = "redis-server is not installed (Debian: apt-get install redis-server)"
+NO_POSTGRES = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+FoundT = TypeVar("FoundT", str, Path)
+
+
+def required(found: FoundT | None, otherwise: str) -> FoundT:
+    """Return what was found. Where it was not, skip the test, or fail it if nothing may be missing."""
+    if found is not None:
+        return found
     if os.environ.get("REQUIRE_SERVERS") == "1":
-        pytest.fail(f"REQUIRE_SERVERS=1, but {reason}", pytrace=False)
-    NOT_INSTALLED.add(reason)
-    pytest.skip(reason)
+        pytest.fail(f"REQUIRE_SERVERS=1, but {otherwise}", pytrace=False)
+    pytest.skip(otherwise)
 
 
-NOT_INSTALLED: set[str] = set()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for reason in sorted(NOT_INSTALLED):
-        terminalreporter.write_line(f"Tests were skipped: {reason}", yellow=True)
+def missing() -> list[str]:
+    """Return a sentence for each server that cannot be tested with."""
+    found = {NO_REDIS: find_redis(), NO_POSTGRES: find_postgres()}
+    return [otherwise for otherwise, place in found.items() if place is None]
 
 
 # Fixtures
@@ -488,9 +290,8 @@ ServerT = TypeVar("ServerT", Server, RedisServer, RedisCluster, PostgresServer)
 
 @pytest.fixture(scope="session")
 def server_guard() -> Iterator[Guard]:
-    guard = Guard()
-    yield guard
-    guard.close()
+    with Guard() as guard:
+        yield guard
 
 
 def _running(server: ServerT) -> Iterator[ServerT]:
@@ -503,17 +304,17 @@ def _running(server: ServerT) -> Iterator[ServerT]:
 
 @pytest.fixture(scope="session")
 def _one_redis_server(server_guard: Guard) -> Iterator[RedisServer]:
-    yield from _running(RedisServer(find_redis(), server_guard))
+    yield from _running(RedisServer(required(find_redis(), NO_REDIS), server_guard))
 
 
 @pytest.fixture(scope="session")
 def _one_redis_cluster(server_guard: Guard) -> Iterator[RedisCluster]:
-    yield from _running(RedisCluster(find_redis(), server_guard))
+    yield from _running(RedisCluster(required(find_redis(), NO_REDIS), server_guard))
 
 
 @pytest.fixture(scope="session")
 def _one_postgres_server(server_guard: Guard) -> Iterator[PostgresServer]:
-    yield from _running(PostgresServer(find_postgres(), server_guard))
+    yield from _running(PostgresServer(required(find_postgres(), NO_POSTGRES), server_guard))
 
 
 @pytest.fixture
@@ -547,7 +348,7 @@ def make_redis(server_guard: Guard) -> Iterator[MakeRedis]:
         def make(*, replica_of: RedisServer | None = None, **options: str) -> RedisServer:
             if replica_of is not None:
                 options["replicaof"] = f"{HOST} {replica_of.port}"
-            server = RedisServer(find_redis(), server_guard, **options)
+            server = RedisServer(required(find_redis(), NO_REDIS), server_guard, **options)
             stack.callback(server.stop)
             server.start()
             if replica_of is not None:
@@ -587,3 +388,7 @@ def _store_url(request: pytest.FixtureRequest) -> str:
             return str(request.getfixturevalue("postgres_url"))
         case name:
             return str(request.getfixturevalue({"redis": "redis_server", "cluster": "redis_cluster"}[name]).url)
+
+
+if __name__ == "__main__":
+    sys.stdout.writelines(f"{sentence}\n" for sentence in missing())

@@ -21,7 +21,7 @@ from functools import partial
 from typing import Self
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from backends import HOST, steady_port
+from processes import HOST, steady_port
 
 CHUNK = 65_536
 SLICES_PER_SECOND = 20  # into which a throttled chunk is cut

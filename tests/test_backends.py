@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from backends import HOST, SHARED_STORES, MakeRedis, PostgresServer, RedisCluster, RedisServer, wait_until
+from backends import SHARED_STORES, MakeRedis, PostgresServer, RedisCluster, RedisServer
+from processes import HOST, wait_until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -155,7 +156,7 @@ def test_what_is_not_installed_is_skipped_and_said(tmp_path: Path) -> None:
     answer = _pytest(tmp_path, NEEDS_REDIS, PATH="", REQUIRE_SERVERS="")
     assert answer.returncode == 0
     assert "1 skipped" in answer.stdout
-    assert "Tests were skipped: redis-server is not installed (Debian: apt-get install redis-server)" in answer.stdout
+    assert "redis-server is not installed (Debian: apt-get install redis-server)" in answer.stdout
 
 
 def test_what_has_to_be_installed_is_not_skipped(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from contextlib import suppress
 
 import pytest
 import redis
-from backends import HOST, RedisServer, steady_port, wait_until
+from backends import RedisServer
+from processes import HOST, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Direction, Proxy
 
 PATIENCE = 10
