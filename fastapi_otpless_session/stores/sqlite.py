@@ -76,7 +76,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     summary TEXT NOT NULL,
     revocation_due REAL,
     revocation_attempts INTEGER NOT NULL
-) WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS tokens (
     digest BLOB PRIMARY KEY,
     session_id TEXT NOT NULL,
@@ -87,6 +87,10 @@ CREATE INDEX IF NOT EXISTS sessions_user ON sessions (user_id) WHERE state = 'ac
 CREATE INDEX IF NOT EXISTS sessions_due ON sessions (revocation_due) WHERE revocation_due IS NOT NULL;
 CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires_at);
 CREATE INDEX IF NOT EXISTS tokens_expiry ON tokens (expires_at);
+"""
+
+UPSERT = f"""
+ON CONFLICT (session_id) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[1:])}
 """
 
 FIND = f"""
@@ -274,8 +278,8 @@ class SqliteStore:
             "ORDER BY created_at DESC, session_id LIMIT ?"
         )
         now = self._clock()
-        records = await self._write(lambda db: db.execute(query, (user_id, now, LONGEST_LIST)).fetchall())
-        return rows_of(records)
+        with _translated():
+            return rows_of(await (await self._opened()).read_all(query, (user_id, now, LONGEST_LIST)))
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""
@@ -392,12 +396,19 @@ class _Connections:
         with self._lock:
             return self._reader.execute(query, values).fetchone()
 
+    async def read_all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        """Read what may be many rows, off the loop."""
+        return await self._apart(lambda db: db.execute(query, values).fetchall())
+
     async def write(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
+        return await self._apart(lambda db: _transact(db, transaction))
+
+    async def _apart(self, work: Callable[[sqlite3.Connection], T]) -> T:
         if self._thread is None:
             with self._lock:
-                return _transact(self._writer, transaction)
+                return work(self._writer)
         try:
-            submitted = self._thread.submit(_transact, self._writer, transaction)
+            submitted = self._thread.submit(work, self._writer)
         except RuntimeError:
             raise StoreError("the session store was closed") from None
         return await asyncio.wrap_future(submitted)
@@ -483,7 +494,7 @@ def _insert(db: sqlite3.Connection, row: SessionRow) -> None:
 
 
 def _replace(db: sqlite3.Connection, row: SessionRow) -> None:
-    db.execute(f"REPLACE INTO sessions ({_ALL}) VALUES ({_MARKS})", tuple(record_of(row).values()))  # noqa: S608
+    db.execute(f"INSERT INTO sessions ({_ALL}) VALUES ({_MARKS}) {UPSERT}", tuple(record_of(row).values()))  # noqa: S608
 
 
 def _index(db: sqlite3.Connection, session_id: str, digest: bytes, generation: int, expires_at: float) -> None:
