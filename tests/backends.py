@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -275,6 +275,17 @@ def required(found: FoundT | None, otherwise: str) -> FoundT:
     if os.environ.get("REQUIRE_SERVERS") == "1":
         pytest.fail(f"REQUIRE_SERVERS=1, but {otherwise}", pytrace=False)
     pytest.skip(otherwise)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say in one line of the summary, not in one for each test, that a server is missing."""
+    report = yield
+    if isinstance(report.longrepr, tuple):
+        _, _, message = report.longrepr
+        if message.removeprefix("Skipped: ") in (NO_REDIS, NO_POSTGRES):
+            report.longrepr = (__file__, required.__code__.co_firstlineno, message)
+    return report
 
 
 def missing() -> list[str]:
