@@ -21,7 +21,7 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pytest
 import redis
@@ -93,8 +93,8 @@ class RedisServer(Server):
 
     def empty(self) -> None:
         """Be as new: no keys, no scripts."""
-        for command in ("FLUSHALL", "SCRIPT FLUSH"):
-            self.execute(*command.split())
+        self.execute("FLUSHALL")
+        self.execute("SCRIPT FLUSH")
 
 
 class MakeRedis(Protocol):
@@ -168,26 +168,30 @@ class RedisCluster:
 
 
 class PostgresServer(Server):
-    """A PostgreSQL server with an account `tests` that may do everything and needs no password."""
+    """A PostgreSQL server with an account `tests` that may do everything and needs no password.
+
+    `options` are those of postgresql.conf; what a test changes there is in force from the next start.
+    """
 
     USER = "tests"
-    SETTINGS: ClassVar[dict[str, str]] = {
-        "listen_addresses": HOST,
-        "max_connections": "300",
-        "shared_buffers": "16MB",
-        "fsync": "off",  # outlives a crash of the server, though not of the machine
-        "full_page_writes": "off",
-        "jit": "off",
-    }
     crash_signal = signal.SIGQUIT  # its "immediate" end: no checkpoint, recovery on the next start
 
-    def __init__(self, binaries: Path, guard: Guard) -> None:
+    def __init__(self, binaries: Path, guard: Guard, **options: str) -> None:
         super().__init__(guard, guard.room("postgres"), Account.of_postgres())
         self.data = self.room / "data"
         self._binaries = binaries
         self._names = itertools.count(1)
-        if self._account is not None:
-            os.chown(self.room, self._account.uid, self._account.gid)
+        self.options = {
+            "listen_addresses": HOST,
+            "port": str(self.port),
+            "unix_socket_directories": str(self.room),
+            "max_connections": "300",
+            "shared_buffers": "16MB",
+            "fsync": "off",  # what is committed outlives a crash of the server, though not of the machine
+            "full_page_writes": "off",
+            "jit": "off",
+            **options,
+        }
 
     def start(self) -> None:
         if not self.data.exists():
@@ -195,6 +199,8 @@ class PostgresServer(Server):
         super().start()
 
     def _initialise(self) -> None:
+        if self._account is not None:
+            os.chown(self.room, self._account.uid, self._account.gid)
         command = [str(self._binaries / "initdb"), "--pgdata", str(self.data), "--username", self.USER]
         options = ["--auth", "trust", "--encoding", "UTF8", "--locale", "C", "--no-sync"]
         with (self.room / "log").open("ab") as log:
@@ -214,8 +220,7 @@ class PostgresServer(Server):
         return f"postgresql://{self.USER}@{HOST}:{self.port}/{database}"
 
     def _command(self) -> list[str]:
-        settings = {**self.SETTINGS, "port": str(self.port), "unix_socket_directories": str(self.room)}
-        options = itertools.chain.from_iterable(("-c", f"{name}={value}") for name, value in settings.items())
+        options = itertools.chain.from_iterable(("-c", f"{name}={value}") for name, value in self.options.items())
         return [str(self._binaries / "postgres"), "-D", str(self.data), *options]
 
     def _answers(self) -> bool:
