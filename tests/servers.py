@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+from processes import PATIENCE, steady_port
 
 HERE = Path(__file__).parent
-PATIENCE = 60.0
+STARTED = b"Application startup complete."
+KEEP_ALIVE = "60"
+"""How many seconds uvicorn leaves idle connections open: longer than any test makes one wait."""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def environment(emulator_url: str, store: Path, **more: str) -> dict[str, str]:
-    """What a deployment would set."""
+def environment(emulator_url: str, store: Path | str, **more: str) -> dict[str, str]:
+    """What a deployment would set. `store` is a store's URL, or the path of a SQLite file."""
     return {
         "OTPLESS_CLIENT_ID": "demo-client",
         "OTPLESS_CLIENT_SECRET": "demo-secret",
         "OTPLESS_BASE_URL": emulator_url,
         "OTPLESS_JWKS_URL": f"{emulator_url}/.well-known/jwks",
-        "OTPLESS_STORE_URL": f"sqlite:///{store}",
+        "OTPLESS_STORE_URL": store if isinstance(store, str) else f"sqlite:///{store}",
         "OTPLESS_COOKIE_SECURE": "false",
         **more,
     }
@@ -38,33 +35,27 @@ def environment(emulator_url: str, store: Path, **more: str) -> dict[str, str]:
 
 @contextmanager
 def uvicorn(variables: dict[str, str], *, workers: int = 1, log: Path | None = None) -> Iterator[str]:
-    """Run `worker_app` and yield its URL; stopped with SIGTERM, and expected to stop cleanly."""
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "worker_app:app", "--port", str(port), "--workers", str(workers)]
+    """Run `worker_app` and yield its URL once all workers serve; stopped with SIGTERM, and expected to stop cleanly."""
+    port = steady_port()
+    application = ["worker_app:create_app", "--factory", "--timeout-keep-alive", KEEP_ALIVE, "--log-level", "debug"]
+    command = [sys.executable, "-m", "uvicorn", *application, "--port", str(port), "--workers", str(workers)]
     environ = {**os.environ, **variables, "PYTHONPATH": str(HERE)}
-    output = log.open("wb") if log else subprocess.DEVNULL
-    process = subprocess.Popen([*command, "--log-level", "debug"], env=environ, stdout=output, stderr=output)  # noqa: S603
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(url + "/public", process)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE)
-        if log:
-            output.close()  # type: ignore[union-attr]
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a server answers. It is another process: there is no event to wait for."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}")
+    with tempfile.TemporaryDirectory() as folder:
+        log = log or Path(folder) / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, env=environ, stdout=output, stderr=output)  # noqa: S603
         try:
-            httpx.get(url, timeout=5)
-        except httpx.TransportError:
-            time.sleep(0.05)
-        else:
-            return
-    raise RuntimeError("the server did not start")
+            wait_for(workers, log, process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(PATIENCE)
+
+
+def wait_for(workers: int, log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until all workers say that they serve. They are other processes: there is no event to wait for."""
+    deadline = time.monotonic() + PATIENCE
+    while log.read_bytes().count(STARTED) < workers:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.05)

@@ -9,16 +9,20 @@ from fastapi import FastAPI
 
 from fastapi_otpless_session import CurrentSession, OtplessSessionMiddleware, create_session_router
 
-app = FastAPI()
-app.add_middleware(OtplessSessionMiddleware)
-app.include_router(create_session_router(), prefix="/auth")
+
+def create_app() -> FastAPI:
+    """Build the application as the environment says now."""
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware)
+    app.include_router(create_session_router(), prefix="/auth")
+    app.get("/orders")(orders)
+    app.get("/public")(public)
+    return app
 
 
-@app.get("/orders")
 async def orders(session: CurrentSession) -> dict[str, Any]:
     return {"user": session.user_id, "worker": os.getpid(), "refreshed": session.refreshed}
 
 
-@app.get("/public")
-async def public() -> dict[str, str]:
-    return {"hello": "world"}
+async def public() -> dict[str, Any]:
+    return {"hello": "world", "worker": os.getpid()}
