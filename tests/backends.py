@@ -29,6 +29,21 @@ from processes import HOST, PATIENCE, Account, Guard, Server, clean_environment,
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+# Ten times as fast as another CREATE DATABASE.
+EMPTY_DATABASE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid();
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' LOOP
+        EXECUTE format('DROP SCHEMA %I CASCADE', name);
+    END LOOP;
+END
+$$;
+CREATE SCHEMA public;
+"""
 SHARED_STORES = ["sqlite", "postgresql", "redis", "cluster"]
 
 
@@ -181,6 +196,7 @@ class PostgresServer(Server):
         self.data = self.room / "data"
         self._binaries = binaries
         self._names = itertools.count(1)
+        self._empty_databases: list[str] = []
         self.options = {
             "listen_addresses": HOST,
             "port": str(self.port),
@@ -241,14 +257,19 @@ class PostgresServer(Server):
 
     @contextmanager
     def database(self) -> Iterator[str]:
-        """Create an empty database and give its URL; whoever is still connected in the end is thrown out."""
-        name = f"test_{next(self._names)}"
-        self.execute(f"CREATE DATABASE {name}")
+        """Give the URL of an empty database of one's own; whoever is still connected in the end is thrown out."""
+        url = self._empty_databases.pop() if self._empty_databases else self._create_database()
         try:
-            yield self._url(name)
+            yield url
         finally:
             self.make_ready()
-            self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+            self.execute(EMPTY_DATABASE, url)
+            self._empty_databases.append(url)
+
+    def _create_database(self) -> str:
+        name = f"test_{next(self._names)}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self._url(name)
 
 
 # What is installed

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from backends import SHARED_STORES, MakeRedis, PostgresServer, RedisCluster, RedisServer
-from processes import HOST, wait_until
+from backends import EMPTY_DATABASE, SHARED_STORES, MakeRedis, PostgresServer, RedisCluster, RedisServer
+from processes import HOST, PATIENCE, wait_until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -102,16 +102,29 @@ def test_a_cluster_has_all_slots_and_forgets_between_tests(redis_cluster: RedisC
         assert client.dbsize() == 0
 
 
-def test_postgres_gives_each_test_a_database_and_keeps_it_over_a_crash(postgres_server: PostgresServer) -> None:
-    with postgres_server.database() as url, postgres_server.database() as other:
+def test_postgres_keeps_what_is_committed_over_a_crash(postgres_server: PostgresServer) -> None:
+    with postgres_server.database() as url:
         postgres_server.execute("CREATE TABLE a AS SELECT 1 AS one", url)
         postgres_server.crash()
         postgres_server.start()
         assert postgres_server.execute("SELECT one FROM a", url) == "1"
-        assert postgres_server.execute("SELECT count(*) FROM pg_tables WHERE tablename = 'a'", other) == "0"
-        assert postgres_server.execute("SELECT 2", postgres_server.socket_url) == "2"
-    databases = postgres_server.execute("SELECT datname FROM pg_database")
-    assert not any(database.startswith("test_") for database in databases.splitlines())
+    assert postgres_server.execute("SELECT 2", postgres_server.socket_url) == "2"
+
+
+def test_postgres_gives_each_test_an_empty_database(postgres_server: PostgresServer) -> None:
+    with postgres_server.database() as url, postgres_server.database() as other:
+        assert url != other
+        postgres_server.execute("CREATE TABLE a (); CREATE SCHEMA b; CREATE TABLE b.c ()", url)
+        command = [*postgres_server.psql(url), "-c", "SELECT 'here'", "-c", "BEGIN; LOCK a; SELECT pg_sleep(600)"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:  # noqa: S603
+            assert client.stdout is not None
+            client.stdout.readline()
+            postgres_server.execute(EMPTY_DATABASE, url)
+            assert client.wait(PATIENCE) != 0
+        for each in (url, other):
+            schemas = postgres_server.execute("SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_'", each)
+            assert sorted(schemas.splitlines()) == ["information_schema", "public"]
+            assert postgres_server.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", each) == "0"
 
 
 def test_a_paused_postgres_freezes_open_connections_too(postgres_server: PostgresServer) -> None:
