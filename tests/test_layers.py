@@ -18,7 +18,7 @@ LAYERS = [
     {
         *("wire", "tokens", "transport", "flights", "loops", "lru", "freshness"),
         *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sql"),
-        *("stores.lua", "stores.redis_link", "stores.redis"),
+        *("stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
     },
     {"http", "client", "breaker", "gate", "keys"},
     {

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
-from backends import RedisCluster, RedisServer
+from backends import MakeRedis, RedisCluster, RedisServer
+from redis.crc import key_slot
 
+from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store
-from fastapi_otpless_session.testing.store_contract import ContractClock, StoreContract
+from fastapi_otpless_session.stores.base import EndReason, Standing, State
+from fastapi_otpless_session.stores.lua import KEPT_LONGER
+from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE
+from fastapi_otpless_session.testing.store_contract import (
+    GRACE,
+    LIFE,
+    ContractClock,
+    StoreContract,
+    Subject,
+    about,
+    digest,
+    refresh_digest,
+    token_digest,
+)
 
 MakeStore = Callable[[ContractClock], SessionStore]
 
@@ -23,3 +42,290 @@ class TestCluster(StoreContract):
     @pytest.fixture
     def make_store(self, redis_cluster: RedisCluster) -> MakeStore:
         return lambda clock: open_store(redis_cluster.url, offset=lambda: clock.offset)
+
+
+@pytest.fixture
+async def subject(redis_server: RedisServer) -> AsyncIterator[Subject]:
+    clock = ContractClock()
+    store = open_store(redis_server.url, offset=lambda: clock.offset)
+    yield Subject(store, clock)
+    await store.close()
+
+
+# Addresses
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Subject]:
+    """A store that somebody else opens."""
+    store = open_store(url)
+    await store.open()
+    try:
+        yield Subject(store, ContractClock())
+    finally:
+        await store.close()
+
+
+async def test_a_unix_socket_leads_to_the_same_sessions(subject: Subject, redis_server: RedisServer) -> None:
+    row = await subject.sign_in()
+    async with opened(redis_server.socket_url) as other:
+        assert await other.row() == row
+
+
+async def test_one_node_is_enough_to_find_a_cluster(redis_cluster: RedisCluster) -> None:
+    async with opened(redis_cluster.url) as subject:
+        rows = [await subject.sign_in(f"s-{number}") for number in range(20)]
+        async with opened(redis_cluster.nodes[2].url) as other:
+            assert [await other.row(f"s-{number}") for number in range(20)] == rows
+
+
+async def test_a_clusters_other_nodes_are_tried_where_the_first_is_down(redis_cluster: RedisCluster) -> None:
+    redis_cluster.nodes[0].stop()
+    async with opened(redis_cluster.url) as subject:
+        found = [name for name in map(str, range(30)) if await is_served(subject, name)]
+    assert 5 < len(found) < 30
+
+
+async def is_served(subject: Subject, session_id: str) -> bool:
+    """Whether a session's slot is on a node that answers."""
+    if key_slot(f"otpless:session:{session_id}".encode()) < RedisCluster.SLOTS / RedisCluster.SIZE:
+        return False
+    assert await subject.store.get(session_id) is None
+    return True
+
+
+@pytest.fixture
+def moving(redis_cluster: RedisCluster) -> Iterator[tuple[RedisServer, RedisServer]]:
+    """The slot of `s-1` on its way from one node to another: the row is there already."""
+    slot = key_slot(b"otpless:session:s-1")
+    source = redis_cluster.nodes[slot * RedisCluster.SIZE // RedisCluster.SLOTS]
+    target = next(node for node in redis_cluster.nodes if node is not source)
+    names = {node: node.execute("CLUSTER MYID") for node in (source, target)}
+    target.execute("CLUSTER SETSLOT", slot, "IMPORTING", names[source])
+    source.execute("CLUSTER SETSLOT", slot, "MIGRATING", names[target])
+    yield source, target
+    for node in redis_cluster.nodes:
+        node.execute("FLUSHALL")
+    for node in (source, target):
+        node.execute("CLUSTER SETSLOT", slot, "NODE", names[source])
+
+
+async def test_a_slot_that_moves_takes_its_sessions_along(
+    redis_cluster: RedisCluster, moving: tuple[RedisServer, RedisServer]
+) -> None:
+    source, target = moving
+    async with opened(redis_cluster.url) as subject:
+        row = await subject.sign_in()  # goes to the target, by ASK
+        assert source.execute("CLUSTER COUNTKEYSINSLOT", key_slot(b"otpless:session:s-1")) == 0
+        assert await subject.row() == row
+        rotated = await subject.rotate()
+        for node in (target, source):
+            node.execute("CLUSTER SETSLOT", key_slot(b"otpless:session:s-1"), "NODE", target.execute("CLUSTER MYID"))
+        assert await subject.row() == rotated  # by MOVED
+        assert (await subject.end()).state is State.ENDED
+
+
+async def test_a_prefix_keeps_applications_apart(redis_server: RedisServer) -> None:
+    async with opened(f"{redis_server.url}?prefix=shop:") as shop, opened(f"{redis_server.url}?prefix=blog:") as blog:
+        await shop.sign_in()
+        assert await blog.store.get("s-1") is None
+        assert await blog.store.find(token_digest("s-1")) is None
+        assert not await blog.store.list_user("MO-1")
+    assert all(key.startswith("shop:") for key in redis_server.execute("KEYS", "*"))
+
+
+async def test_databases_are_apart(redis_server: RedisServer) -> None:
+    async with opened(redis_server.url) as subject, opened(redis_server.url.removesuffix("0") + "1") as other:
+        await subject.sign_in()
+        assert await other.store.get("s-1") is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:canary@host:port/0",
+        "redis://:canary@host/0?no_such_option=1",
+        "rediss://:canary@host?socket_timeout=long",
+        "redis://:canary@one:6379,two:x",
+    ],
+)
+def test_a_wrong_address_is_told_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="OTPLESS_STORE_URL") as caught:
+        open_store(url)
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_refused_password_is_a_fault_that_does_not_show_it(make_redis: MakeRedis) -> None:
+    server = make_redis(user="guest on >right ~* +@all")
+    store = open_store(server.url.replace("://", "://guest:canary@"))
+    with pytest.raises(StoreError) as caught:
+        await store.open()
+    await store.close()
+    assert "canary" not in str(caught.value)
+    assert "canary" not in repr(store)
+
+
+async def test_several_hosts_that_are_no_cluster_are_told(redis_server: RedisServer) -> None:
+    store = open_store(f"redis://127.0.0.1:{redis_server.port},127.0.0.1:{redis_server.port}")
+    with pytest.raises(StoreError, match="Cluster"):
+        await store.open()
+    await store.close()
+
+
+def test_a_missing_package_is_told_with_what_to_install() -> None:
+    code = "import sys; sys.modules['redis'] = None; from fastapi_otpless_session import open_store; open_store('redis://h')"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert 'pip install "fastapi-otpless-session[redis]"' in ended.stderr
+
+
+@pytest.mark.parametrize(("policy", "warned"), [("noeviction", False), ("allkeys-lru", True)])
+async def test_a_server_that_may_throw_sessions_away_is_warned_of(
+    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture, policy: str, warned: bool
+) -> None:
+    async with opened(make_redis(maxmemory_policy=policy).url):
+        assert (f"maxmemory-policy {policy}" in caplog.text) is warned
+
+
+# Life
+
+
+async def test_event_loops_share_a_store(redis_server: RedisServer) -> None:
+    store = open_store(redis_server.url)
+    await Subject(store, ContractClock()).sign_in()
+
+    async def look() -> int:
+        found = await asyncio.gather(*(store.find(token_digest("s-1")) for _ in range(50)))
+        await store.close()
+        return sum(each is not None for each in found)
+
+    counts = await asyncio.gather(*(asyncio.to_thread(asyncio.run, look()) for _ in range(4)))
+    assert counts == [50] * 4
+    assert await store.get("s-1") is not None
+    await store.close()
+
+
+async def test_a_restarted_server_goes_on_with_its_sessions(make_redis: MakeRedis) -> None:
+    server = make_redis(appendonly="yes", appendfsync="always")
+    async with opened(server.url) as subject:
+        row = await subject.sign_in()
+        server.crash()
+        with pytest.raises(StoreError):
+            await subject.store.get("s-1")
+        server.start()
+        assert await subject.store.get("s-1") == row
+
+
+# Hints
+
+
+async def test_what_a_late_commit_left_in_the_index_leads_nowhere(subject: Subject, redis_server: RedisServer) -> None:
+    await subject.sign_in()
+    row = await subject.rotate()
+    key = f"otpless:token:{digest('late').hex()}"
+    redis_server.execute("SET", key, f"{digest('late').hex()[:16]} token 2 s-1")
+    assert await subject.store.find(digest("late")) is None
+    await subject.store.confirm(row, GRACE)
+    assert await subject.store.find(digest("late")) is None
+    assert await subject.standing(2) is Standing.CURRENT
+
+
+@pytest.mark.parametrize("value", ["", "x", "00 token 1 s-1", "{} token x s-1", "{} token 1", "{} token 1 other"])
+async def test_an_index_entry_that_makes_no_sense_leads_nowhere(
+    subject: Subject, redis_server: RedisServer, value: str
+) -> None:
+    await subject.sign_in()
+    wanted = token_digest("s-1")
+    redis_server.execute("SET", f"otpless:token:{wanted.hex()}", value.format(wanted.hex()[:16]))
+    assert await subject.store.find(wanted) is None
+
+
+async def test_tokens_that_still_count_are_kept_as_long_as_their_session(
+    subject: Subject, redis_server: RedisServer
+) -> None:
+    row = await subject.sign_in()
+    key = f"otpless:token:{token_digest('s-1').hex()}"
+    assert redis_server.execute("PEXPIRETIME", key) == int((row.expires_at + KEPT_LONGER) * 1000)
+    subject.clock.advance(LIFE / 2)
+    rotated = await subject.rotate()
+    server_time = rotated.expires_at - subject.clock.offset
+    kept_until = redis_server.execute("PEXPIRETIME", key) / 1000 - KEPT_LONGER
+    assert kept_until == about(server_time)
+    assert redis_server.execute("PEXPIRETIME", "otpless:user:MO-1") / 1000 - KEPT_LONGER == about(server_time)
+    assert redis_server.execute("PEXPIRETIME", "otpless:session:s-1") / 1000 - KEPT_LONGER == about(server_time)
+
+
+async def test_a_sign_in_again_does_not_set_a_newer_token_back(subject: Subject) -> None:
+    row = await subject.sign_in()
+    await subject.rotate()
+    assert await subject.store.create(row, token_digest("s-1", 2), refresh_digest("s-1")) is not None
+    assert await subject.standing(2) is Standing.CURRENT
+
+
+async def test_the_outbox_forgets_what_is_not_due_and_keeps_what_may_be(
+    subject: Subject, redis_server: RedisServer
+) -> None:
+    await subject.sign_in()
+    redis_server.execute("ZADD", "otpless:due", 1, "s-1", 1, "absent")
+    assert await subject.claim() == []
+    assert redis_server.execute("ZRANGE", "otpless:due", 0, -1) == ["s-1"]
+    await subject.end(revoke_in=0)
+    assert await subject.claim() == ["s-1"]
+    await subject.store.settle_revocation(await subject.row())
+    subject.clock.advance(100)
+    assert await subject.claim() == []
+    assert redis_server.execute("ZCARD", "otpless:due") == 0
+
+
+async def test_a_list_drops_what_ended_or_expired(subject: Subject, redis_server: RedisServer) -> None:
+    await subject.sign_in("ended")
+    await subject.end("ended")
+    await subject.sign_in("short", expires_at=await subject.store.now() + 10)
+    subject.clock.advance(20)
+    await subject.sign_in("alive")
+    assert [row.session_id for row in await subject.store.list_user("MO-1")] == ["alive"]
+    assert redis_server.execute("ZRANGE", "otpless:user:MO-1", 0, -1) == ["alive"]
+
+
+async def test_a_row_that_changes_all_the_time_has_a_bounded_lineage(subject: Subject) -> None:
+    await subject.sign_in()
+    for _ in range(LONGEST_LINEAGE + 10):
+        await subject.rotate()
+    newest = LONGEST_LINEAGE + 11
+    assert await subject.standing(1) is Standing.OLDER
+    assert await subject.standing(newest - 1) is Standing.OLDER
+    assert await subject.standing(newest) is Standing.CURRENT
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("HSET", "generation", "many"),
+        ("HSET", "generation", "99999999999999999999999999"),
+        ("HSET", "expires_at", "nan"),
+        ("HSET", "state", "asleep"),
+        ("HSET", "confirmations", "[["),
+        ("HSET", "digests", "1:2"),
+        ("HSET", "session_id", "other"),
+        ("HDEL", "fence"),
+        ("HDEL", "digests"),
+        ("DEL",),
+        ("SET", "no row at all"),
+    ],
+)
+async def test_a_damaged_row_is_none_and_can_be_ended(
+    subject: Subject, redis_server: RedisServer, damage: tuple[str, ...]
+) -> None:
+    row = await subject.sign_in()
+    other = await subject.sign_in("other")
+    command, *values = damage
+    redis_server.execute(command, "otpless:session:s-1", *values)
+    assert await subject.store.get("s-1") is None
+    assert await subject.store.find(token_digest("s-1")) is None
+    assert [each.session_id for each in await subject.store.list_user("MO-1")] == ["other"]
+    ended = await subject.store.end(row, EndReason.REVOKED, revoke_in=0)
+    assert ended.state is State.ENDED
+    assert await subject.claim() == ["s-1"]
+    assert await subject.store.get("other") == other

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +31,8 @@ from fastapi_otpless_session.stores.base import (
     State,
 )
 from fastapi_otpless_session.stores.records import COLUMNS, TYPES, confirmations_text, record_of, row_of
-from fastapi_otpless_session.stores.redis_link import Address, Client, ForeignValueError, RedisLink
+from fastapi_otpless_session.stores.redis_cluster import Work
+from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink
 
 DIGESTS = "digests"
 LONGEST_LINEAGE = 256
@@ -41,6 +42,8 @@ DIGEST_SHOWN = 8
 UNFINISHED_SECONDS = 600.0
 """When an entry of the outbox is looked at again whose session goes on: the end may be under way."""
 COMMIT_TRIES = 5
+LARGEST = 2.0**53
+"""From here on Lua's numbers are no longer exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ class RedisStore:
 
     async def open(self) -> None:
         """Connect. Raises `StoreError`."""
-        await (await self._links.get()).open()
+        await self.now()
 
     async def close(self) -> None:
         """Close the running event loop's connections."""
@@ -113,8 +116,8 @@ class RedisStore:
 
     async def now(self) -> float:
         """Return the server's time. The servers of a Cluster must agree on it to a second or so."""
-        now, _ = await self._run(lua.READ, self._key("session", ""), is_read=True)
-        return float(now)
+        seconds, microseconds = await self._do(None, lambda client: client.time(), is_read=True)
+        return float(seconds + microseconds / 1e6 + self._offset())
 
     async def find(self, digest: bytes) -> Found | None:
         """Look a token up by its digest: the index, then the row, which must back it."""
@@ -230,37 +233,24 @@ class RedisStore:
     ) -> SessionRow:
         """End a session; see `SessionStore.end`. The outbox hears of it before (a crash) and after (a hasty claim)."""
         await self._make_due(row.session_id, revoke_in)
-        try:
-            ended = await self._end(row, reason, revoke_in, fence)
-        except ForeignValueError:
-            ended = None
-        ended = ended or await self._end(row, reason, revoke_in, fence, replaces=True)  # an unreadable row too
+        replaces = await self._is_unreadable(row.session_id)
+        wanted = (reason.value, _text(revoke_in), _text(fence), "1" if replaces else "0")
+        ended = _read(await self._run(lua.END, self._row_key(row.session_id), *wanted, *_flat(row, ())))
         if ended is None:
             raise StoreError("Redis: a row cannot be read that was written just now")
         if ended.revocation_due is not None:
             await self._make_due(row.session_id, revoke_in)
         return ended
 
-    async def _end(
-        self,
-        row: SessionRow,
-        reason: EndReason,
-        revoke_in: float | None,
-        fence: int | None,
-        *,
-        replaces: bool = False,
-    ) -> SessionRow | None:
-        wanted = (reason.value, _text(revoke_in), "" if fence is None else str(fence), "1" if replaces else "0")
-        return _read(await self._run(lua.END, self._row_key(row.session_id), *wanted, *_flat(row, ())))
-
     async def list_user(self, user_id: str) -> Sequence[SessionRow]:
         """Return a user's active rows, the newest first, up to a thousand."""
         key = self._key("user", user_id)
         ids = [name.decode() for name in await self._run(lua.LIST, key, str(LONGEST_LIST), is_read=True)]
-        rows = await self._rows(ids)
+        kept = await asyncio.gather(*map(self._kept, ids))
+        rows = [each.row for each in kept if each is not None]
         over = [row.session_id for row in rows if row.state is State.ENDED]
         if over:
-            await self._call(lambda client: client.zrem(key, *over))
+            await self._do(key, lambda client: client.zrem(key, *over))
         mine = [row for row in rows if row.state is State.ACTIVE and row.user_id == user_id]
         return sorted(mine, key=lambda row: (-row.created_at, row.session_id))
 
@@ -287,7 +277,8 @@ class RedisStore:
         key = self._row_key(row.session_id)
         due = await self._run(lua.POSTPONE, key, row.session_token, _number(seconds))
         if due is not None:
-            await self._call(lambda client: client.zadd(self._key("due"), {row.session_id: float(due)}))
+            outbox = self._key("due")
+            await self._do(outbox, lambda client: client.zadd(outbox, {row.session_id: float(due)}))
 
     async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
         """Make an ended row's telling due now, with other tokens."""
@@ -305,14 +296,14 @@ class RedisStore:
 
     # Keys and commands
 
-    def _key(self, kind: str, name: str = "") -> str:
-        return f"{self._prefix}{kind}:{name}" if name else f"{self._prefix}{kind}"
+    def _key(self, *parts: str) -> str:
+        return self._prefix + ":".join(parts)
 
     def _row_key(self, session_id: str) -> str:
         return self._key("session", session_id)
 
-    async def _call(self, work: Callable[[Client], Awaitable[Any]], *, is_read: bool = False) -> Any:
-        return await (await self._links.get()).call(work, is_read=is_read)
+    async def _do(self, key: str | None, work: Work, *, is_read: bool = False) -> Any:
+        return await (await self._links.get()).do(key, work, is_read=is_read)
 
     async def _run(self, script: lua.Script, key: str, *arguments: str | bytes, is_read: bool = False) -> Any:
         link = await self._links.get()
@@ -323,44 +314,34 @@ class RedisStore:
             now, flat = await self._run(lua.READ, self._row_key(session_id), is_read=True)
         except ForeignValueError:
             return None
-        values = _values(flat)
-        row = _row(values)
-        if row is None or row.session_id != session_id:
-            return None
-        lineage = _lineage(values.get(DIGESTS.encode()))
-        return None if lineage is None else _Kept(row, lineage, values[DIGESTS.encode()].decode(), float(now))
+        return _kept(_values(flat), session_id, float(now))
 
-    async def _rows(self, session_ids: Sequence[str]) -> list[SessionRow]:
-        async def work(client: Client) -> list[Any]:
-            pipeline = client.pipeline(transaction=False)
-            for session_id in session_ids:
-                _ = pipeline.hgetall(self._row_key(session_id))
-            return await pipeline.execute(raise_on_error=False)
-
-        answers = await self._call(work, is_read=True) if session_ids else []
-        rows = (_row(answer) for answer in answers if isinstance(answer, dict))
-        return [row for row in rows if row is not None]
+    async def _is_unreadable(self, session_id: str) -> bool:
+        """Whether there is something in a row's place which this package cannot have written."""
+        try:
+            now, flat = await self._run(lua.READ, self._row_key(session_id), is_read=True)
+        except ForeignValueError:
+            return True
+        return bool(flat) and _kept(_values(flat), session_id, float(now)) is None
 
     async def _entry(self, digest: bytes) -> _Entry | None:
         key = self._key("token", digest.hex())
         try:
-            return _Entry.read(await self._call(lambda client: client.get(key), is_read=True), digest)
+            return _Entry.read(await self._do(key, lambda client: client.get(key), is_read=True), digest)
         except ForeignValueError:
             return None
 
     async def _hint(self, digest: bytes, entry: _Entry, row: SessionRow, *, is_new: bool = False) -> None:
         key, ends = self._key("token", digest.hex()), self._collected_at(row)
-        await self._call(lambda client: client.set(key, entry.text(digest), nx=is_new, pxat=ends))
+        await self._do(key, lambda client: client.set(key, entry.text(digest), nx=is_new, pxat=ends))
 
     async def _keep_entries(self, generation: _Generation, row: SessionRow) -> None:
         ends = self._collected_at(row)
-        keys = [self._key("token", digest) for digest in (generation.token, generation.refresh)]
+        for digest in (generation.token, generation.refresh):
+            await self._prolong(self._key("token", digest), ends)
 
-        async def work(client: Client) -> None:
-            for key in keys:
-                await client.pexpireat(key, ends)
-
-        await self._call(work)
+    async def _prolong(self, key: str, ends: int) -> None:
+        await self._do(key, lambda client: client.pexpireat(key, ends))
 
     async def _remember(self, row: SessionRow) -> None:
         await self._run(lua.REMEMBER, self._key("user", row.user_id), row.session_id, _number(row.expires_at))
@@ -403,6 +384,13 @@ def _read(flat: Sequence[bytes]) -> SessionRow | None:
     return _row(_values(flat))
 
 
+def _kept(values: Mapping[bytes, bytes], session_id: str, now: float) -> _Kept | None:
+    row, lineage = _row(values), _lineage(values.get(DIGESTS.encode()))
+    if row is None or lineage is None or row.session_id != session_id:
+        return None
+    return _Kept(row, lineage, values[DIGESTS.encode()].decode(), now)
+
+
 def _row(values: Mapping[bytes, bytes]) -> SessionRow | None:
     """Read a row; None where it is absent, or this package cannot have written it."""
     try:
@@ -416,14 +404,14 @@ def _value(kind: Any, text: bytes) -> Any:
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if type(None) in kinds and not text:
         return None
-    if float in kinds:
-        return _finite(float(text))
-    return text if bytes in kinds else int(text) if int in kinds else text.decode()
+    if bytes in kinds:
+        return text
+    return text.decode() if str in kinds else _sane(float(text) if float in kinds else int(text))
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("not finite")
+def _sane(value: float) -> float:
+    if not abs(value) < LARGEST:  # nor is NaN
+        raise ValueError("too large")
     return value
 
 

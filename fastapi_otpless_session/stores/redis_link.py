@@ -8,30 +8,28 @@ answer is still on the way, and would be taken for the next caller's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.cluster import ClusterNode
-from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores.base import PATIENCE
 from fastapi_otpless_session.stores.lua import Script
+from fastapi_otpless_session.stores.redis_cluster import Cluster, Work
 from fastapi_otpless_session.telemetry import logger
 
 CONNECTIONS = 50
 CONNECT_SECONDS = 2.0
 DEFAULT_PREFIX = "otpless:"
 SAFE_POLICY = "noeviction"
-
-Client = Redis | RedisCluster
 
 
 class ForeignValueError(StoreError):
@@ -70,68 +68,77 @@ class RedisLink:
 
     def __init__(self, address: Address) -> None:
         self._address = address
-        self._client: Client | None = None
+        self._servers: Redis | Cluster | None = None
         self._opening = asyncio.Lock()
         self._room = asyncio.Semaphore(CONNECTIONS)
 
-    async def open(self) -> None:
-        """Connect. Raises `StoreError`."""
-        await self.call(lambda client: client.ping(), is_read=True)
-
     async def close(self) -> None:
         """Close the connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        servers, self._servers = self._servers, None
+        if servers is not None:
+            await (servers.aclose() if isinstance(servers, Redis) else servers.close())
 
     async def run(self, script: Script, key: str, *arguments: str | bytes, is_read: bool = False) -> Any:
         """Run a script on a key. Raises `StoreError`."""
 
-        async def work(client: Client) -> Any:
-            try:
-                return await client.evalsha(script.sha, 1, key, *arguments)
-            except NoScriptError:
-                return await client.eval(script.text, 1, key, *arguments)
+        def by_name(client: Redis) -> Awaitable[Any]:
+            return client.evalsha(script.sha, 1, key, *arguments)
 
-        return await self.call(work, is_read=is_read)
+        def by_text(client: Redis) -> Awaitable[Any]:
+            return client.eval(script.text, 1, key, *arguments)
 
-    async def call(self, work: Callable[[Client], Awaitable[Any]], *, is_read: bool = False) -> Any:
-        """Have something done within `PATIENCE`, a read twice where its connection was dead. Raises `StoreError`."""
+        return await self.do(key, by_name, by_text, is_read=is_read)
+
+    async def do(self, key: str | None, work: Work, otherwise: Work | None = None, *, is_read: bool = False) -> Any:
+        """Have something done with a key within `PATIENCE`; `otherwise` where the server does not know the script.
+
+        Without a key it may be done at any node of a Cluster. Raises `StoreError`.
+        """
         try:
             async with asyncio.timeout(PATIENCE), self._room:
                 try:
-                    return await work(await self._connected())
-                except RedisConnectionError:
-                    if not is_read:
-                        raise
-                    return await work(await self._connected())
+                    return await self._do(key, work, is_read=is_read)
+                except NoScriptError:
+                    return await self._do(key, otherwise or work, is_read=is_read)
         except TimeoutError:
             raise StoreError(f"Redis did not answer within {PATIENCE:g} s") from None
         except ResponseError as error:
             kind = ForeignValueError if "WRONGTYPE" in str(error) else StoreError
             raise kind(f"Redis: {error}") from None
-        except (RedisError, RedisClusterException, OSError) as error:
+        except (RedisError, OSError) as error:
             raise StoreError(f"Redis: {error}") from None
 
-    async def _connected(self) -> Client:
-        if self._client is None:
-            async with self._opening:
-                if self._client is None:
-                    self._client = await self._connect()
-        return self._client
+    async def _do(self, key: str | None, work: Work, *, is_read: bool) -> Any:
+        """Do it; a read once more where its connection was dead."""
+        try:
+            return await self._do_once(key, work)
+        except RedisConnectionError:
+            if not is_read:
+                raise
+            return await self._do_once(key, work)
 
-    async def _connect(self) -> Client:
+    async def _do_once(self, key: str | None, work: Work) -> Any:
+        servers = self._servers
+        if servers is None:
+            async with self._opening:
+                servers = self._servers = self._servers or await self._find()
+        if isinstance(servers, Redis):
+            return await work(servers)
+        return await (servers.do_anywhere(work) if key is None else servers.do(key, work))
+
+    async def _find(self) -> Redis | Cluster:
         """Find out through the first host that answers what is there."""
         *others, last = self._address.hosts
         for host in others:
             try:
-                return await self._connect_through(host)
-            except (RedisError, OSError):
-                continue
-        return await self._connect_through(last)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    return await self._find_through(host)
+            except (RedisError, OSError) as error:  # a timeout is an OSError
+                logger.warning("Redis: the next host is tried: %s", str(error) or "no answer")
+        return await self._find_through(last)
 
-    async def _connect_through(self, host: dict[str, Any]) -> Client:
-        client = Redis.from_pool(ConnectionPool(**_options(host)))
+    async def _find_through(self, host: dict[str, Any]) -> Redis | Cluster:
+        client = _connect(host)
         try:
             mode = await _mode(client)
             await _warn_of_eviction(client)
@@ -143,15 +150,12 @@ class RedisLink:
         await client.aclose()
         if mode != "cluster":
             raise StoreError(f"Redis: several hosts are for a Cluster, and {mode} is what answers; name one server")
-        return await self._connect_cluster(host)
+        seeds = [(str(each.get("host", "localhost")), int(each.get("port", 6379))) for each in self._address.hosts]
+        return Cluster(lambda node: _connect({**host, "host": node[0], "port": node[1]}), seeds)
 
-    async def _connect_cluster(self, host: dict[str, Any]) -> Client:
-        options = _options(host)
-        is_tls = options.pop("connection_class", None) is SSLConnection
-        nodes = [ClusterNode(each.get("host", "localhost"), each.get("port", 6379)) for each in self._address.hosts]
-        for name in ("host", "port", "db"):
-            options.pop(name, None)
-        return await RedisCluster(startup_nodes=nodes, ssl=is_tls, require_full_coverage=False, **options)
+
+def _connect(host: dict[str, Any]) -> Redis:
+    return Redis.from_pool(ConnectionPool(**_options(host)))
 
 
 def _options(host: dict[str, Any]) -> dict[str, Any]:
