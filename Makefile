@@ -8,6 +8,7 @@ MINIMUM_COVERAGE = 95
 help:
 	@echo 'make demo     run the example shop with the OTPLESS emulator   PORT= EMULATOR_PORT='
 	@echo 'make test     lint, check types and run all tests              PYTEST_ARGS= MINIMUM_COVERAGE= REQUIRE_SERVERS='
+	@echo 'make bench-growth  what stores cost by how many sessions they hold   STORES= SIZES='
 	@echo 'make lint     lint and check types only'
 	@echo 'make format   format the code and mend what the linter can'
 	@echo 'make clean    remove the virtual environment, caches and reports'
@@ -27,6 +28,9 @@ test: lint
 	else \
 	    $(BIN)/coverage report && printf '\n%s\n' "Tests were skipped, and coverage not judged:" "$$missing"; \
 	fi
+
+bench-growth: $(STAMP)
+	$(BIN)/python tests/bench/growth.py $(if $(STORES),--stores $(STORES)) $(if $(SIZES),--sizes $(SIZES))
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -55,4 +59,4 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,redis,postgres]' --group dev
 	@touch $(STAMP)
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench-growth lint format clean

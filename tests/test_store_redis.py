@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from backends import MakeRedis, RedisCluster, RedisServer
@@ -163,6 +164,18 @@ async def test_a_refused_password_is_a_fault_that_does_not_show_it(make_redis: M
     await store.close()
     assert "canary" not in str(caught.value)
     assert "canary" not in repr(store)
+
+
+async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) -> None:
+    rights = "~otpless:* +@read +@write +@connection +@scripting +time"
+    assert rights in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    server = make_redis(user=f"shop on >secret {rights}")
+    async with opened(server.url.replace("://", "://shop:secret@")) as subject:
+        await subject.sign_in()
+        await subject.store.confirm(await subject.rotate(), GRACE)
+        assert len(await subject.store.list_user("MO-1")) == 1
+        await subject.end(revoke_in=0)
+        assert await subject.claim() == ["s-1"]
 
 
 async def test_several_hosts_that_are_no_cluster_are_told(redis_server: RedisServer) -> None:

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import backends
 import fill
+from processes import Guard
 
 from fastapi_otpless_session.stores import SessionStore, open_store
 from fastapi_otpless_session.stores.base import Rotation
@@ -129,21 +130,23 @@ async def subject(url: str) -> AsyncIterator[Subject]:
 
 
 @contextmanager
-def two_urls(name: str, guard: backends.Guard) -> Iterator[tuple[str, str]]:
+def two_urls(name: str, guard: Guard) -> Iterator[tuple[str, str]]:
     """Give the URLs of two empty stores of a kind."""
     match name:
         case "sqlite":
             with tempfile.TemporaryDirectory() as folder:
                 yield f"sqlite:///{folder}/base.db", f"sqlite:///{folder}/grown.db"
         case "postgresql":
-            server = backends.PostgresServer(backends.find_postgres(), guard)
-            server.SETTINGS.update(fsync="on", shared_buffers="512MB", max_wal_size="8GB")
+            binaries = backends.required(backends.find_postgres(), backends.NO_POSTGRES)
+            durable = {"fsync": "on", "full_page_writes": "on", "shared_buffers": "512MB", "max_wal_size": "8GB"}
+            server = backends.PostgresServer(binaries, guard, **durable)
             server.start()
             with server.database() as base, server.database() as grown:
                 yield base, grown
             server.stop()
         case _:
-            both = [backends.RedisServer(backends.find_redis(), guard) for _ in range(2)]
+            binary = backends.required(backends.find_redis(), backends.NO_REDIS)
+            both = [backends.RedisServer(binary, guard, appendonly="yes") for _ in range(2)]
             for each in both:
                 each.start()
             yield both[0].url, both[1].url
@@ -151,7 +154,7 @@ def two_urls(name: str, guard: backends.Guard) -> Iterator[tuple[str, str]]:
                 each.stop()
 
 
-async def grow(name: str, sizes: list[int], guard: backends.Guard) -> list[dict[str, float | str]]:
+async def grow(name: str, sizes: list[int], guard: Guard) -> list[dict[str, float | str]]:
     """Measure one kind of store at each size."""
     lines: list[dict[str, float | str]] = []
     with two_urls(name, guard) as urls:
@@ -195,13 +198,10 @@ def main() -> None:
     parser.add_argument("--sizes", default="1000,10000,100000,1000000")
     parser.add_argument("--json", type=Path, default=Path("growth.json"))
     chosen = parser.parse_args()
-    guard = backends.Guard()
-    try:
-        lines = []
+    lines = []
+    with Guard() as guard:
         for name in chosen.stores.split(","):
             lines += asyncio.run(grow(name, [int(size) for size in chosen.sizes.split(",")], guard))
-    finally:
-        guard.close()
     chosen.json.write_text(json.dumps(lines, indent=1))
     say(f"\n{table(lines)}")
 
