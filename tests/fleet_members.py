@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
 from processes import PATIENCE
-from servers import Nursery, Worker, environment
+from servers import Nursery, Worker
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session.emulator import Emulator
@@ -74,12 +74,12 @@ class Fleet:
     """Workers that share a store, and the emulator that they ask."""
 
     def __init__(
-        self, nursery: Nursery, emulator: Emulator, turnstile: Turnstile, url: str, store_url: str, **variables: str
+        self, nursery: Nursery, emulator: Emulator, turnstile: Turnstile, variables: Mapping[str, str]
     ) -> None:
         self.emulator = emulator
         self.turnstile = turnstile
         self._nursery = nursery
-        self._variables = environment(url, store_url, **variables)
+        self._variables = variables
         self._client = httpx.AsyncClient(
             verify=TLS, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False
         )
@@ -107,9 +107,9 @@ class Fleet:
         self._workers.remove(worker)
         return self._nursery.wait(worker)
 
-    async def sign_in(self, worker: Worker) -> Visitor:
+    async def sign_in(self, worker: Worker, *, session_lifetime: float | None = None) -> Visitor:
         """Sign somebody in, as a client on the header channel."""
-        user = self.emulator.sign_in()
+        user = self.emulator.sign_in(session_lifetime=session_lifetime)
         answer = await self._client.post(f"{worker.url}/auth/login?channel=header", json=user)
         assert answer.status_code == 200, f"{answer.text}\n{worker.said()}"
         return Visitor(user["sessionInfo"]["sessionId"], answer.headers["x-session-token"])
@@ -123,6 +123,15 @@ class Fleet:
         answer = await self._client.post(f"{worker.url}/auth/logout", headers={"X-Session-Token": token})
         assert answer.status_code == 204, f"{answer.text}\n{worker.said()}"
 
+    async def held_refresh(self, worker: Worker, visitor: Visitor) -> asyncio.Task[httpx.Response]:
+        """Let a session's token die and have a worker refresh it: OTPLESS has acted, its answer waits for `let_go`."""
+        self.emulator.expire(visitor.session_id)
+        before = self.turnstile.held
+        self.turnstile.hold_next()
+        request = asyncio.create_task(self.get(worker, visitor.token))
+        await until(lambda: self.turnstile.held > before)
+        return request
+
     async def is_killed_by(self, worker: Worker, token: str) -> None:
         """Send a worker requests until one of them kills it; a slow machine may need several."""
         with suppress(httpx.TransportError):
@@ -131,9 +140,10 @@ class Fleet:
                     await self.get(worker, token)
         assert self.ended(worker) == -signal.SIGKILL, worker.said()
 
-    def refreshes(self, session_id: str) -> int:
-        """Count how often OTPLESS was asked to refresh a session."""
-        return sum(call.session_id == session_id and call.path.endswith(REFRESH) for call in self.emulator.calls)
+    def calls(self, path_suffix: str, visitor: Visitor) -> int:
+        """Count the calls about a session that OTPLESS got."""
+        mine = (call for call in self.emulator.calls if call.session_id == visitor.session_id)
+        return sum(call.path.endswith(path_suffix) for call in mine)
 
 
 def outcome(answer: httpx.Response) -> str:

@@ -77,6 +77,10 @@ class Worker:
         """Send it a signal."""
         os.kill(self.pid, number)
 
+    def is_stopped(self) -> bool:
+        """Whether SIGSTOP holds it."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def said(self) -> str:
         """Return what it logged."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""

@@ -1,10 +1,11 @@
 """An application for uvicorn workers; its settings come from `OTPLESS_*` variables.
 
-Two more variables are for what befalls a worker: `WORKER_CLOCK_AHEAD` (seconds that its host's clock is ahead), and
-`WORKER_DIES` (the step of the refresh protocol at which it is killed by SIGKILL):
+More variables are for what befalls a worker. `WORKER_CLOCK_AHEAD`: how many seconds its host's clock is ahead.
+`WORKER_STRUCK_AT`: the step of the refresh protocol at which, once, it gets the signal `WORKER_STRUCK_BY` (SIGKILL):
 
     before_lease     it wants to refresh, and has told nobody
-    lease_held       it has the lease, and has not asked OTPLESS
+    lease_held       it has the lease
+    sending          it has made sure of its lease, and is about to ask OTPLESS
     answered         it has OTPLESS's answer, and has told nobody
     committed        it has written the new pair into the store, and has not answered its client
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from fastapi import FastAPI
 
@@ -53,11 +54,11 @@ def create_sessions() -> OtplessSessions:
     def clock() -> float:
         return time.time() + ahead
 
-    step = os.environ.get("WORKER_DIES")
-    if step is None:
+    if "WORKER_STRUCK_AT" not in os.environ:
         return OtplessSessions(settings, clock=clock)
-    store = MortalStore(open_store(settings.store_url.get_secret_value(), clock=clock), step)
-    client = OtplessClient(settings, http=MortalSender(HttpxSender(), step))
+    blow = Blow(os.environ["WORKER_STRUCK_AT"], signal.Signals[os.environ.get("WORKER_STRUCK_BY", "SIGKILL")])
+    store = StruckStore(open_store(settings.store_url.get_secret_value(), clock=clock), blow)
+    client = OtplessClient(settings, http=StruckSender(HttpxSender(), blow))
     return OtplessSessions(settings, store=cast("SessionStore", store), client=client, clock=clock)
 
 
@@ -77,43 +78,50 @@ async def public() -> dict[str, Any]:
     return {"hello": "world", "worker": os.getpid()}
 
 
-def die() -> NoReturn:
-    """As the kernel does it when memory is short: nothing is closed, nothing is told."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("still alive")
+class Blow:
+    """A signal that comes as the kernel sends it: in the midst of things, and nothing is closed or told before."""
 
-
-class MortalStore:
-    """A store whose process dies at a step; else the store itself."""
-
-    def __init__(self, store: SessionStore, step: str) -> None:
-        self._store = store
+    def __init__(self, step: str, number: signal.Signals) -> None:
         self._step = step
+        self._number = number
+
+    def falls(self, step: str) -> None:
+        """Strike if this is the step, and no second time."""
+        if step == self._step:
+            self._step = ""
+            os.kill(os.getpid(), self._number)
+
+
+class StruckStore:
+    """A store in whose midst the blow falls; else the store itself."""
+
+    def __init__(self, store: SessionStore, blow: Blow) -> None:
+        self._store = store
+        self._blow = blow
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
-        if self._step == "before_lease":
-            die()
+        self._blow.falls("before_lease")
         lease = await self._store.take_lease(session_id, generation, owner, seconds)
-        if lease is not None and self._step == "lease_held":
-            die()
+        if lease is not None:
+            self._blow.falls("lease_held")
         return lease
 
     async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
         row = await self._store.commit(lease, rotation)
-        if row is not None and self._step == "committed":
-            die()
+        if row is not None:
+            self._blow.falls("committed")
         return row
 
 
-class MortalSender:
-    """A sender whose process dies when it has OTPLESS's answer to a refresh; else the sender itself."""
+class StruckSender:
+    """A sender in whose midst the blow falls, if it is a refresh that is sent; else the sender itself."""
 
-    def __init__(self, sender: HttpSender, step: str) -> None:
+    def __init__(self, sender: HttpSender, blow: Blow) -> None:
         self._sender = sender
-        self._step = step
+        self._blow = blow
 
     async def open(self) -> None:
         await self._sender.open()
@@ -122,7 +130,10 @@ class MortalSender:
         await self._sender.close()
 
     async def send(self, request: Request, *, deadline: float) -> Answer:
+        is_refresh = request.url.endswith(NEW_SESSION_TOKEN)
+        if is_refresh:
+            self._blow.falls("sending")
         answer = await self._sender.send(request, deadline=deadline)
-        if self._step == "answered" and request.url.endswith(NEW_SESSION_TOKEN):
-            die()
+        if is_refresh:
+            self._blow.falls("answered")
         return answer
