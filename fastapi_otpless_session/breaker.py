@@ -1,7 +1,19 @@
 """A circuit breaker: while OTPLESS fails, fail at once instead of queueing on it.
 
-Of the libraries that were looked at (circuitbreaker, pybreaker, aiobreaker, purgatory), none opens both on failures in
-a row and on a rate, honours `Retry-After`, and probes with a single call a second; these rules are one page.
+It opens both on failures in a row and on a rate, honours `Retry-After`, probes with one call a second so that recovery
+is seen within two, and gives nothing for news from before a recovery. No library does, of those with a release in
+the last years:
+
+- purgatory 3.0 (asyncio, typed) counts failures in a row only, and lets everybody through at once when it probes;
+  its pause is fixed for a circuit, so that a `Retry-After` cannot lengthen it;
+- pybreaker 1.4 (typed) is asynchronous for Tornado only, counts in a row, and takes its pause from the wall clock;
+- circuitbreaker 2.1 and aiobreaker 1.2 (no release since 2021) are untyped, count in a row, and know neither a clock of
+  ours nor `Retry-After`;
+- tenacity and stamina retry, which is what must not be done here: a refresh is sent once.
+
+All of them wrap a call from the outside and judge it by its exception. Here the breaker is one step inside a deadline
+that also covers the wait for a place and the connection (`client.py`), and a call that was admitted may turn out to say
+nothing about OTPLESS's health. That is this page.
 """
 
 from __future__ import annotations
@@ -24,32 +36,36 @@ class Breaker:
         self._row = 0
         self._outcomes: deque[tuple[float, bool]] = deque()
         self._next_probe: float | None = None
+        self._recovered_at = -float("inf")
 
-    @property
-    def is_open(self) -> bool:
-        """Whether calls are being held back."""
-        return self._next_probe is not None
+    def refuses(self) -> bool:
+        """Whether a call would be turned away now; asking does not use up the probe."""
+        return self._next_probe is not None and self._clock() < self._next_probe
 
     def admit(self) -> bool:
         """Whether a call may be made now. While open, one call each second may: the probe."""
-        if self._next_probe is None:
-            return True
-        now = self._clock()
-        if now < self._next_probe:
+        if self.refuses():
             return False
-        self._next_probe = now + PROBE_SECONDS
+        if self._next_probe is not None:
+            self._next_probe = self._clock() + PROBE_SECONDS
         return True
 
     def succeeded(self) -> None:
         """Take note of a call that OTPLESS answered sensibly."""
         if self._next_probe is not None:
             self._outcomes.clear()
+            self._recovered_at = self._clock()
         self._row = 0
         self._next_probe = None
         self._remember(ok=True)
 
-    def failed(self, retry_after: float | None = None) -> None:
-        """Take note of a failed call, and of how many seconds OTPLESS asked to be left alone."""
+    def failed(self, began_at: float, retry_after: float | None = None) -> None:
+        """Take note of a failed call, and of how many seconds OTPLESS asked to be left alone.
+
+        One that began before OTPLESS recovered is old news: calls that hung in an outage end seconds after it.
+        """
+        if began_at < self._recovered_at:
+            return
         self._row += 1
         self._remember(ok=False)
         if retry_after:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
+from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens, wire
 from fastapi_otpless_session.breaker import Breaker
-from fastapi_otpless_session.errors import CredentialsRefusedError, RefusalError, UpstreamError
+from fastapi_otpless_session.errors import CredentialsRefusedError, OtplessSessionError, RefusalError, UpstreamError
 from fastapi_otpless_session.gate import Gate
 from fastapi_otpless_session.http import HttpSender, HttpxSender
 from fastapi_otpless_session.keys import KeyCache
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.tokens import Claims, KeySet
+from fastapi_otpless_session.tokens import Claims, KeySet, TokenError
 from fastapi_otpless_session.wire import SignInProof, TokenPair, Verdict
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 
 
 class OtplessClient:
@@ -28,6 +30,10 @@ class OtplessClient:
 
     Every method raises `UpstreamError` where OTPLESS gives no verdict: it was not reached in time, failed, or made no
     sense; `CredentialsRefusedError` where it refused the client's own credentials.
+
+    Their tracebacks show no token, not even with the frames' local variables, as error reporters collect them: the
+    methods that take one are no coroutines, so that their frames are gone when the call is made, and an error leaves
+    behind those of the answer that it was about.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class OtplessClient:
     ) -> None:
         self._settings = settings
         self._secret = settings.client_secret.get_secret_value()
+        telemetry.salt_labels(settings.client_id, self._secret)
         self._owns_http = http is None
         if http is None or isinstance(http, httpx.AsyncClient):
             http = HttpxSender(http, connections=settings.max_upstream)
@@ -67,67 +74,79 @@ class OtplessClient:
     ) -> None:
         await self.close()
 
-    async def validate_session(self, session_token: str, *, known: bool = True) -> Verdict:
+    def validate_session(self, session_token: str, *, known: bool = True) -> Coroutine[Any, Any, Verdict]:
         """Ask whether a session token is valid (validate-session). `known`: the session was signed in here."""
-        body = {"sessionToken": session_token}
-        return await self._call(wire.VALIDATE_SESSION, body, wire.read_validation, known=known)
+        request = self._request(wire.VALIDATE_SESSION, {"sessionToken": session_token})
+        return self._call(request, wire.read_validation, known=known)
 
-    async def new_session_token(self, refresh_token: str) -> TokenPair | Verdict:
+    def new_session_token(self, refresh_token: str) -> Coroutine[Any, Any, TokenPair | Verdict]:
         """Exchange a refresh token for a new pair (get-new-session-token). Keep what comes back, both of them."""
-        body = {"refreshToken": refresh_token}
-        deadline = self._settings.refresh_timeout
-        return await self._call(wire.NEW_SESSION_TOKEN, body, wire.read_new_tokens, deadline=deadline)
+        request = self._request(wire.NEW_SESSION_TOKEN, {"refreshToken": refresh_token})
+        return self._call(request, wire.read_new_tokens, deadline=self._settings.refresh_timeout)
 
-    async def session_details(self, session_token: str, *, known: bool = True) -> SessionDetails | Verdict:
+    def session_details(
+        self, session_token: str, *, known: bool = True
+    ) -> Coroutine[Any, Any, SessionDetails | Verdict]:
         """Return who and where a session is (get-session-details)."""
-        body = {"sessionToken": session_token}
-        return await self._call(wire.SESSION_DETAILS, body, wire.read_details, known=known)
+        request = self._request(wire.SESSION_DETAILS, {"sessionToken": session_token})
+        return self._call(request, wire.read_details, known=known)
 
-    async def revoke_session(self, session_token: str) -> Verdict:
+    def revoke_session(self, session_token: str) -> Coroutine[Any, Any, Verdict]:
         """Kill a session's tokens (revoke-session). VALID: done; other verdicts: there was nothing to kill."""
-        return await self._call(wire.REVOKE_SESSION, {"sessionToken": session_token}, wire.read_revocation)
+        return self._call(self._request(wire.REVOKE_SESSION, {"sessionToken": session_token}), wire.read_revocation)
 
-    async def validate_sign_in(self, token: str) -> SignInProof:
+    def validate_sign_in(self, token: str) -> Coroutine[Any, Any, SignInProof]:
         """Redeem the frontend SDK's one-time token (validate/token). Raises `SignInRefusedError`."""
-        return await self._call(wire.VALIDATE_TOKEN, {"token": token}, wire.read_sign_in, known=False)
+        return self._call(self._request(wire.VALIDATE_TOKEN, {"token": token}), wire.read_sign_in, known=False)
 
-    async def verify(self, token: str) -> Claims:
+    def verify(self, token: str) -> Coroutine[Any, Any, Claims]:
         """Check a token's signature and issuer with OTPLESS's key set.
 
         Raises `TokenError` where it does not hold up, `UpstreamError` where the keys are out of reach.
         """
-        keys = await self._keys.get(tokens.kid(token))
-        return tokens.verify(token, keys, self._settings.issuer)
+        return self._verified(SecretStr(token))
+
+    async def _verified(self, token: SecretStr) -> Claims:
+        try:
+            keys = await self._keys.get(tokens.kid(token.get_secret_value()))
+            return tokens.verify(token.get_secret_value(), keys, self._settings.issuer)
+        except (TokenError, UpstreamError) as error:
+            raise _bare(error) from None
 
     async def _fetch_keys(self) -> KeySet:
         request = wire.jwks_call(self._settings.jwks_url)
         answer = await self._http.send(request, deadline=self._settings.request_timeout)
         return wire.read_jwks(answer)
 
+    def _request(self, path: str, body: dict[str, str]) -> wire.Request:
+        return wire.call(self._settings.base_url, path, self._settings.client_id, self._secret, body)
+
     async def _call(
         self,
-        path: str,
-        body: dict[str, str],
+        request: wire.Request,
         read: Callable[[wire.Answer], T],
         *,
         known: bool = True,
         deadline: float | None = None,
     ) -> T:
-        settings = self._settings
-        request = wire.call(settings.base_url, path, settings.client_id, self._secret, body)
-        ends_at = self._monotonic() + (deadline or settings.request_timeout)
-        async with self._gate.pass_through(known=known, deadline=ends_at - self._monotonic()):
-            return await self._guarded(request, read, path, ends_at)
+        ends_at = self._monotonic() + (deadline or self._settings.request_timeout)
+        try:
+            if self._breaker.refuses():  # at once, rather than after waiting for a place
+                raise _held_back()
+            async with self._gate.pass_through(known=known, deadline=ends_at - self._monotonic()):
+                return await self._guarded(request, read, ends_at)
+        except OtplessSessionError as error:
+            raise _bare(error) from None
 
-    async def _guarded(self, request: wire.Request, read: Callable[[wire.Answer], T], path: str, ends_at: float) -> T:
+    async def _guarded(self, request: wire.Request, read: Callable[[wire.Answer], T], ends_at: float) -> T:
         if not self._breaker.admit():
-            raise UpstreamError("OTPLESS has been failing; not asked again yet", unsent=True)
+            raise _held_back()
         started, outcome = self._monotonic(), "fault"
         try:
             answer = await self._http.send(request, deadline=max(0.001, ends_at - started))
             result = read(answer)
         except UpstreamError as error:
-            self._took_note(error)
+            self._took_note(error, started)
             raise
         except RefusalError:
             outcome = "answer"
@@ -139,10 +158,10 @@ class OtplessClient:
             return result
         finally:
             telemetry.upstream_duration.record(
-                self._monotonic() - started, {"call": path.rpartition("/")[2], "outcome": outcome}
+                self._monotonic() - started, {"call": request.url.rpartition("/")[2], "outcome": outcome}
             )
 
-    def _took_note(self, error: UpstreamError) -> None:
+    def _took_note(self, error: UpstreamError, began_at: float) -> None:
         if isinstance(error, CredentialsRefusedError):
             telemetry.logger.error("%s", error)
         else:
@@ -150,4 +169,14 @@ class OtplessClient:
         if error.healthy:
             self._breaker.succeeded()
         else:
-            self._breaker.failed(error.retry_after)
+            self._breaker.failed(began_at, error.retry_after)
+
+
+def _held_back() -> UpstreamError:
+    return UpstreamError("OTPLESS has been failing; not asked again yet", unsent=True)
+
+
+def _bare(error: E) -> E:
+    """Return an error without the frames and the error that it comes from: their locals are answers and tokens."""
+    error.__context__ = None
+    return error.with_traceback(None)

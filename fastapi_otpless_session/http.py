@@ -99,20 +99,23 @@ class HttpxSender:
         return httpx.AsyncClient(transport=transport, trust_env=False, cookies=CookieJar(_NoCookies()))
 
     async def _exchange(self, client: httpx.AsyncClient, request: Request, deadline: float) -> Answer:
-        sent = client.build_request(
+        headers = httpx.Headers(client.headers)
+        headers.update({**request.headers, "Accept-Encoding": "identity"})
+        # Not `client.build_request`: it would add the cookies that a given client has kept from earlier answers.
+        sent = httpx.Request(
             request.method,
             request.url,
-            headers={**request.headers, "Accept-Encoding": "identity"},
+            headers=headers,
             content=request.body or None,
-            timeout=deadline,
+            extensions={"timeout": httpx.Timeout(deadline).as_dict()},
         )
         response = await client.send(sent, stream=True, follow_redirects=False, auth=None)
         try:
             body = await _read(response)
         finally:
             await response.aclose()
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, headers, body)
+        received = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status_code, received, body)
 
 
 async def _read(response: httpx.Response) -> bytes:

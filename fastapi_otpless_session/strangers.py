@@ -19,7 +19,7 @@ from fastapi_otpless_session.errors import NoVerdictError, UpstreamError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
-from fastapi_otpless_session.session import Session, SessionReason, is_over, utc
+from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import SessionStore, State
 from fastapi_otpless_session.tokens import Claims, TokenError
@@ -127,8 +127,9 @@ class Strangers:
         if self._settings.jwks_url:
             return claims.session_id, claims
         details = await self._client.session_details(token, known=False)
-        if isinstance(details, Verdict) or details.session_id != claims.session_id:
+        if isinstance(details, Verdict):
             return None
+        _check(details, claims.session_id)
         return claims.session_id, claims
 
     def forget(self, digest: bytes) -> None:
@@ -199,8 +200,7 @@ class Strangers:
             details = await self._client.session_details(token, known=False)
             if isinstance(details, Verdict):
                 return REASONS[details]
-            if details.session_id != session_id:
-                return SessionReason.INVALID
+            _check(details, session_id)
             user_id = details.user_id
         if session_id is None or user_id is None:
             return SessionReason.INVALID
@@ -213,3 +213,9 @@ class Strangers:
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
         self._turned_away.put(digest, (reason, self._clock() + REFUSAL_SECONDS))
         return reason
+
+
+def _check(details: SessionDetails, session_id: str | None) -> None:
+    """Raise `UpstreamError` for an answer about another session: OTPLESS took the token, so that is its mistake."""
+    if details.session_id != session_id:
+        raise UpstreamError("OTPLESS's answer makes no sense: details of another session")

@@ -31,6 +31,7 @@ class GuardedSocket:
         self._recheck = recheck
         self._is_open = False
         self._is_closed = False
+        self._is_left = False
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
@@ -44,7 +45,10 @@ class GuardedSocket:
 
     async def receive(self) -> Message:
         """Pass on what the client sends."""
+        self._watch()  # before waiting: it may be for ever
         message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            self._is_left = True
         self._watch()
         return message
 
@@ -81,12 +85,21 @@ class GuardedSocket:
             return SessionReason.UNAVAILABLE
 
     async def _look_again(self, session: Session) -> None:
-        while not self._is_closed:
+        while True:
             await asyncio.sleep(self._recheck)
+            if self._is_closed or self._is_left:  # an application that goes on alone is no activity of anybody's
+                return
             outcome = await self._rechecked(session)
             if isinstance(outcome, Session):
                 session = outcome
-            elif outcome is not SessionReason.UNAVAILABLE and not self._is_closed:
-                self._is_closed = True
-                with suppress(Exception):  # the client may have left just now
-                    await self._send(close_message(outcome))
+            elif outcome is not SessionReason.UNAVAILABLE:
+                await self._end(outcome)
+                return
+
+    async def _end(self, reason: SessionReason) -> None:
+        """Close the websocket, unless the application just did."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with suppress(Exception):  # the client may have left just now
+            await self._send(close_message(reason))

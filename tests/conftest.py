@@ -22,6 +22,7 @@ from fastapi_otpless_session import (
     OtplessSessions,
     OtplessSettings,
     create_session_router,
+    telemetry,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings
 
@@ -39,6 +40,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("OTPLESS_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _labels_as_in_the_workers() -> None:
+    """Sessions have the names in this process that they have in the logs of workers with the emulator's credentials."""
+    emulator = EmulatorSettings()
+    telemetry.salt_labels(emulator.client_id, emulator.client_secret)
 
 
 @dataclass

@@ -177,12 +177,68 @@ async def test_a_call_is_one_post_with_credentials_json_and_no_compression(mocke
 
 
 @respx.mock
-async def test_a_cookie_of_one_answer_is_not_carried_into_the_next_call(mocked: OtplessClient) -> None:
+@pytest.mark.parametrize("given", [False, True], ids=["our own", "given"])
+async def test_a_cookie_of_one_answer_is_not_carried_into_the_next_call(mocked: OtplessClient, given: bool) -> None:
     headers = {"set-cookie": "session=of-somebody-else; Path=/; Secure"}
     route = respx.post(VALIDATE).respond(json={"success": True}, headers=headers)
-    await mocked.validate_session("a.b.c")
-    await mocked.validate_session("a.b.d")
+    async with httpx.AsyncClient() as http:
+        client = OtplessClient(settings_for(), http=http) if given else mocked
+        await client.validate_session("a.b.c")
+        await client.validate_session("a.b.d")
     assert "cookie" not in route.calls.last.request.headers
+
+
+class Babbler:
+    """A server that reads a request, says certain bytes, and hangs up."""
+
+    def __init__(self, said: bytes) -> None:
+        self._said = said
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(self._said)
+        writer.close()
+        await writer.wait_closed()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+BODY = b'\r\n\r\n{"success": true}'
+BABBLE = {
+    "nothing": b"",
+    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "an absurd status": b"HTTP/1.1 999999 OK\r\n\r\n",
+    "a negative status": b"HTTP/1.1 -1 OK\r\n\r\n",
+    "a status only": b"HTTP/1.1 200",
+    "no end of headers": OK + b"a: " + b"b" * 200_000,
+    "a million headers": OK + b"a: b\r\n" * 20_000,
+    "NUL in a header": OK + b"a: \x00" + BODY,
+    "a header without a colon": OK + b"what" + BODY,
+    "a negative length": OK + b"content-length: -1" + BODY,
+    "a length that is no number": OK + b"content-length: ten" + BODY,
+    "two lengths": OK + b"content-length: 17\r\ncontent-length: 18" + BODY,
+    "a length beyond all": OK + b"content-length: " + b"9" * 500 + BODY,
+    "chunks that are none": OK + b"transfer-encoding: chunked\r\n\r\nxyz",
+    "a chunk beyond all": OK + b"transfer-encoding: chunked\r\n\r\nffffffffffffffffffff\r\n",
+    "an unknown transfer encoding": OK + b"transfer-encoding: gzip" + BODY,
+    "only news of more to come": b"HTTP/1.1 100 Continue\r\n\r\n" * 3,
+    "another protocol": b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n",
+    "a redirect to no URL": b"HTTP/1.1 307 X\r\nlocation: http://[::1\r\ncontent-length: 0\r\n\r\n",
+    "a redirect to no port": b"HTTP/1.1 307 X\r\nlocation: http://a:b/\r\ncontent-length: 0\r\n\r\n",
+    "a redirect to no text": b"HTTP/1.1 307 X\r\nlocation: \xff\xfe\x80\r\ncontent-length: 0\r\n\r\n",
+    "a redirect to no host": b"HTTP/1.1 307 X\r\nlocation: http://xn--\xff.\xc3\xa9\r\ncontent-length: 0\r\n\r\n",
+    "a redirect into a file": b"HTTP/1.1 302 X\r\nlocation: file:///etc/passwd\r\ncontent-length: 0\r\n\r\n",
+    "an encoding that is no text": OK + b"content-encoding: \xff\xfe" + BODY,
+}
+
+
+@pytest.mark.parametrize("said", BABBLE.values(), ids=BABBLE)
+async def test_whatever_a_server_says_instead_of_http_is_no_verdict(said: bytes) -> None:
+    async with await asyncio.start_server(Babbler(said).answer, "127.0.0.1", 0, limit=1 << 20) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with OtplessClient(settings_for(url)) as client:
+            with pytest.raises(UpstreamError) as caught:
+                await client.validate_session("a.b.c")
+            assert caught.value.unsent is False
 
 
 @respx.mock

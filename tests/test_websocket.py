@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastapi_otpless_session.emulator import Fault
 
 DAY = 86_400
 QUICK = 0.02
+PATIENCE = 10
 SITE = "wss://shop.example"
 
 
@@ -25,7 +27,7 @@ def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
 
     def build(**values: Any) -> World:
         world = make_world(websocket_recheck=values.pop("websocket_recheck", QUICK), **values)
-        world.extra["sent"] = []
+        world.extra.update(sent=[], asked=threading.Event())
 
         @world.app.websocket("/echo")
         async def echo(websocket: WebSocket, session: CurrentSession) -> None:
@@ -43,6 +45,13 @@ def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
                 {"user": session.user_id if session else None, "offered": websocket.scope["subprotocols"]}
             )
             await websocket.close()
+
+        @world.app.websocket("/quiet")
+        async def quiet(websocket: WebSocket) -> None:
+            await websocket.accept()
+            await websocket.state.otpless.session()
+            world.extra["asked"].set()
+            world.extra["got"] = await websocket.receive()
 
         @world.app.websocket("/late")
         async def late(websocket: WebSocket) -> None:
@@ -122,6 +131,17 @@ def test_a_sign_out_closes_an_open_websocket_with_the_reason(sockets: Callable[.
             socket.receive_text()
     assert (closed.value.code, closed.value.reason) == (1008, "session_revoked")
     assert world.extra["sent"] == (["void"] if path == "/echo" else [])
+
+
+def test_a_websocket_that_nobody_speaks_on_is_closed_too(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    user = world.sign_in()
+    with world.client.websocket_connect(SITE + "/quiet") as socket:
+        assert world.extra["asked"].wait(PATIENCE)
+        world.call(world.sessions.end, world.session_id(user))
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert (closed.value.code, closed.value.reason) == (1008, "session_revoked")
 
 
 def test_an_open_websocket_survives_swaps_and_outages(sockets: Callable[..., World]) -> None:
