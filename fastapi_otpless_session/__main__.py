@@ -1,4 +1,4 @@
-"""`python -m fastapi_otpless_session`: the OTPLESS emulator, and new sealing keys."""
+"""`python -m fastapi_otpless_session`: the OTPLESS emulator, new sealing keys, and a store's tables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     cli.add_arguments(commands.add_parser("emulator", help="run a stand-in for OTPLESS"))
     commands.add_parser("keygen", help="print a new key for OTPLESS_ENCRYPTION_KEYS")
+    schema = commands.add_parser("schema", help="print the SQL that makes a store's tables")
+    schema.add_argument("dialect", choices=["postgresql"])
     chosen = parser.parse_args(arguments)
-    if chosen.command == "emulator":
-        return cli.main(chosen)
-    sys.stdout.write(f"{new_key()}\n")
+    match chosen.command:
+        case "emulator":
+            return cli.main(chosen)
+        case "schema":
+            return _print_schema()
+        case _:
+            sys.stdout.write(f"{new_key()}\n")
+            return 0
+
+
+def _print_schema() -> int:
+    try:
+        from fastapi_otpless_session.stores.sql import SCHEMA  # noqa: PLC0415 - its packages need not be there
+    except ImportError:
+        sys.stderr.write('This needs more packages: pip install "fastapi-otpless-session[postgres]"\n')
+        return 1
+    sys.stdout.write(SCHEMA)
     return 0
 
 
