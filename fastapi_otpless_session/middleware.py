@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -40,7 +40,7 @@ class OtplessSessionMiddleware:
         on_refusal: OnRefusal | None = None,
     ) -> None:
         self.app = app
-        self._root_path = getattr(app, "root_path", "")
+        self._root_path = next((inner.root_path for inner in _inside(app) if hasattr(inner, "root_path")), "")
         self._settings = settings
         self._given = sessions
         self._on_refusal = on_refusal
@@ -96,7 +96,8 @@ class OtplessSessionMiddleware:
 
     async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
         """Return the answer to a request whose path needs a session that it does not have."""
-        if _is_sign_in(scope, getattr(scope.get("app", self.app), "routes", ())):
+        inside = (*_inside(self.app), scope.get("app"))
+        if _is_sign_in(scope, next((inner.routes for inner in inside if hasattr(inner, "routes")), ())):
             return None
         outcome = await request.resolve()
         if not isinstance(outcome, SessionReason):
@@ -149,6 +150,13 @@ class OtplessSessionMiddleware:
             await self.app(scope, receive_again, send_and_close)
         finally:
             await close()
+
+
+def _inside(app: Any) -> Iterator[Any]:
+    """An application and what it wraps: what is between us and the router is other middleware, as a rule."""
+    while app is not None:
+        yield app
+        app = getattr(app, "app", None)
 
 
 def _is_sign_in(scope: Mapping[str, Any], routes: Any) -> bool:

@@ -28,7 +28,7 @@ from fastapi_otpless_session.errors import (
 )
 from fastapi_otpless_session.session import Session, SessionDetails
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.transport import Channel
+from fastapi_otpless_session.transport import SAFE_METHODS, Channel
 
 BODY_LIMIT = 16_384
 
@@ -76,8 +76,8 @@ class SignInRoute(APIRoute):
 
 
 async def _same_origin(connection: HTTPConnection) -> None:
-    """Refuse what a page of another site makes a browser do."""
-    if request_session(connection).is_cross_site:
+    """Refuse what a page of another site makes a browser do; it is on the router, so that no route can lack it."""
+    if connection.scope["method"] not in SAFE_METHODS and request_session(connection).is_cross_site:
         raise CrossSiteRequestError
 
 
@@ -87,7 +87,6 @@ async def _required(connection: HTTPConnection) -> Session:
 
 _Request = Annotated[RequestSession, Depends(request_session)]
 _Session = Annotated[Session, Depends(_required)]
-_GUARDED: Sequence[Any] = (Depends(_same_origin),)
 
 
 def create_session_router(*, tags: Sequence[str] = ("session",), include_in_schema: bool = True) -> APIRouter:
@@ -95,17 +94,16 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
 
     `POST /login`, `POST /logout`, `POST /logout-all`, `GET /session`, `GET /sessions`, `DELETE /sessions/{id}`.
     """
-    router = APIRouter(tags=[*tags], include_in_schema=include_in_schema)
+    router = APIRouter(tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)])
     router.get("/session")(read_session)
     router.get("/sessions")(list_sessions)
-    router.post("/logout", status_code=204, dependencies=_GUARDED)(logout)
-    router.post("/logout-all", status_code=204, dependencies=_GUARDED)(logout_all)
-    router.delete("/sessions/{session_id}", status_code=204, dependencies=_GUARDED)(end_session)
+    router.post("/logout", status_code=204)(logout)
+    router.post("/logout-all", status_code=204)(logout_all)
+    router.delete("/sessions/{session_id}", status_code=204)(end_session)
     router.add_api_route(
         "/login",
         login,
         methods=["POST"],
-        dependencies=_GUARDED,
         response_model=SessionBody,
         route_class_override=SignInRoute,
         openapi_extra={"requestBody": _login_body()},
@@ -207,12 +205,28 @@ async def _read_user(request: Request) -> OtplessUser:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BodyRefusedError(415, "media_type_unsupported", "Send the SDK's otplessUser as application/json.")
     try:
-        return OtplessUser.model_validate(json.loads(await _read_limited(request)))
+        return OtplessUser.model_validate(_parse(await _read_limited(request)))
     except ValidationError as error:
         fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
         raise _invalid(f"Missing or not as the SDK sends it: {', '.join(fields)}.") from None
     except (ValueError, RecursionError):
         raise _invalid("The body is not JSON.") from None
+
+
+def _parse(body: bytes) -> Any:
+    """Parse JSON as everybody reads it alike (RFC 7493): UTF-8, no name twice, no NaN. Raises `ValueError`."""
+    return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
 
 
 def _invalid(message: str) -> RefusalError:
@@ -231,9 +245,9 @@ async def _read_limited(request: Request) -> bytes:
     raise BodyRefusedError(413, "body_too_large", "The body is larger than 16 KiB.")
 
 
-def _declared_length(headers: Headers) -> int:
+def _declared_length(headers: Headers) -> float:
     text = headers.get("content-length", "0")
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return float(text) if text.isascii() and text.isdigit() else 0  # `int` refuses very long ones
 
 
 def _login_body() -> dict[str, Any]:

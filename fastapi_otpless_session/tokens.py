@@ -90,21 +90,26 @@ def read_claims(token: str) -> Claims:
     """Read a token's claims without checking its signature. Raises `TokenError`."""
     if not is_token(token):
         raise TokenError("not three base64url parts")
+    _plain_header(token)
     return _claims(_decode(token, None))
 
 
 def kid(token: str) -> str:
-    """Return the id of the key that a token names, having refused every header but plain RS256."""
+    """Return the id of the key that a token names. Raises `TokenError`, for every header but plain RS256 too."""
+    name = _plain_header(token).get("kid")
+    if not isinstance(name, str):
+        raise TokenError("no kid")
+    return name
+
+
+def _plain_header(token: str) -> dict[str, Any]:
     try:
         header = jwt.get_unverified_header(token)
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenError("unreadable header") from None
     if header.get("alg") != ALGORITHM or FOREIGN_KEY_HEADERS & header.keys():
         raise TokenError("not plain RS256")
-    name = header.get("kid")
-    if not isinstance(name, str):
-        raise TokenError("no kid")
-    return name
+    return header
 
 
 def verify(token: str, keys: KeySet, issuer: str) -> Claims:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi_otpless_session.errors import CookieTooLargeError
 from fastapi_otpless_session.settings import OtplessSettings
@@ -19,9 +19,12 @@ COOKIE_LIMIT = 4096
 SUBPROTOCOL = "otpless-session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+OWN_SITES = frozenset({"same-origin", "none"})  # by the page itself, or by the user (W3C Fetch Metadata, section 2.4)
 CACHEABLE = frozenset(
     {"public", "s-maxage", "max-age", "immutable", "stale-while-revalidate", "stale-if-error", "no-store"}
 )
+STORING = re.compile(rb"expires|surrogate-control|(?:.+-)?cdn-cache-control", re.IGNORECASE)
+"""Headers that caches heed in place of `Cache-Control`: HTTP/1.0's, and the targeted ones (RFC 9213)."""
 
 
 class Channel(StrEnum):
@@ -79,17 +82,18 @@ class Transport:
         """Return what a request presents; `offered` is a token from the websocket subprotocols."""
         seen: list[tuple[str, Channel]] = [(offered, Channel.SUBPROTOCOL)] if offered else []
         cookies: list[str] = []
+        bearers: list[str] = []
         for name, value in scope["headers"]:
             if name == b"authorization" and "authorization" in self._sources:
-                token = _bearer(value.decode("latin-1"))
-                if token is not None:
-                    seen.append((token, Channel.AUTHORIZATION))
+                bearers.append(_bearer(value.decode("latin-1")))
             elif name == self._header and "header" in self._sources:
                 seen.append((value.decode("latin-1").strip(" \t"), Channel.HEADER))
             elif name == b"cookie" and "cookie" in self._sources:
                 cookies.append(value.decode("latin-1"))
         seen += [(token, Channel.COOKIE) for token in self._cookies(cookies)]
-        return _presented([(token, channel) for token, channel in seen if token])
+        if any(bearers):  # else they are other API keys, however many
+            seen += [(token, Channel.AUTHORIZATION) for token in bearers]
+        return _presented(seen)
 
     def _cookies(self, headers: Iterable[str]) -> Iterable[str]:
         for header in headers:
@@ -105,7 +109,8 @@ class Transport:
             return dict(scope), None
         token = offered.pop(offered.index(SUBPROTOCOL) + 1)
         kept = [(name, value) for name, value in scope["headers"] if name != b"sec-websocket-protocol"]
-        kept.append((b"sec-websocket-protocol", ", ".join(offered).encode("latin-1")))
+        # Servers decode the header in different ways, some to what cannot be encoded again.
+        kept.append((b"sec-websocket-protocol", ", ".join(offered).encode("latin-1", "replace")))
         return {**scope, "subprotocols": offered, "headers": kept}, token
 
     def is_required(self, scope: Mapping[str, Any], root_path: str = "") -> bool:
@@ -115,31 +120,24 @@ class Transport:
         """
         if self._required is None:
             return False
-        path = re.sub("/{2,}", "/", _route_path(scope, root_path))
-        spellings = (path, path.rstrip("/"), path + "/")  # the router redirects between the two
-        if not any(self._required.fullmatch(spelling) for spelling in spellings):
+        paths = _spellings(_route_path(scope, root_path))
+        slashes = [spelling for path in paths for spelling in (path, path.rstrip("/"), path + "/")]
+        if not any(self._required.fullmatch(spelling) for spelling in slashes):  # the router redirects between those
             return False
-        if self._exempt is not None and self._exempt.fullmatch(path):
+        if self._exempt is not None and all(self._exempt.fullmatch(path) for path in paths):
             return False
         return not _is_preflight(scope)
 
     def is_cross_site(self, scope: Mapping[str, Any]) -> bool:
         """Whether a request comes from another site, by Fetch metadata or else by its origin."""
-        site, origins, host = None, [], ""
-        for name, value in scope["headers"]:
-            if name == b"sec-fetch-site":
-                site = value.decode("latin-1")
-            elif name == b"origin":
-                origins.append(value.decode("latin-1").lower())
-            elif name == b"host":
-                host = value.decode("latin-1").lower()
-        if site in {"same-origin", "none"}:
+        sites, origins = _values(scope, b"sec-fetch-site"), _values(scope, b"origin")
+        if sites and OWN_SITES.issuperset(sites):
             return False
-        if len(origins) == 1 and origins[0] in self._trusted:
+        if len(origins) == 1 and origins[0].lower() in self._trusted:
             return False
-        if site is not None:
+        if sites:
             return True
-        return bool(origins) and not (len(origins) == 1 and _is_own(origins[0], host))
+        return bool(origins) and not (len(origins) == 1 and _is_own(origins[0].lower(), scope))
 
     # Out
 
@@ -178,17 +176,18 @@ def _attributes(settings: OtplessSettings) -> str:
     return "".join(f"; {part}" for part in parts)
 
 
-def _bearer(value: str) -> str | None:
-    """Return a bearer that is shaped like a JWT; other API keys are none of our business."""
+def _bearer(value: str) -> str:
+    """Return a bearer that is shaped like a JWT, else nothing: other API keys are none of our business."""
     scheme, _, rest = value.partition(" ")
     token = rest.strip(" \t")
-    return token if scheme.lower() == "bearer" and has_token_shape(token) else None
+    return token if scheme.lower() == "bearer" and has_token_shape(token) else ""
 
 
 def _presented(seen: list[tuple[str, Channel]]) -> Presented:
     tokens: dict[str, frozenset[Channel]] = {}
     for token, channel in seen:
-        tokens[token] = tokens.get(token, frozenset()) | {channel}
+        if token:  # an empty one says nothing, but its name occurred
+            tokens[token] = tokens.get(token, frozenset()) | {channel}
     channels = [channel for _, channel in seen]
     return Presented(tokens, repeated=len(channels) != len(set(channels)))
 
@@ -201,21 +200,34 @@ def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
     return path
 
 
+def _spellings(path: str) -> tuple[str, ...]:
+    """Return a path as it came, with doubled slashes folded, and as a folder of files reads it (`StaticFiles`).
+
+    There `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`, and no server takes the dots out before.
+    """
+    folded = re.sub("/{2,}", "/", path)
+    plain = posixpath.normpath("/" + folded.replace("\\", "/").lstrip("/"))
+    return path, folded, plain + "/" if folded.endswith("/") and plain != "/" else plain
+
+
+def _values(scope: Mapping[str, Any], name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
 def _is_preflight(scope: Mapping[str, Any]) -> bool:
     names = {name for name, _ in scope["headers"]}
     return scope.get("method") == "OPTIONS" and {b"origin", b"access-control-request-method"} <= names
 
 
-def _is_own(origin: str, host: str) -> bool:
+def _is_own(origin: str, scope: Mapping[str, Any]) -> bool:
     """Whether an origin's host and port are those of `Host`, default ports normalised."""
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
+    scheme, _, place = origin.partition("://")
+    port, hosts = DEFAULT_PORTS.get(scheme), _values(scope, b"host")
+    if port is None or len(hosts) != 1:
         return False
-    port = DEFAULT_PORTS.get(parts.scheme)
-    if port is None or not host:
+    if scheme == "http" and scope.get("scheme") in {"https", "wss"}:  # the reverse may be a proxy that ends TLS
         return False
-    return parts.netloc.removesuffix(port) == host.removesuffix(port)
+    return bool(place) and place.removesuffix(port) == hosts[0].lower().removesuffix(port)
 
 
 def _compile(globs: Iterable[str]) -> re.Pattern[str] | None:
@@ -248,11 +260,12 @@ def add_to_list(headers: Headers, name: bytes, items: Iterable[str]) -> None:
 
 
 def forbid_storing(headers: Headers) -> None:
-    """Replace what a response's `Cache-Control` says of storing by `no-store`."""
+    """Replace what a response's headers say of storing by `no-store`."""
     kept = []
     for key, value in headers:
         if key.lower() == b"cache-control":
             parts = [part.strip() for part in value.decode("latin-1").split(",")]
-            kept += [part for part in parts if part and part.partition("=")[0].lower() not in CACHEABLE]
-    headers[:] = [(key, value) for key, value in headers if key.lower() != b"cache-control"]
+            kept += [part for part in parts if part and part.partition("=")[0].strip().lower() not in CACHEABLE]
+    storing = {key for key, _ in headers if key.lower() == b"cache-control" or STORING.fullmatch(key)}
+    headers[:] = [(key, value) for key, value in headers if key not in storing]
     headers.append((b"cache-control", ", ".join(["no-store", *kept]).encode("latin-1")))

@@ -39,6 +39,8 @@ class Verdict(Enum):
     """7415: there was one; it expired or was revoked."""
 
 
+TOKEN_FIELDS = frozenset({"token", "idToken", "sessionToken", "refreshToken", "sessionInfo"})
+"""What may hold a token, and so is never a detail: details are shown to the browser."""
 _CLIENT_ERRORS = range(400, 500)
 _BUSY = frozenset({408, 425, 429})
 _VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}
@@ -128,7 +130,7 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
     session_id, user_id = body.get("sessionId", body.get("sessionToken")), body.get("userId")
     if not is_id(session_id) or not is_id(user_id):
         raise _nonsense("no session or user id in the session's details")
-    details = {name: value for name, value in body.items() if name != "sessionToken"}
+    details = {name: value for name, value in body.items() if name not in TOKEN_FIELDS}
     try:
         read = SessionDetails.model_validate({**details, "sessionId": session_id})
         read.model_dump_json()  # what nests too deep can be read, but not be shown
