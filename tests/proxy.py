@@ -126,6 +126,10 @@ class Proxy:
         assert f"{host}:{port}" in url
         return url.replace(f"{host}:{port}", f"{HOST}:{self.port}")
 
+    def lead_to(self, port: int) -> None:
+        """Take connections from now on to another port, as a name does after a failover; those that are open stay."""
+        self._target = (self._target[0], port)
+
     def cut(self) -> None:
         """Reset all connections, and refuse new ones until `restore`."""
         self._portal.call(self._cut)

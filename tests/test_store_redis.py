@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from backends import MakeRedis, RedisCluster, RedisServer
+from processes import HOST, steady_port, wait_until
+from proxy import Proxy
 from redis.crc import key_slot
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store
-from fastapi_otpless_session.stores.base import EndReason, Standing, State
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, Standing, State
 from fastapi_otpless_session.stores.lua import KEPT_LONGER
 from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE
 from fastapi_otpless_session.testing.store_contract import (
@@ -80,10 +82,20 @@ async def test_one_node_is_enough_to_find_a_cluster(redis_cluster: RedisCluster)
             assert [await other.row(f"s-{number}") for number in range(20)] == rows
 
 
-async def test_a_clusters_other_nodes_are_tried_where_the_first_is_down(redis_cluster: RedisCluster) -> None:
-    redis_cluster.nodes[0].stop()
+@pytest.mark.parametrize("how", ["stop", "pause"])
+async def test_one_node_that_is_down_or_hangs_does_not_take_the_others_along(
+    redis_cluster: RedisCluster, how: str
+) -> None:
+    """By default a Cluster of which a part is down takes nothing at all; here its other parts go on."""
+    for node in redis_cluster.nodes:
+        node.execute("CONFIG SET", "cluster-require-full-coverage", "no")
+    getattr(redis_cluster.nodes[0], how)()
     async with opened(redis_cluster.url) as subject:
         found = [name for name in map(str, range(30)) if await is_served(subject, name)]
+        assert await subject.store.now() > 0
+        with pytest.raises(StoreError):
+            await subject.store.get(next(name for name in map(str, range(30)) if name not in found))
+        assert [name for name in map(str, range(30)) if await is_served(subject, name)] == found
     assert 5 < len(found) < 30
 
 
@@ -93,6 +105,15 @@ async def is_served(subject: Subject, session_id: str) -> bool:
         return False
     assert await subject.store.get(session_id) is None
     return True
+
+
+async def test_a_node_without_slots_does_not_know_the_cluster(
+    redis_cluster: RedisCluster, make_redis: MakeRedis
+) -> None:
+    outsider = make_redis(cluster_enabled="yes", cluster_port=str(steady_port()))
+    async with opened(f"redis://{HOST}:{outsider.port},{HOST}:{redis_cluster.port}") as subject:
+        row = await subject.sign_in()
+        assert await subject.row() == row
 
 
 @pytest.fixture
@@ -148,6 +169,13 @@ async def test_databases_are_apart(redis_server: RedisServer) -> None:
         "redis://:canary@host/0?no_such_option=1",
         "rediss://:canary@host?socket_timeout=long",
         "redis://:canary@one:6379,two:x",
+        "redis://:canary@one,two/3",
+        "redis://:canary\u2100@host",
+        "redis://:canary[x@host",
+        "rediss://:canary@host?ssl_cert_reqs=perhaps",
+        "redis://:canary@host?decode_responses=true",
+        "redis://:canary@host?credential_provider=x",
+        "redis://:canary@host?db",
     ],
 )
 def test_a_wrong_address_is_told_without_its_password(url: str) -> None:
@@ -226,6 +254,55 @@ async def test_a_restarted_server_goes_on_with_its_sessions(make_redis: MakeRedi
             await subject.store.get("s-1")
         server.start()
         assert await subject.store.get("s-1") == row
+
+
+async def test_a_demoted_primary_is_left_for_the_new_one(make_redis: MakeRedis) -> None:
+    primary = make_redis()
+    replica = make_redis(replica_of=primary)
+    with Proxy(primary.port) as name:  # as a service's name, which leads elsewhere after a failover
+        async with opened(name.through(primary.url)) as subject:
+            row = await subject.sign_in()
+            wait_until(lambda: replica.execute("EXISTS", "otpless:session:s-1") == 1, "for the replica to have it")
+            replica.execute("REPLICAOF NO ONE")
+            primary.execute("REPLICAOF", HOST, replica.port)
+            name.lead_to(replica.port)
+            with pytest.raises(StoreError, match="read only"):
+                await subject.end()
+            assert await subject.row() == row
+            assert (await subject.end()).state is State.ENDED
+
+
+async def test_a_full_server_still_takes_sign_outs(make_redis: MakeRedis) -> None:
+    server = make_redis()
+    async with opened(server.url) as subject:
+        row = await subject.sign_in()
+        server.execute("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(StoreError, match="maxmemory"):
+            await subject.lease()
+        ended = await subject.store.end(row, EndReason.REVOKED, revoke_in=0)
+        assert ended.state is State.ENDED
+        assert (await subject.row()).state is State.ENDED
+        server.execute("CONFIG", "SET", "maxmemory", "0")
+        assert await subject.claim() == ["s-1"]
+
+
+async def test_a_closed_store_connects_for_nobody(redis_server: RedisServer) -> None:
+    store = open_store(redis_server.url)
+    await Subject(store, ContractClock()).sign_in()
+    under_way = [asyncio.create_task(store.get("s-1")) for _ in range(20)]
+    await asyncio.sleep(0)
+    await store.close()
+    outcomes = await asyncio.gather(*under_way, return_exceptions=True)
+    assert {type(each) for each in outcomes} <= {StoreError, SessionRow}
+    wait_until(lambda: redis_server.execute("CLIENT LIST").count("cmd=evalsha") == 0, "for connections to close")
+
+
+async def test_a_session_that_expired_does_not_stand_in_its_own_way(subject: Subject) -> None:
+    row = await subject.sign_in()
+    subject.clock.advance(LIFE + 1)
+    again = await subject.sign_in(user_id="MO-2")
+    assert again != row
+    assert await subject.row() == again
 
 
 # Hints

@@ -48,7 +48,9 @@ def _on_row(body: str) -> Script:
 READ = _on_row("return {stamp(now), row()}")
 
 CREATE = _on_row("""
-if redis.call('EXISTS', KEYS[1]) == 1 then return row() end
+local is_over = get('state') == 'active' and tonumber(get('expires_at')) <= now
+if redis.call('EXISTS', KEYS[1]) == 1 and not is_over then return row() end
+redis.call('DEL', KEYS[1])
 set(unpack(ARGV, 2))
 keep_until(get('expires_at'))
 return false
@@ -106,15 +108,30 @@ if is_validated and get('generation') == generation then set('validated_at', sta
 """)
 
 END = _on_row("""
-local reason, revoke_in, fence, replaces = ARGV[2], ARGV[3], ARGV[4], ARGV[5] == '1'
-if replaces then redis.call('DEL', KEYS[1]) end
-if redis.call('EXISTS', KEYS[1]) == 0 then set(unpack(ARGV, 6)) end
-if get('state') == 'ended' or (fence ~= '' and get('fence') ~= fence) then return row() end
+-- A row that cannot be read is replaced, if it is still the one that was read: `damage` is its state and fence.
+local reason, revoke_in, fence, damage = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local function damaged()
+  if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return 'foreign' end
+  return (get('state') or '') .. ' ' .. (get('fence') or '')
+end
+local is_there = redis.call('EXISTS', KEYS[1]) == 1
+if is_there and damage ~= '' and damaged() == damage then is_there = false end
+local given = {}
+for place = 6, #ARGV, 2 do given[ARGV[place]] = ARGV[place + 1] end
+local state, before = given['state'], given['fence']
+if is_there then state, before = get('state'), get('fence') end
+if state == 'ended' or (fence ~= '' and before ~= fence) then return is_there and row() or {unpack(ARGV, 6)} end
+if not is_there then
+  redis.call('DEL', KEYS[1])
+  set(unpack(ARGV, 6))
+end
 local due = revoke_in ~= '' and stamp(now + revoke_in) or ''
-set('state', 'ended', 'end_reason', reason, 'fence', string.format('%.0f', get('fence') + 1), 'lease_owner', '',
+redis.call('HDEL', KEYS[1], '') -- takes no memory, and a script that has written may go on in a full Redis
+set('state', 'ended', 'end_reason', reason, 'fence', string.format('%.0f', before + 1), 'lease_owner', '',
   'lease_until', '0.0', 'revocation_due', due)
+local over = row() -- it is gone at once where its expiry is long past
 keep_until(get('expires_at'))
-return row()
+return over
 """)
 
 CLAIM = _on_row("""
@@ -151,7 +168,7 @@ REMEMBER = _script(
     """
 local session_id, expires_at = ARGV[2], ARGV[3]
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', stamp(now))
-redis.call('ZADD', KEYS[1], expires_at, session_id)
+redis.call('ZADD', KEYS[1], 'GT', expires_at, session_id)
 keep_until(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
 """,
 )
@@ -159,7 +176,13 @@ keep_until(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
 
 LIST = _script(_TIME, "return redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', '(' .. stamp(now), 'LIMIT', 0, ARGV[2])")
 
-DUE = _script(_TIME, "redis.call('ZADD', KEYS[1], 'LT', stamp(now + ARGV[3]), ARGV[2])")
+DUE = _script(
+    _TIME,
+    """
+redis.call('ZREM', KEYS[1], '') -- takes no memory, and a script that has written may go on in a full Redis
+redis.call('ZADD', KEYS[1], 'LT', stamp(now + ARGV[3]), ARGV[2])
+""",
+)
 """The outbox: session ids by when OTPLESS is to be told; the sooner of two times counts."""
 
 CLAIM_DUE = _script(

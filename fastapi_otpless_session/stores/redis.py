@@ -22,6 +22,7 @@ from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.stores import lua
 from fastapi_otpless_session.stores.base import (
     LONGEST_LIST,
+    PATIENCE,
     REFRESH_TOKEN,
     EndReason,
     Found,
@@ -35,10 +36,11 @@ from fastapi_otpless_session.stores.redis_cluster import Work
 from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink
 
 DIGESTS = "digests"
-LONGEST_LINEAGE = 256
+LONGEST_LINEAGE = 32
 """How many generations that nobody confirmed a row knows the digests of."""
 DIGEST_SHOWN = 8
 """So many bytes of a digest stand in its index entry, as a check that the answer is the question's."""
+OLD = "old-"
 UNFINISHED_SECONDS = 600.0
 """When an entry of the outbox is looked at again whose session goes on: the end may be under way."""
 COMMIT_TRIES = 5
@@ -71,8 +73,8 @@ class _Kept:
                 return each.number
             if digest == each.refresh:
                 return REFRESH_TOKEN
-        if entry.generation >= self.row.confirmations[0][0]:
-            return None  # left by a commit that came too late
+        if not entry.was_backed:
+            return None  # left by a commit that came too late, or by another sign-in
         return REFRESH_TOKEN if entry.is_refresh else entry.generation
 
 
@@ -83,16 +85,20 @@ class _Entry:
     session_id: str
     generation: int
     is_refresh: bool
+    was_backed: bool = False
+    """Whether the row knew the digest when it forgot it."""
 
     def text(self, digest: bytes) -> str:
-        kind = "refresh" if self.is_refresh else "token"
+        kind = (OLD if self.was_backed else "") + ("refresh" if self.is_refresh else "token")
         return f"{digest[:DIGEST_SHOWN].hex()} {kind} {self.generation} {self.session_id}"
 
     @classmethod
     def read(cls, text: bytes | None, digest: bytes) -> _Entry | None:
         try:
             shown, kind, generation, session_id = (text or b"").decode().split(" ", 3)
-            return cls(session_id, int(generation), kind == "refresh") if digest.hex().startswith(shown) else None
+            is_old = kind.startswith(OLD)
+            entry = cls(session_id, int(generation), kind.removeprefix(OLD) == "refresh", is_old)
+            return entry if digest.hex().startswith(shown) else None
         except ValueError:
             return None
 
@@ -175,17 +181,16 @@ class RedisStore:
             kept = await self._kept(lease.session_id)
             if kept is None or kept.row.state is State.ENDED or kept.row.fence != lease.fence:
                 return None
-            if any(each.token == rotation.token_digest.hex() for each in kept.lineage):
-                return kept.row  # an earlier try got through
-            if kept.row.lease_owner != lease.owner:
-                return None
+            if kept.row.lease_owner != lease.owner:  # given back; unless by an earlier try of this commit
+                is_done = any(each.token == rotation.token_digest.hex() for each in kept.lineage)
+                return kept.row if is_done else None
             committed = await self._commit(kept, lease, rotation)
             if committed != b"again":
                 return None if committed is None else _read(committed)
         raise StoreError("Redis: the row changes too often to be committed")
 
     async def _commit(self, kept: _Kept, lease: Lease, rotation: Rotation) -> Any:
-        row = replace(kept.row, expires_at=rotation.expires_at)
+        row = replace(kept.row, expires_at=max(kept.row.expires_at, rotation.expires_at))
         new = _Generation(row.generation + 1, rotation.token_digest.hex(), rotation.refresh_digest.hex())
         await asyncio.gather(
             self._hint(rotation.token_digest, _Entry(row.session_id, new.number, is_refresh=False), row),
@@ -215,6 +220,8 @@ class RedisStore:
             return
         confirmations = current.confirmed(kept.now, grace)
         lineage = tuple(each for each in kept.lineage if each.number >= confirmations[0][0])
+        gone = [each for each in kept.lineage if each not in lineage]
+        await asyncio.gather(*(self._retire(each, current) for each in gone))
         await self._run(
             lua.CONFIRM,
             self._row_key(row.session_id),
@@ -232,9 +239,9 @@ class RedisStore:
         self, row: SessionRow, reason: EndReason, *, revoke_in: float | None, fence: int | None = None
     ) -> SessionRow:
         """End a session; see `SessionStore.end`. The outbox hears of it before (a crash) and after (a hasty claim)."""
-        await self._make_due(row.session_id, revoke_in)
-        replaces = await self._is_unreadable(row.session_id)
-        wanted = (reason.value, _text(revoke_in), _text(fence), "1" if replaces else "0")
+        await self._make_due(row.session_id, revoke_in, ahead=True)
+        damage = await self._damage(row.session_id)
+        wanted = (reason.value, _text(revoke_in), _text(fence), damage)
         ended = _read(await self._run(lua.END, self._row_key(row.session_id), *wanted, *_flat(row, ())))
         if ended is None:
             raise StoreError("Redis: a row cannot be read that was written just now")
@@ -282,7 +289,7 @@ class RedisStore:
 
     async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
         """Make an ended row's telling due now, with other tokens."""
-        await self._make_due(session_id, 0.0)
+        await self._make_due(session_id, 0.0, ahead=True)
         await self._run(lua.REPLACE, self._row_key(session_id), session_token, refresh_token)
         await self._make_due(session_id, 0.0)
 
@@ -316,13 +323,16 @@ class RedisStore:
             return None
         return _kept(_values(flat), session_id, float(now))
 
-    async def _is_unreadable(self, session_id: str) -> bool:
-        """Whether there is something in a row's place which this package cannot have written."""
+    async def _damage(self, session_id: str) -> bytes | str:
+        """Return state and fence of what this package cannot have written in a row's place; empty: there is no such."""
         try:
             now, flat = await self._run(lua.READ, self._row_key(session_id), is_read=True)
         except ForeignValueError:
-            return True
-        return bool(flat) and _kept(_values(flat), session_id, float(now)) is None
+            return "foreign"
+        values = _values(flat)
+        if not values or _kept(values, session_id, float(now)) is not None:
+            return ""
+        return values.get(b"state", b"") + b" " + values.get(b"fence", b"")
 
     async def _entry(self, digest: bytes) -> _Entry | None:
         key = self._key("token", digest.hex())
@@ -335,6 +345,11 @@ class RedisStore:
         key, ends = self._key("token", digest.hex()), self._collected_at(row)
         await self._do(key, lambda client: client.set(key, entry.text(digest), nx=is_new, pxat=ends))
 
+    async def _retire(self, generation: _Generation, row: SessionRow) -> None:
+        for digest, is_refresh in ((generation.token, False), (generation.refresh, True)):
+            entry = _Entry(row.session_id, generation.number, is_refresh=is_refresh, was_backed=True)
+            await self._hint(bytes.fromhex(digest), entry, row)
+
     async def _keep_entries(self, generation: _Generation, row: SessionRow) -> None:
         ends = self._collected_at(row)
         for digest in (generation.token, generation.refresh):
@@ -346,8 +361,10 @@ class RedisStore:
     async def _remember(self, row: SessionRow) -> None:
         await self._run(lua.REMEMBER, self._key("user", row.user_id), row.session_id, _number(row.expires_at))
 
-    async def _make_due(self, session_id: str, seconds: float | None) -> None:
+    async def _make_due(self, session_id: str, seconds: float | None, *, ahead: bool = False) -> None:
+        """Note in the outbox when OTPLESS is to be told; `ahead` of the row, so late that no claim comes before it."""
         if seconds is not None:
+            seconds = max(seconds, 2 * PATIENCE) if ahead else seconds
             await self._run(lua.DUE, self._key("due"), session_id, _number(seconds))
 
     def _collected_at(self, row: SessionRow) -> int:

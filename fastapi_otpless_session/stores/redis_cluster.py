@@ -19,10 +19,17 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 REDIRECTIONS = 5
 REFRESH_SECONDS = 1.0
+"""How often the slot map is learnt anew at most."""
 ASK_SECONDS = 1.0
+"""How long a node may take to tell the slot map."""
+NODE_SECONDS = 2.0
+"""How long a node may take for a command; the next one is then asked for the slot map."""
+NODE_CONNECTIONS = 50
+UNKNOWN_HOSTS = {"", "?"}
 
 Node = tuple[str, int]
 Work = Callable[[Redis], Awaitable[Any]]
@@ -36,6 +43,7 @@ class Cluster:
         self._nodes = list(seeds)
         """Whom to ask for the slot map: those that failed last."""
         self._clients: dict[Node, Redis] = {}
+        self._rooms: dict[Node, asyncio.Semaphore] = {}
         self._starts: list[int] = []
         self._owners: list[Node] = []
         self._is_stale = True
@@ -48,15 +56,12 @@ class Cluster:
         node = await self._owner(slot)
         for _ in range(REDIRECTIONS):
             try:
-                return await work(self._client(node))
+                return await self._at(node, work)
             except MovedError as error:
                 node = self._endpoint(error, node)
                 self._is_stale = True
             except AskError as error:
                 return await self._ask(self._endpoint(error, node), work)
-            except (RedisConnectionError, ClusterDownError):
-                self._failed(node)
-                raise
         raise ClusterDownError("the nodes send us round in circles")
 
     async def do_anywhere(self, work: Work) -> Any:
@@ -65,9 +70,8 @@ class Cluster:
         failure: Exception | None = None
         for node in list(self._nodes):
             try:
-                return await work(self._client(node))
+                return await self._at(node, work)
             except RedisConnectionError as error:
-                self._failed(node)
                 failure = error
         raise RedisConnectionError(f"no node of the Cluster answers: {failure}")
 
@@ -76,6 +80,19 @@ class Cluster:
         clients, self._clients = list(self._clients.values()), {}
         for client in clients:
             await client.aclose()
+
+    async def _at(self, node: Node, work: Work) -> Any:
+        """Have something done at a node. One that hangs is found out, and keeps nobody from the others."""
+        room = self._rooms.setdefault(node, asyncio.Semaphore(NODE_CONNECTIONS))
+        try:
+            async with asyncio.timeout(NODE_SECONDS), room:
+                return await work(self._client(node))
+        except (RedisConnectionError, ClusterDownError):
+            self._failed(node)
+            raise
+        except (TimeoutError, RedisTimeoutError):
+            self._failed(node)
+            raise RedisConnectionError(f"{node[0]}:{node[1]} does not answer") from None
 
     def _client(self, node: Node) -> Redis:
         client = self._clients.get(node)
@@ -91,7 +108,7 @@ class Cluster:
 
     @staticmethod
     def _endpoint(error: AskError, node: Node) -> Node:
-        return error.host or node[0], error.port
+        return (node[0] if error.host in UNKNOWN_HOSTS else error.host), error.port
 
     def _failed(self, node: Node) -> None:
         self._is_stale = True
@@ -103,6 +120,7 @@ class Cluster:
         await self._refresh_if_stale()
         place = bisect_right(self._starts, slot) - 1
         if place < 0:
+            self._is_stale = True
             raise ClusterDownError("no node has this key's slot")
         return self._owners[place]
 
@@ -129,8 +147,10 @@ class Cluster:
                 self._failed(node)
                 failure = error
             else:
-                self._take(node, ranges)
-                return
+                if ranges:
+                    self._take(node, ranges)
+                    return
+                failure = ClusterDownError(f"{node[0]}:{node[1]} knows of no slots")
         raise RedisConnectionError(f"no node of the Cluster answers: {failure}")
 
     def _take(self, asked: Node, ranges: Sequence[Any]) -> None:
@@ -144,4 +164,4 @@ class Cluster:
 def _address(primary: Sequence[Any], asked: Node) -> Node:
     """Return a node's address; one that does not say its host is at the host that was asked."""
     host = bytes(primary[0] or b"").decode()
-    return (asked[0] if host in {"", "?"} else host), int(primary[1])
+    return (asked[0] if host in UNKNOWN_HOSTS else host), int(primary[1])

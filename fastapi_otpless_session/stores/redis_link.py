@@ -18,7 +18,7 @@ from redis.asyncio.connection import ConnectionPool, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores.base import PATIENCE
@@ -30,6 +30,8 @@ CONNECTIONS = 50
 CONNECT_SECONDS = 2.0
 DEFAULT_PREFIX = "otpless:"
 SAFE_POLICY = "noeviction"
+OPTIONS = ("db", "username", "password", "client_name", "health_check_interval")
+"""What a URL may say of redis-py's options; others would change what an answer looks like, or the deadline."""
 
 
 class ForeignValueError(StoreError):
@@ -46,19 +48,24 @@ class Address:
     @classmethod
     def parse(cls, url: str) -> Address:
         """Read a `STORE_URL`. Raises `ConfigurationError`, which does not show the URL: it may hold a password."""
-        parts = urlsplit(url)
-        query = dict(parse_qsl(parts.query))
-        prefix = query.pop("prefix", DEFAULT_PREFIX)
-        userinfo, at, hosts = parts.netloc.rpartition("@")
         try:
+            parts = urlsplit(url)
+            query = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+            prefix = query.pop("prefix", DEFAULT_PREFIX)
+            if not all(name in OPTIONS or name.startswith("ssl_") for name in query):
+                raise ValueError  # noqa: TRY301 - all that is wrong is told in one place
+            userinfo, at, hosts = parts.netloc.rpartition("@")
             urls = (parts._replace(netloc=f"{userinfo}{at}{host}", query=urlencode(query)) for host in hosts.split(","))
             each = tuple(dict(parse_url(urlunsplit(one))) for one in urls)
             for host in each:
                 _check_options(host)
-        except (ValueError, TypeError):
+            if len(each) > 1 and any(host.get("db") for host in each):
+                raise ValueError  # noqa: TRY301 - a Cluster has one database
+        except (ValueError, TypeError, RedisError):
             raise ConfigurationError(
                 "OTPLESS_STORE_URL: is not a Redis URL; write redis://user:password@host:6379/0, rediss://… for TLS, "
-                "unix:///redis.sock, or redis://node-1:6379,node-2:6379 for a Cluster"
+                "unix:///redis.sock, or redis://node-1:6379,node-2:6379 for a Cluster; what is special in the password "
+                f"is percent-encoded (@ is %40, / is %2F), and options are prefix, {', '.join(OPTIONS)} and ssl_…"
             ) from None
         return cls(each, prefix)
 
@@ -71,9 +78,15 @@ class RedisLink:
         self._servers: Redis | Cluster | None = None
         self._opening = asyncio.Lock()
         self._room = asyncio.Semaphore(CONNECTIONS)
+        self._calls = 0
+        self._is_idle = asyncio.Event()
+        self._is_closed = False
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, when the calls that are under way are done."""
+        self._is_closed = True
+        if self._calls:
+            await self._is_idle.wait()
         servers, self._servers = self._servers, None
         if servers is not None:
             await (servers.aclose() if isinstance(servers, Redis) else servers.close())
@@ -94,19 +107,44 @@ class RedisLink:
 
         Without a key it may be done at any node of a Cluster. Raises `StoreError`.
         """
+        if self._is_closed:
+            raise StoreError("the session store was closed")
+        self._calls += 1
         try:
-            async with asyncio.timeout(PATIENCE), self._room:
+            return await self._do_in_time(key, work, otherwise or work, is_read=is_read)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._calls -= 1
+        if self._is_closed and not self._calls:
+            self._is_idle.set()
+
+    async def _do_in_time(self, key: str | None, work: Work, otherwise: Work, *, is_read: bool) -> Any:
+        try:
+            async with asyncio.timeout(PATIENCE):
                 try:
                     return await self._do(key, work, is_read=is_read)
                 except NoScriptError:
-                    return await self._do(key, otherwise or work, is_read=is_read)
+                    return await self._do(key, otherwise, is_read=is_read)
         except TimeoutError:
             raise StoreError(f"Redis did not answer within {PATIENCE:g} s") from None
         except ResponseError as error:
+            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
+                await self._look_again()
             kind = ForeignValueError if "WRONGTYPE" in str(error) else StoreError
             raise kind(f"Redis: {error}") from None
         except (RedisError, OSError) as error:
             raise StoreError(f"Redis: {error}") from None
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            # redis-py's, when a server goes away at the wrong moment, or an id that is no text. Its own words may quote
+            # what was sent.
+            raise StoreError(f"Redis: {type(error).__name__}") from error
+
+    async def _look_again(self) -> None:
+        """Connect anew: what answered is a replica now, and its name or address may lead to the new primary."""
+        if isinstance(self._servers, Redis):
+            await self._servers.connection_pool.disconnect(inuse_connections=False)
 
     async def _do(self, key: str | None, work: Work, *, is_read: bool) -> Any:
         """Do it; a read once more where its connection was dead."""
@@ -123,7 +161,8 @@ class RedisLink:
             async with self._opening:
                 servers = self._servers = self._servers or await self._find()
         if isinstance(servers, Redis):
-            return await work(servers)
+            async with self._room:
+                return await work(servers)
         return await (servers.do_anywhere(work) if key is None else servers.do(key, work))
 
     async def _find(self) -> Redis | Cluster:

@@ -420,6 +420,36 @@ class StoreContract:
         rows = await asyncio.gather(*(subject.store.commit(lease, brought) for _ in range(TAKERS)))
         assert {row.generation for row in rows if row} == {FIRST_GENERATION + 1}
 
+    async def test_a_refresh_may_bring_the_same_session_token_again(self, subject: Subject) -> None:
+        await subject.sign_in()
+        brought = rotation("s-1", 2, await subject.store.now() + LIFE)
+        same = replace(brought, token_digest=token_digest("s-1"))
+        row = await subject.store.commit(await subject.lease(), same)
+        assert row is not None
+        assert (row.generation, row.lease_owner) == (2, None)
+        found = await subject.store.find(token_digest("s-1"))
+        assert found is not None
+        assert found.generation == FIRST_GENERATION + 1
+
+    async def test_what_was_refused_is_unknown_however_far_the_session_moves_on(self, subject: Subject) -> None:
+        row = await subject.sign_in()
+        late = await subject.lease(owner="late")
+        subject.clock.advance(LEASE + 1)
+        for _ in range(2):
+            await subject.store.confirm(await subject.rotate(), GRACE)
+            subject.clock.advance(GRACE + SLACK)
+        refused = replace(
+            rotation("s-1", 2, row.expires_at), token_digest=digest("late"), refresh_digest=digest("late refresh")
+        )
+        assert await subject.store.commit(late, refused) is None
+        assert await subject.store.create(row, digest("other"), digest("other refresh")) is not None
+        await subject.store.confirm(await subject.rotate(), GRACE)
+        subject.clock.advance(GRACE + SLACK)
+        await subject.store.confirm(await subject.rotate(), GRACE)
+        for text in ("late", "late refresh", "other", "other refresh"):
+            assert await subject.store.find(digest(text)) is None
+        assert await subject.standing(1) is Standing.SUPERSEDED
+
     # Confirmation and grace
 
     async def test_an_old_token_is_good_until_its_successor_was_seen_and_for_the_grace(self, subject: Subject) -> None:
@@ -553,7 +583,23 @@ class StoreContract:
         ended = await subject.store.end(before, EndReason.EXPIRED, revoke_in=None, fence=second.fence)
         assert ended.state is State.ENDED
 
+    async def test_an_end_with_a_fence_inserts_nothing(self, subject: Subject) -> None:
+        row = new_row(await subject.store.now())
+        assert await subject.store.end(row, EndReason.EXPIRED, revoke_in=0, fence=7) == row
+        assert await subject.store.get("s-1") is None
+        assert await subject.claim() == []
+
     # A user's sessions
+
+    async def test_a_sign_in_again_does_not_take_the_session_off_the_list(self, subject: Subject) -> None:
+        row = await subject.sign_in()
+        subject.clock.advance(LIFE - 100)
+        rotated = await subject.rotate()
+        assert await subject.store.create(row, token_digest("s-1"), refresh_digest("s-1")) is not None
+        subject.clock.advance(200)
+        await subject.sign_in("s-2")
+        assert {row.session_id for row in await subject.store.list_user("MO-1")} == {"s-1", "s-2"}
+        assert await subject.row() == rotated
 
     async def test_a_user_has_its_active_sessions_the_newest_first(self, subject: Subject) -> None:
         rows = []
