@@ -20,6 +20,7 @@ import httpx
 import pytest
 import respx
 from conftest import Clock
+from simulated import LoopTime, settle
 
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
@@ -113,12 +114,6 @@ class Gatekeeper:
 
     async def close(self) -> None:
         """Nothing to close."""
-
-
-async def settle() -> None:
-    """Let every task run until it waits for something outside."""
-    for _ in range(50):
-        await asyncio.sleep(0)
 
 
 # The five calls
@@ -515,6 +510,73 @@ async def test_failures_that_are_spread_out_do_not_open_the_breaker(mocked: Otpl
     assert route.call_count == 60
 
 
+@dataclass
+class Puppet:
+    """An `HttpSender` whose calls are kept until a test says how each of them ends."""
+
+    def __post_init__(self) -> None:
+        self.calls: list[asyncio.Future[Answer]] = []
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        assert (request.method, deadline > 0) == ("POST", True)
+        self.calls.append(asyncio.get_running_loop().create_future())
+        return await self.calls[-1]
+
+    async def open(self) -> None:
+        """Nothing to make."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+GOOD = Answer(200, {}, b'{"success": true}')
+BAD = Answer(503, {}, b"")
+
+
+async def test_calls_that_hung_in_an_outage_do_not_open_the_breaker_again_after_it(clock: Clock) -> None:
+    puppet = Puppet()
+    client = OtplessClient(settings_for(), http=puppet, monotonic=clock)
+    in_the_outage = [asyncio.create_task(client.validate_session("a.b.c")) for _ in range(30)]
+    await settle()
+    for call in puppet.calls[:5]:
+        call.set_result(BAD)
+    await settle()
+    clock.advance(1)
+    probe = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    clock.advance(0.1)
+    puppet.calls[30].set_result(GOOD)
+    assert await probe is Verdict.VALID
+    for call in puppet.calls[5:30]:
+        call.set_result(BAD)
+    failed = await asyncio.gather(*in_the_outage, return_exceptions=True)
+    assert {type(outcome) for outcome in failed} == {UpstreamError}
+    after = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    puppet.calls[31].set_result(GOOD)
+    assert await after is Verdict.VALID
+
+
+async def test_an_open_breaker_refuses_before_the_wait_for_a_place(clock: Clock) -> None:
+    puppet = Puppet()
+    client = OtplessClient(
+        settings_for(max_upstream=1, request_timeout=60, refresh_timeout=60), http=puppet, monotonic=clock
+    )
+    for number in range(5):
+        failing = asyncio.create_task(client.validate_session("a.b.c"))
+        await settle()
+        puppet.calls[number].set_result(BAD)
+        assert await asyncio.gather(failing, return_exceptions=True) != [Verdict.VALID]
+    clock.advance(1)
+    probe = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    assert len(puppet.calls) == 6  # it has the only place
+    with pytest.raises(UpstreamError, match="has been failing"):
+        await client.validate_session("a.b.c")
+    puppet.calls[5].set_result(GOOD)
+    assert await probe is Verdict.VALID
+
+
 @respx.mock
 @pytest.mark.parametrize(("asked", "kept"), [("3", 3.0), ("600", 10.0)])
 async def test_retry_after_is_honoured_up_to_ten_seconds(
@@ -596,6 +658,26 @@ async def test_who_finds_no_place_in_time_gets_no_verdict_and_keeps_none() -> No
     with pytest.raises(UpstreamError):  # the gatekeeper knows no pairs
         await first
     assert await client.validate_session("a.b.c") is Verdict.VALID
+
+
+async def test_a_refresh_is_not_sent_when_its_deadline_is_almost_over() -> None:
+    """Its answer would come too late, and where refresh tokens work once that costs the session."""
+    gatekeeper, time = Gatekeeper(), LoopTime()
+    client = OtplessClient(settings_for(max_upstream=1), http=gatekeeper)
+    first = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    refresh = asyncio.create_task(client.new_session_token("a.b.c"))
+    await settle()
+    await time.advance(7.5)
+    assert not refresh.done()
+    await time.advance(1)
+    assert refresh.done()
+    with pytest.raises(UpstreamError, match="too many calls") as caught:
+        await refresh
+    assert caught.value.unsent is True
+    gatekeeper.open_gate.set()
+    assert await first is Verdict.VALID
+    assert gatekeeper.most == 1
 
 
 async def test_a_caller_that_goes_away_gives_its_place_back() -> None:
