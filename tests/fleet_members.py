@@ -84,12 +84,14 @@ class Fleet:
             verify=TLS, timeout=PATIENCE, limits=httpx.Limits(max_keepalive_connections=0), trust_env=False
         )
         self._workers: list[Worker] = []
+        self._requests: list[asyncio.Task[httpx.Response]] = []
 
     async def close(self) -> None:
-        """Kill who is left."""
-        await self._client.aclose()
+        """Kill who is left, and see the end of every request: what a failed test began would be told in others."""
         for worker in [*self._workers]:
             self.end(worker, signal.SIGKILL)
+        await asyncio.gather(*self._requests, return_exceptions=True)
+        await self._client.aclose()
 
     def start(self, **variables: str) -> Worker:
         """Start a worker; some of its variables may be its own."""
@@ -118,6 +120,12 @@ class Fleet:
         """Send a request with a token."""
         return await self._client.get(worker.url + path, headers={"X-Session-Token": token})
 
+    def send(self, worker: Worker, token: str) -> asyncio.Task[httpx.Response]:
+        """Begin a request with a token."""
+        request = asyncio.create_task(self.get(worker, token))
+        self._requests.append(request)
+        return request
+
     async def sign_out(self, worker: Worker, token: str) -> None:
         """Sign out with a token."""
         answer = await self._client.post(f"{worker.url}/auth/logout", headers={"X-Session-Token": token})
@@ -128,7 +136,7 @@ class Fleet:
         self.emulator.expire(visitor.session_id)
         before = self.turnstile.held
         self.turnstile.hold_next()
-        request = asyncio.create_task(self.get(worker, visitor.token))
+        request = self.send(worker, visitor.token)
         await until(lambda: self.turnstile.held > before)
         return request
 

@@ -223,30 +223,36 @@ class Scene:
         return Cost(at_first, then, fleet.calls(REFRESH, visitor), is_logged)
 
 
+WHAT_A_SLEEPER_ASKS = {"lease_held": 1, "sending": 2, "answered": 2}
+"""How often OTPLESS is asked in all: whoever wakes up with a lapsed lease and has not sent yet, doesn't."""
+
+
 async def test_a_worker_that_slept_past_its_lease_is_refused_and_hands_out_what_the_row_has(
     make_fleet: MakeFleet, store_url: str
 ) -> None:
-    """Asleep before it sends, or with OTPLESS's answer in hand: either way there are two calls, and one new token."""
     fleet = make_fleet(store_url, EVERY_TIME, "rotating")
     awake = fleet.start()
-    steps = ("sending", "answered")
-    sleepers = [fleet.start(WORKER_STRUCK_AT=step, WORKER_STRUCK_BY="SIGSTOP", **HASTY) for step in steps]
-    await asyncio.gather(*(_oversleep(fleet, sleeper, awake) for sleeper in sleepers))
+    sleepers = {
+        step: fleet.start(WORKER_STRUCK_AT=step, WORKER_STRUCK_BY="SIGSTOP", **HASTY) for step in WHAT_A_SLEEPER_ASKS
+    }
+    calls = await asyncio.gather(*(_oversleep(fleet, sleeper, awake) for sleeper in sleepers.values()))
+    assert dict(zip(sleepers, calls, strict=True)) == WHAT_A_SLEEPER_ASKS
 
 
-async def _oversleep(fleet: Fleet, sleeper: Worker, awake: Worker) -> None:
+async def _oversleep(fleet: Fleet, sleeper: Worker, awake: Worker) -> int:
     visitor = await fleet.sign_in(awake)
     fleet.emulator.expire(visitor.session_id)
-    request = asyncio.create_task(fleet.get(sleeper, visitor.token))
+    request = fleet.send(sleeper, visitor.token)
     await until(sleeper.is_stopped)
     swapped = (await fleet.get(awake, visitor.token)).headers["x-session-token"]
     sleeper.send(signal.SIGCONT)
     slept = await request
     assert (outcome(slept), slept.headers.get("x-session-token")) in {("ok", swapped), ("session_unavailable", None)}
-    await until(lambda: fleet.calls(REFRESH, visitor) == 2)
     for worker in (sleeper, awake):
         assert (await fleet.get(worker, visitor.token)).headers["x-session-token"] == swapped
         assert outcome(await fleet.get(worker, swapped)) == "ok"
+    assert fleet.end(sleeper, signal.SIGTERM) == -signal.SIGTERM  # which waits for what it has begun
+    return fleet.calls(REFRESH, visitor)
 
 
 # Sign-out
@@ -279,7 +285,7 @@ async def test_a_sign_out_wins_over_a_refresh_in_flight_whose_new_tokens_are_rev
     refreshing, other = fleet.start(), fleet.start()
     visitor = await fleet.sign_in(other)
     requests = [await fleet.held_refresh(refreshing, visitor)]
-    requests += [asyncio.create_task(fleet.get(worker, visitor.token)) for worker in (refreshing, other)]
+    requests += [fleet.send(worker, visitor.token) for worker in (refreshing, other)]
     await until(lambda: fleet.calls("validate-session", visitor) > 2)
     if not reachable:
         fleet.emulator.add_fault(Fault("status", path="revoke-session", times=1))
@@ -305,7 +311,7 @@ async def test_whenever_a_sign_out_meets_a_refresh_no_token_is_good_afterwards(
 async def _sign_out_during_a_refresh(fleet: Fleet, workers: Sequence[Worker], moment: str) -> None:
     visitor = await fleet.sign_in(workers[0])
     fleet.emulator.expire(visitor.session_id)
-    requests = [asyncio.create_task(fleet.get(worker, visitor.token)) for worker in [*workers] * 3]
+    requests = [fleet.send(worker, visitor.token) for worker in [*workers] * 3]
     await until(lambda: moment == AT_ONCE or fleet.calls(moment, visitor) > 0)
     await fleet.sign_out(workers[1], visitor.token)
     answers = await asyncio.gather(*requests)
