@@ -64,6 +64,19 @@ class DeviceBody(BaseModel):
     expires_at: datetime
 
 
+class RefusalDetail(BaseModel):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+
+
+class RefusalBody(BaseModel):
+    """The body of every refusal."""
+
+    detail: RefusalDetail
+
+
 class SignInRoute(APIRoute):
     """The sign-in route. It says so in the scope that it matches, whatever prefix it was included under."""
 
@@ -89,22 +102,58 @@ _Request = Annotated[RequestSession, Depends(request_session)]
 _Session = Annotated[Session, Depends(_required)]
 
 
+def _refusals(**whys: str) -> dict[int | str, dict[str, Any]]:
+    """Describe refusals for OpenAPI: `_404="No such session"`."""
+    return {int(status[1:]): {"model": RefusalBody, "description": why} for status, why in whys.items()}
+
+
+_ALL = _refusals(
+    _400="Credentials that disagree",
+    _401="No session",
+    _403="From another site",
+    _503="No verdict now; try again",
+)
+_SIGN_IN = _refusals(
+    _401="The sign-in could not be verified",
+    _413="Larger than 16 KiB",
+    _415="Not JSON",
+    _500="Browsers would drop the cookie",
+)
+_UNREADABLE: dict[int | str, dict[str, Any]] = {
+    422: {
+        "description": "Not what the SDK sends",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": f"#/components/schemas/{name}"} for name in ("RefusalBody", "HTTPValidationError")
+                    ]
+                }
+            }
+        },
+    }
+}
+
+
 def create_session_router(*, tags: Sequence[str] = ("session",), include_in_schema: bool = True) -> APIRouter:
     """Return the router, to be included under a prefix of your choice.
 
     `POST /login`, `POST /logout`, `POST /logout-all`, `GET /session`, `GET /sessions`, `DELETE /sessions/{id}`.
     """
-    router = APIRouter(tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)])
+    router = APIRouter(
+        tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)], responses=_ALL
+    )
     router.get("/session")(read_session)
     router.get("/sessions")(list_sessions)
     router.post("/logout", status_code=204)(logout)
     router.post("/logout-all", status_code=204)(logout_all)
-    router.delete("/sessions/{session_id}", status_code=204)(end_session)
+    router.delete("/sessions/{session_id}", status_code=204, responses=_refusals(_404="None of yours"))(end_session)
     router.add_api_route(
         "/login",
         login,
         methods=["POST"],
         response_model=SessionBody,
+        responses={**_SIGN_IN, **_UNREADABLE},
         route_class_override=SignInRoute,
         openapi_extra={"requestBody": _login_body()},
     )

@@ -170,6 +170,14 @@ def test_what_is_no_token_is_a_401_on_every_channel(world: World, name: str, tok
     assert world.emulator.calls == []
 
 
+@pytest.mark.parametrize("around", [b"", b" ", b"\t ", b"\xa0", b"\x0b", b"\x85", b"\0"])
+@pytest.mark.parametrize(("name", "before"), [(b"x-session-token", b""), (b"authorization", b"Bearer ")])
+def test_only_spaces_and_tabs_are_trimmed_off_a_token(world: World, name: bytes, before: bytes, around: bytes) -> None:
+    token = world.token(world.sign_in(channel="header")).encode()
+    answer = ask(world, "/orders", headers=[(name, before + around + token + around)])
+    assert answer.status == (200 if not around.strip(b" \t") else 401)
+
+
 # What is presented twice
 
 

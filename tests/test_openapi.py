@@ -1,0 +1,130 @@
+"""The example application's OpenAPI says what comes back, and nothing else does: schemathesis, over real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+import schemathesis
+import uvicorn
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.schemas import APIOperation
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from starlette.types import ASGIApp
+
+from example_app.main import create_app
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
+
+# The application's own thread may draw a random pause while an example is being made; hypothesis takes it for ours.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+EXAMPLES = 40
+CHECKS: list[Any] = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+OPERATIONS = {
+    *("POST /auth/login", "POST /auth/logout", "POST /auth/logout-all"),
+    *("GET /auth/session", "GET /auth/sessions", "DELETE /auth/sessions/{session_id}"),
+}
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """Serve an application on a loopback port, in a thread."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Emulator]]:
+    """The shop's address, and its OTPLESS."""
+    for name in [name for name in os.environ if name.startswith("SHOP_")]:
+        monkeypatch.delenv(name)
+    emulator = Emulator(EmulatorSettings())
+    with serve(emulator) as url:
+        variables = {
+            "OTPLESS_CLIENT_ID": emulator.settings.client_id,
+            "OTPLESS_CLIENT_SECRET": emulator.settings.client_secret,
+            "OTPLESS_BASE_URL": url,
+            "OTPLESS_JWKS_URL": f"{url}/.well-known/jwks",
+            "OTPLESS_STORE_URL": "memory://",
+        }
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with serving(create_app()) as address:
+            yield address, emulator
+
+
+def operations(address: str) -> list[APIOperation[Any, Any, Any, Any]]:
+    results = list(schemathesis.openapi.from_url(f"{address}/openapi.json").get_all_operations())
+    found = [result.ok() for result in results if isinstance(result, Ok)]
+    assert len(found) == len(results)  # the schema itself is in order
+    return found
+
+
+def test_the_schema_lists_every_route_of_the_router_and_every_refusal(shop: tuple[str, Emulator]) -> None:
+    found = {operation.label: operation.definition.raw["responses"] for operation in operations(shop[0])}
+    assert set(found) == OPERATIONS
+    assert all({"400", "401", "403", "503"} <= set(responses) for responses in found.values())
+    assert {"413", "415", "422", "500"} <= set(found["POST /auth/login"])
+    assert "404" in found["DELETE /auth/sessions/{session_id}"]
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("signed_in", [False, True])
+def test_nothing_comes_out_but_what_the_schema_documents(
+    shop: tuple[str, Emulator], signed_in: bool, mode: GenerationMode
+) -> None:
+    address, emulator = shop
+    tried: dict[str, set[int]] = {}
+
+    def try_out(operation: APIOperation[Any, Any, Any, Any]) -> None:
+        token = emulator.sign_in()["sessionInfo"]["sessionToken"]
+        headers = {"X-Session-Token": token} if signed_in else {}
+
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(operation.as_strategy(generation_mode=mode))
+        def holds(case: Case[Any]) -> None:
+            answer = case.call(headers=headers)
+            tried.setdefault(operation.label, set()).add(answer.status_code)
+            case.validate_response(answer, checks=CHECKS)
+
+        holds()
+
+    for operation in operations(address):
+        with suppress(Unsatisfiable):  # without parameters there is nothing to get wrong
+            try_out(operation)
+    assert 200 not in tried["POST /auth/login"]
+    if mode is GenerationMode.POSITIVE:
+        assert set(tried) == OPERATIONS
+        assert tried["GET /auth/session"] == {200 if signed_in else 401}
