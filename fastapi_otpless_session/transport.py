@@ -200,14 +200,13 @@ def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
     return path
 
 
-def _spellings(path: str) -> tuple[str, ...]:
-    """Return a path as it came, with doubled slashes folded, and as a folder of files reads it (`StaticFiles`).
+def _spellings(path: str) -> tuple[str, str]:
+    """Return a path as it came, and as a folder of files reads it (`StaticFiles`).
 
-    There `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`, and no server takes the dots out before.
+    There `/a//b`, `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`; no server takes them out before.
     """
-    folded = re.sub("/{2,}", "/", path)
-    plain = posixpath.normpath("/" + folded.replace("\\", "/").lstrip("/"))
-    return path, folded, plain + "/" if folded.endswith("/") and plain != "/" else plain
+    plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/"))
+    return path, plain + "/" if path.endswith("/") and plain != "/" else plain
 
 
 def _values(scope: Mapping[str, Any], name: bytes) -> list[str]:
