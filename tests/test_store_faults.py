@@ -392,6 +392,11 @@ class PostgresBackend(Networked):
         self._undo.callback(self._server.resume)
         self._server.pause()
 
+    def crashed(self) -> None:
+        """The server is killed; to be started again, it recovers first."""
+        self._undo.callback(self._server.start)
+        self._server.crash()
+
     def open_connections(self) -> int:
         mine = f"FROM pg_stat_activity WHERE datname = '{self._name}'"
         return int(self._server.execute(f"SELECT count(*) {mine}"))
@@ -448,6 +453,12 @@ class RedisBackend(Networked):
             self._undo.callback(server.resume)
             server.pause()
 
+    def crashed(self) -> None:
+        """Servers are killed; to be started again, they read what they had written to their logs."""
+        for server in self._servers:
+            self._undo.callback(server.start)
+            server.crash()
+
     def open_connections(self) -> int:
         return sum(len(server.execute("CLIENT LIST")) - 1 for server in self._servers)
 
@@ -488,6 +499,16 @@ def postgresql_backend(postgres_server: PostgresServer, postgres_url: str) -> It
 def redis_backend(redis_server: RedisServer) -> Iterator[Backend]:
     with Proxy(redis_server.port) as proxy:
         backend = RedisBackend(proxy.through(redis_server.url), [redis_server], [proxy])
+        yield backend
+        backend.recover()
+
+
+@pytest.fixture
+def durable_backend(make_redis: MakeRedis) -> Iterator[Backend]:
+    """A Redis that has written down what it says that it has done."""
+    server = make_redis(appendonly="yes", appendfsync="always")
+    with Proxy(server.port) as proxy:
+        backend = RedisBackend(proxy.through(server.url), [server], [proxy])
         yield backend
         backend.recover()
 
@@ -555,6 +576,7 @@ UNWRITABLE = [
     *("sqlite-full", "postgresql-full", "redis-full", "cluster-full"),
     *("postgresql-read_only", "redis-read_only", "cluster-read_only"),
 ]
+CRASHED = ["postgresql-crashed", "durable-crashed"]
 CANNOT_END = [*LOST, *(each for each in UNWRITABLE if each not in {"redis-full", "cluster-full"})]
 SILENT = ["postgresql-silent", "redis-silent", "cluster-silent"]
 NETWORKED = ["postgresql", "redis", "cluster"]
@@ -615,7 +637,7 @@ def test_a_token_that_expires_while_the_store_is_lost_is_not_served_any_longer(
     assert worker.refreshes == 1
 
 
-@pytest.mark.parametrize("trouble", [*LOST, *UNWRITABLE], indirect=True)
+@pytest.mark.parametrize("trouble", [*LOST, *CRASHED, *UNWRITABLE], indirect=True)
 def test_an_expired_session_waits_for_the_store_and_is_refreshed_once_when_it_is_back(
     trouble: Trouble, strict: Otpless, make_worker: MakeWorker
 ) -> None:
@@ -635,7 +657,7 @@ def test_an_expired_session_waits_for_the_store_and_is_refreshed_once_when_it_is
     assert worker.refreshes == 1
 
 
-@pytest.mark.parametrize("trouble", [*LOST, *UNWRITABLE], indirect=True)
+@pytest.mark.parametrize("trouble", [*LOST, *CRASHED, *UNWRITABLE], indirect=True)
 def test_a_pair_that_the_store_cannot_take_is_kept_for_it_and_written_once(
     trouble: Trouble, strict: Otpless, make_worker: MakeWorker
 ) -> None:
