@@ -16,6 +16,8 @@ from fastapi_otpless_session.tokens import has_token_shape
 Headers = list[tuple[bytes, bytes]]
 
 COOKIE_LIMIT = 4096
+MOST_TOKENS = 8
+"""How many different tokens of one request are looked at: a sign-out ends them all, and may ask OTPLESS about each."""
 SUBPROTOCOL = "otpless-session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -186,7 +188,7 @@ def _bearer(value: str) -> str:
 def _presented(seen: list[tuple[str, Channel]]) -> Presented:
     tokens: dict[str, frozenset[Channel]] = {}
     for token, channel in seen:
-        if token:  # an empty one says nothing, but its name occurred
+        if token and (token in tokens or len(tokens) < MOST_TOKENS):  # an empty one is nothing, but its name occurred
             tokens[token] = tokens.get(token, frozenset()) | {channel}
     channels = [channel for _, channel in seen]
     return Presented(tokens, repeated=len(channels) != len(set(channels)))

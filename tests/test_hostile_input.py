@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from asgi import Exchange, exchange, http_scope
+from asgi import Exchange, exchange, http_scope, serving
 from conftest import Clock, World, add_routes, make_settings
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
@@ -230,6 +231,15 @@ def test_required_paths_refuse_a_conflict_too(make_world: Callable[..., World]) 
     token = world.token(world.sign_in(channel="header"))
     twice = [("X-Session-Token", token), ("X-Session-Token", token)]
     assert code(world.client.get("/public", headers=twice)) == "conflicting_credentials"
+
+
+def test_a_heap_of_made_up_tokens_costs_a_few_calls_at_most(make_world: Callable[..., World]) -> None:
+    world = make_world(jwks_url="")
+    claims = {"sub": "s-1", "exp": int(world.clock.now) + 60}
+    heap = [("X-Session-Token", world.emulator.forge({**claims, "number": number})) for number in range(40)]
+    assert world.client.post("/auth/logout", headers=heap).status_code == 204
+    assert len(world.emulator.calls) == 8
+    assert code(world.client.get("/orders", headers=heap)) == "conflicting_credentials"
 
 
 # The Cookie header
@@ -482,6 +492,43 @@ def test_the_sign_in_route_is_found_through_other_middleware_and_mounts(mounted:
     scope = http_scope("/shop/auth/login" if mounted else "/auth/login", "POST", [(b"content-type", b"text/plain")])
     answer = asyncio.run(exchange(outer if mounted else ours, scope))
     assert (answer.status, b"media_type_unsupported" in answer.body) == (415, True)
+
+
+# A server in between
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        (b"/files/private/x", b"", 401),
+        (b"/files/./private/x", b"", 401),
+        (b"/files/public/%2e%2e/private/x", b"", 401),
+        (b"/files%2fprivate%2fx", b"", 401),
+        (b"//files//private/x", b"", 401),
+        (b"/files/public/x", b"", 200),
+        (b"/public", b"X-Session-Token: a.b.c\r\nX-Session-Token: a.b.c\r\n", 200),
+        (b"/orders", b"X-Session-Token: a.b.c\r\nX-Session-Token: a.b.c\r\n", 400),
+        (b"/orders", b"X-Session-Token: a.b.c\r\nx_session_token: a.b.d\r\n", 401),
+        (b"/orders", b"Cookie: __Host-otpless_session=a.b.c\r\nCookie: __Host-otpless_session=a.b.c\r\n", 400),
+        (b"/orders", b"X-Session-Token: \xff\xed\xa0\x80\r\n", 401),
+        (b"/orders", b"X-Session-Token: " + b"a.b." + b"c" * 9_000 + b"\r\n", 401),
+    ],
+)
+def test_a_real_server_hands_all_of_this_over_as_it_came(
+    tmp_path: Path, target: bytes, headers: bytes, status: int
+) -> None:
+    app = add_routes(FastAPI())
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(required_paths="/files/private/**"))
+    for folder in ("private", "public"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x").write_text(folder)
+    app.mount("/files", StaticFiles(directory=tmp_path))
+    with serving(app) as address, socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client:
+        client.sendall(
+            b"GET " + target + b" HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n" + headers + b"\r\n"
+        )
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
 # Bodies of a sign-in

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import schemathesis
-import uvicorn
+from asgi import serving
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
@@ -23,7 +21,6 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from starlette.types import ASGIApp
 
 from example_app.main import create_app
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
@@ -41,21 +38,6 @@ OPERATIONS = {
     *("POST /auth/login", "POST /auth/logout", "POST /auth/logout-all"),
     *("GET /auth/session", "GET /auth/sessions", "DELETE /auth/sessions/{session_id}"),
 }
-
-
-@contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
-    """Serve an application on a loopback port, in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
 
 
 @pytest.fixture
