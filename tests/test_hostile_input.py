@@ -163,11 +163,11 @@ def raw(text: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["X-Session-Token", "Cookie", "Authorization"])
-@pytest.mark.parametrize("token", list(NO_TOKENS.values())[1:], ids=list(NO_TOKENS)[1:])
-def test_what_is_no_token_is_a_401_on_every_channel(world: World, name: str, token: str) -> None:
-    value = {"Cookie": raw(f"{COOKIE}={token}"), "Authorization": raw(f"Bearer {token}")}.get(name, raw(token))
-    answer = ask(world, "/orders", headers=[(name.lower().encode(), value)])
-    assert answer.status == 401
+def test_what_is_no_token_is_a_401_on_every_channel(world: World, name: str) -> None:
+    for token in NO_TOKENS.values():
+        value = {"Cookie": f"{COOKIE}={token}", "Authorization": f"Bearer {token}"}.get(name, token)
+        answer = ask(world, "/orders", headers=[(name.lower().encode(), raw(value))])
+        assert answer.status == 401, token
     assert world.emulator.calls == []
 
 

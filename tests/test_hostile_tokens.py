@@ -199,16 +199,16 @@ def test_a_missing_or_absurd_expiry_is_a_401_on_a_token_that_is_otherwise_good(
     assert world.emulator.count("validate-session") == 0
 
 
-@pytest.mark.parametrize(
-    "name", ["exp", "iat", "nbf", "sub", "iss", "aud", "jti", "userId", "sessionId", "name", "email"]
-)
-@pytest.mark.parametrize(
-    "value", [True, [], {}, "", -1, 10**30, 1.5, "\ud800", "x" * 2000, [[[]]], {"a": {}}], ids=ascii
-)
-def test_no_value_of_a_claim_is_a_500(believing: World, forge: Forge, name: str, value: object) -> None:
-    token = forge.signed(claims={**forge.claims, name: value})
-    for path in ("/orders", "/maybe", "/auth/session"):
-        assert believing.get(path, token).status_code in {200, 401}
+ODD: list[Any] = [True, [], {}, "", -1, 10**30, 1.5, "\ud800", "x" * 2000, [[[]]], {"a": {}}]
+NAMES = ["exp", "iat", "nbf", "sub", "iss", "aud", "jti", "userId", "sessionId", "name", "email"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_value_of_a_claim_is_a_500(believing: World, forge: Forge, name: str) -> None:
+    for value in ODD:
+        token = forge.signed(claims={**forge.claims, name: value})
+        for path in ("/orders", "/maybe", "/auth/session"):
+            assert believing.get(path, token).status_code in {200, 401}, value
 
 
 @pytest.mark.parametrize(
