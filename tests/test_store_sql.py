@@ -390,6 +390,15 @@ async def test_one_worker_at_a_time_purges_and_nobody_waits_for_it(subject: Subj
     assert await subject.store.purge(100) == 1
 
 
+async def test_claims_do_not_wait_for_rows_that_somebody_writes(subject: Subject, postgres_url: str) -> None:
+    for number in range(5):
+        await subject.sign_in(f"s-{number}")
+        await subject.end(f"s-{number}", revoke_in=0)
+    async with holding(postgres_url, "SELECT 1 FROM otpless_sessions WHERE session_id = 's-3' FOR UPDATE"):
+        assert sorted(await subject.claim()) == ["s-0", "s-1", "s-2", "s-4"]
+    assert await subject.claim() == ["s-3"]
+
+
 # Several stores, loops
 
 
@@ -538,6 +547,7 @@ async def test_a_server_that_hangs_is_a_store_error_in_time_and_good_again_after
     subject: Subject, postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = await subject.sign_in()
+    await asyncio.gather(*(subject.store.get("s-1") for _ in range(20)))  # on many connections
     monkeypatch.setattr(sql, "PATIENCE", LITTLE_PATIENCE)
     postgres_server.pause()
     began = time.monotonic()
@@ -592,6 +602,47 @@ async def test_connections_that_were_closed_while_idle_are_replaced_before_anyth
     await until(lambda: _connections(postgres_server, postgres_url) == 0, "for connections to go")
     ends = await asyncio.gather(*(subject.store.end(row, EndReason.REVOKED, revoke_in=None) for _ in range(20)))
     assert {end.state for end in ends} == {State.ENDED}
+
+
+async def test_a_read_works_however_much_of_a_connections_end_was_seen(
+    subject: Subject, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    row = await subject.sign_in()
+    for steps in range(6):
+        await subject.store.close()
+        assert await subject.store.get("s-1") == row
+        _terminate(postgres_server, postgres_url, "pid <> pg_backend_pid()")
+        for _ in range(steps):  # the server's goodbye, then the end of the connection
+            await asyncio.sleep(0)
+        assert await subject.store.get("s-1") == row
+
+
+async def test_no_read_fails_while_connections_are_taken_away_again_and_again(
+    subject: Subject, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    row = await subject.sign_in()
+    count = target = 0
+    enough = asyncio.Event()
+
+    async def take_away() -> None:
+        nonlocal target
+        for _ in range(10):
+            await asyncio.to_thread(_terminate, postgres_server, postgres_url, "pid <> pg_backend_pid()")
+            target = count + 100
+            enough.clear()
+            await enough.wait()
+
+    async def look() -> None:
+        nonlocal count
+        while not taking.done():
+            assert await subject.store.get("s-1") == row
+            count += 1
+            if count >= target:
+                enough.set()
+
+    taking = asyncio.create_task(take_away())
+    await asyncio.gather(taking, *(look() for _ in range(sql.POOL_SIZE)))
+    assert count >= target > 0
 
 
 async def test_a_read_whose_connection_is_taken_away_is_done_on_another(

@@ -53,13 +53,15 @@ from fastapi_otpless_session.stores.records import (
 
 SCHEMA_VERSION = 1
 POOL_SIZE = 10
+_LOCKS = 0x6F74706C
+"""The advisory locks of this package: 1 to make the tables, 2 to purge. The number is "otpl" in ASCII."""
 
 # Whatever writes a row often leaves the indexed columns alone, and a page has room for the new version: it stays off
 # the indexes then (a "heap-only" update). Ids are compared as bytes, so that no change of a locale's order matters.
 SCHEMA = f"""\
 -- The tables of fastapi-otpless-session. Running this again is harmless.
 BEGIN;
-SELECT pg_advisory_xact_lock(1869901932, 1);
+SELECT pg_advisory_xact_lock({_LOCKS}, 1);
 CREATE TABLE IF NOT EXISTS otpless_meta (
     name text PRIMARY KEY,
     value integer NOT NULL
@@ -219,7 +221,7 @@ UPDATE otpless_sessions SET revocation_due = NULL
 WHERE session_id = :session_id AND session_token = :session_token AND revocation_due IS NOT NULL
 """)
 PURGE = text(rf"""
-WITH clock AS MATERIALIZED (SELECT {_NOW} AS now, pg_try_advisory_xact_lock(1869901932, 2) AS is_ours),
+WITH clock AS MATERIALIZED (SELECT {_NOW} AS now, pg_try_advisory_xact_lock({_LOCKS}, 2) AS is_ours),
 expired AS MATERIALIZED (
     SELECT t.digest, t.generation = {REFRESH_TOKEN} OR coalesce(s.expires_at, 0) <= (SELECT now FROM clock)
         OR t.generation < CAST(substring(s.confirmations FROM '^\[\[(\d{{1,18}}),') AS bigint) AS goes
@@ -345,7 +347,7 @@ class SqlStore:
         self, row: SessionRow, reason: EndReason, *, revoke_in: float | None, fence: int | None = None
     ) -> SessionRow:
         """End a session; see `SessionStore.end`."""
-        may_insert = row.state is State.ACTIVE and fence in {None, row.fence}
+        may_insert = row.state is State.ACTIVE and fence is None
         values = {**record_of(ended(row, reason, None)), "revoke_in": revoke_in, "only_fence": fence}
         written = await self._write(END_OR_INSERT if may_insert else END, **values)
         record = written[0] if written else await self._record(row.session_id)
