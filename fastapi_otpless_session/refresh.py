@@ -22,7 +22,7 @@ from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
 from fastapi_otpless_session.revocation import Outbox
-from fastapi_otpless_session.session import SessionReason
+from fastapi_otpless_session.session import SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore, State
 from fastapi_otpless_session.tokens import UnreadableError
@@ -89,7 +89,10 @@ class Refresher:
         """
         pending = self._pending.get(row.session_id)
         if pending is not None:
-            return await self._keep_pending(pending)
+            kept = await self._keep_pending(pending)
+            if not isinstance(kept, Refreshed) or not is_over(kept.row.token_expires_at, await self._store.now()):
+                return kept
+            row = kept.row  # it expired while it waited for the store
         gives_up_at = time.monotonic() + self._timeout
         for pause in _pauses():
             lease = await self._store.take_lease(row.session_id, row.generation, uuid.uuid4().hex, self._lease_seconds)

@@ -137,7 +137,7 @@ class Resolver:
         self, token: str, digest: bytes, found: Found, copy: _Copy | None, max_age: float | None, read_at: float
     ) -> Session | SessionReason:
         row, now = found.row, found.now
-        if found.generation == REFRESH_TOKEN:
+        if found.generation == REFRESH_TOKEN or (copy is None and not is_of(token, row)):
             return SessionReason.INVALID
         if row.state is State.ENDED:
             self._endings.note(row.session_id, ended_reason(row))
@@ -316,6 +316,15 @@ class Resolver:
         if age > self._settings.stale_if_error or is_over_now:
             return SessionReason.UNAVAILABLE
         return session_of(Current(row, token, copy.claims, now, stale=True))
+
+
+def is_of(token: str, row: SessionRow) -> bool:
+    """Whether a token names a row's session and user, or none: the index is a hint, and may be damaged."""
+    try:
+        claims = tokens.read_claims(token)
+    except TokenError:
+        return False
+    return claims.session_id in {None, row.session_id} and claims.user_id in {None, row.user_id}
 
 
 def session_of(current: Current) -> Session:

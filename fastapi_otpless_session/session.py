@@ -22,6 +22,9 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
+LAST_SECOND = 253_402_300_799
+"""The end of the year 9999, in seconds since the epoch: as far as a datetime goes."""
+
 
 class SessionReason(StrEnum):
     """Why there is no session. `code` is what a client is told."""

@@ -25,7 +25,7 @@ from fastapi_otpless_session.errors import (
 )
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
-from fastapi_otpless_session.resolver import Current, Resolver, session_of
+from fastapi_otpless_session.resolver import Current, Resolver, is_of, session_of
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
 from fastapi_otpless_session.settings import OtplessSettings
@@ -267,14 +267,16 @@ class OtplessSessions:
         except StoreError as error:
             telemetry.logger.warning("The session before is not ended: %s", error)
             return
-        if found is not None and found.row.session_id != session.id and found.row.state is State.ACTIVE:
+        if found is None or not is_of(token, found.row):
+            return
+        if found.row.session_id != session.id and found.row.state is State.ACTIVE:
             await self._endings.end_refused(found.row, EndReason.REVOKED)
 
     async def _row_to_end(self, token: str, known_only: bool) -> SessionRow | None:
         digest = self._vault.digest(token)
         found = await self._store.find(digest)
         if found is not None:
-            return found.row if found.generation != REFRESH_TOKEN else None
+            return found.row if found.generation != REFRESH_TOKEN and is_of(token, found.row) else None
         if known_only or not self.settings.accept_unknown_tokens:
             return None
         identity = await self._strangers.identify(token)
@@ -364,7 +366,7 @@ class OtplessSessions:
 def _shown(summary: str) -> dict[str, str]:
     try:
         shown = json.loads(summary)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {name: str(value) for name, value in shown.items()} if isinstance(shown, dict) else {}
 

@@ -26,11 +26,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt.algorithms import RSAAlgorithm
 
+from fastapi_otpless_session.session import LAST_SECOND
+
 TOKEN_LIMIT = 8192
 ID_LIMIT = 256
 ALGORITHM = "RS256"
 SHORTEST_KEY_BITS = 2048
-LAST_SECOND = 253_402_300_799  # the end of the year 9999, as far as datetime goes
 FOREIGN_KEY_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64"})
 OWN_CLAIMS = frozenset({"sub", "sessionId", "iss", "userId", "name", "email", "iat", "exp"})
 

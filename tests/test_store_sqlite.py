@@ -402,7 +402,7 @@ async def test_a_caller_that_goes_away_leaves_the_store_usable(subject: Subject,
 
 async def test_what_memory_held_is_gone_after_closing() -> None:
     store = open_store("memory://")
-    await store.create(new_row(await store.now(), expires_at=1e12), token_digest("s-1"), refresh_digest("s-1"))
+    await store.create(new_row(await store.now(), expires_at=2e11), token_digest("s-1"), refresh_digest("s-1"))
     assert await store.get("s-1") is not None
     await store.close()
     assert await store.get("s-1") is None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fastapi_otpless_session.session import LAST_SECOND
 from fastapi_otpless_session.stores.base import EndReason, Rotation, SessionRow, State
 
 _NUMBER = (int, float)
@@ -61,7 +62,23 @@ def row_of(record: Sequence[Any]) -> SessionRow | None:
         values["confirmations"] = tuple((int(g), float(at)) for g, at in json.loads(values["confirmations"]))
     except (ValueError, TypeError, OverflowError, RecursionError):
         return None
-    return SessionRow(**values) if values["confirmations"] else None
+    row = SessionRow(**values)
+    return row if row.confirmations and _has_sane_times(row) else None
+
+
+def _has_sane_times(row: SessionRow) -> bool:
+    """Whether a calendar can hold all of a row's times; NaN is no time either."""
+    return (
+        0 <= row.rotated_at <= LAST_SECOND
+        and 0 <= row.token_expires_at <= LAST_SECOND
+        and 0 <= row.lease_until <= LAST_SECOND
+        and 0 <= row.validated_at <= LAST_SECOND
+        and 0 <= row.created_at <= LAST_SECOND
+        and 0 <= row.last_seen_at <= LAST_SECOND
+        and 0 <= row.expires_at <= LAST_SECOND
+        and 0 <= (row.revocation_due or 0) <= LAST_SECOND
+        and all(0 <= at <= LAST_SECOND for _, at in row.confirmations)
+    )
 
 
 def rows_of(records: Iterable[Sequence[Any]]) -> list[SessionRow]:

@@ -193,8 +193,19 @@ class RedisLink:
         return Cluster(lambda node: _connect({**host, "host": node[0], "port": node[1]}), seeds)
 
 
+class _Pool(ConnectionPool):
+    """redis-py's pool, which notices that an idle connection was closed, but not that it was reset."""
+
+    async def ensure_connection(self, connection: Any) -> None:
+        """Connect anew where the connection is gone: what would be written to it is certainly not sent."""
+        writer = getattr(connection, "_writer", None)
+        if writer is not None and writer.is_closing():
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
+
+
 def _connect(host: dict[str, Any]) -> Redis:
-    return Redis.from_pool(ConnectionPool(**_options(host)))
+    return Redis.from_pool(_Pool(**_options(host)))
 
 
 def _options(host: dict[str, Any]) -> dict[str, Any]:
