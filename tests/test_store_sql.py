@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from processes import HOST, Account, Guard, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Proxy
+from sqlalchemy import text
 
 from fastapi_otpless_session.__main__ import main
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
@@ -783,6 +784,16 @@ async def test_a_url_is_as_for_libpq(postgres_server: PostgresServer, postgres_u
             assert await subject.store.get("s-1") is None
 
 
+async def test_what_a_url_leaves_out_comes_from_the_environment(
+    postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"PGHOST": HOST, "PGPORT": str(postgres_server.port), "PGUSER": "tests"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    async with opened(f"postgresql:///{postgres_url.rpartition('/')[2]}") as subject:
+        assert await subject.store.get("s-1") is None
+
+
 async def test_what_the_server_is_asked_for_and_does_not_know_is_a_store_error_that_names_it(postgres_url: str) -> None:
     store = open_store(with_query(postgres_url, "requirepeer=postgres"))
     with pytest.raises(StoreError, match="requirepeer"):
@@ -815,6 +826,15 @@ async def test_named_statements_can_be_turned_off_for_an_older_pgbouncer(
         await subject.rotate() if not expected else await subject.row()
         await subject.row()
         assert proxy.counts.resets == expected
+
+
+async def test_a_pgbouncer_that_does_not_know_named_statements_is_told_what_to_write(subject: Subject) -> None:
+    assert isinstance(subject.store, sql.SqlStore)
+    await subject.sign_in()
+    await subject.row()
+    await subject.store._write(text("DEALLOCATE ALL"))  # as if it went on with another server's connection
+    with pytest.raises(StoreError, match=r"add \?prepared_statement_cache_size=0 to OTPLESS_STORE_URL"):
+        await subject.row()
 
 
 @pytest.mark.parametrize(

@@ -576,9 +576,10 @@ class SqlLink:
         async with self._preparing:
             if self._is_prepared:
                 return
-            if await self._schema_version() < SCHEMA_VERSION:
-                await self._create_tables()
             version = await self._schema_version()
+            if version < SCHEMA_VERSION:
+                await self._create_tables()
+                version = await self._schema_version()
             if version > SCHEMA_VERSION:
                 raise StoreError(
                     f"PostgreSQL: the tables have schema {version}, made by a newer version of this package; upgrade it"
