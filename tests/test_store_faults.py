@@ -779,6 +779,21 @@ def test_a_sign_out_that_neither_the_store_nor_otpless_takes_is_503_and_clears_n
     assert worker.refreshes == 0
 
 
+@pytest.mark.parametrize("trouble", LOST, indirect=True)
+def test_a_sign_out_with_a_dead_token_waits_for_the_store_because_its_refresh_token_lives(
+    trouble: Trouble, strict: Otpless, make_worker: MakeWorker
+) -> None:
+    worker = make_worker(trouble.url, strict)
+    user = worker.sign_in()
+    worker.get("/orders")
+    strict.emulator.expire(worker.session_id(user))
+    trouble.begin()
+    assert_no_verdict(worker.post("/auth/logout"))
+    trouble.end()
+    assert worker.post("/auth/logout").status_code == 204
+    assert strict.emulator.session(worker.session_id(user)).revoked
+
+
 @pytest.mark.parametrize("trouble", ["redis-full", "cluster-full"], indirect=True)
 def test_a_sign_out_takes_no_room_in_a_full_redis_and_holds_for_every_worker_at_once(
     trouble: Trouble, strict: Otpless, make_worker: MakeWorker
