@@ -313,6 +313,14 @@ def test_signed_in_here_not_even_an_otpless_that_errs_lets_another_kind_in(
     assert world.get("/orders", world.token(user)).status_code == 200  # and it signs nobody out
 
 
+@pytest.mark.parametrize("audience", ["DEMOAPP", ["DEMOAPP"], "", None])
+def test_whatever_has_an_audience_is_an_id_token_even_if_otpless_calls_it_valid(
+    believing: World, forge: Forge, audience: object
+) -> None:
+    assert code(believing.get("/orders", forge.signed(claims={**forge.claims, "aud": audience}))) == "session_invalid"
+    assert believing.emulator.count("validate-session") == 0
+
+
 @pytest.mark.parametrize("jwks_url", [None, ""])
 @pytest.mark.parametrize("answer", ["success_false", "error"])
 def test_another_merchants_session_token_gets_in_nowhere_though_its_signature_is_good(
