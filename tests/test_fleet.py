@@ -37,7 +37,6 @@ PATIENT = {"OTPLESS_REQUEST_TIMEOUT": "30", "OTPLESS_REFRESH_TIMEOUT": "30"}
 Crowd = Sequence[httpx.AsyncClient]
 """One client for each connection: httpx's pool takes seconds to choose between hundreds."""
 
-
 HASTY = {"OTPLESS_REQUEST_TIMEOUT": "1", "OTPLESS_REFRESH_TIMEOUT": "1"}
 """For what is: a worker's lease then holds a second and a half."""
 EVERY_TIME = {"OTPLESS_VALIDATION_TTL": "0"}
@@ -87,7 +86,7 @@ async def _crowd(url: str) -> AsyncIterator[Crowd]:
 
 def _client(url: str) -> httpx.AsyncClient:
     limits = httpx.Limits(keepalive_expiry=PATIENCE)
-    return httpx.AsyncClient(base_url=url, verify=TLS, limits=limits, timeout=PATIENCE)
+    return httpx.AsyncClient(base_url=url, verify=TLS, limits=limits, timeout=PATIENCE, trust_env=False)
 
 
 async def _together(crowd: Crowd, path: str, headers: dict[str, str]) -> list[httpx.Response]:
@@ -148,13 +147,13 @@ THE_SESSION = Cost("session_unavailable", "session_expired", 2, is_logged=True)
 WHAT_A_CRASH_COSTS = {
     ("before_lease", "strict"): NOTHING,
     ("lease_held", "strict"): A_WAIT,
+    ("sending", "strict"): A_WAIT,
     ("request_sent", "fixed"): A_WAIT_AND_A_CALL,
     ("request_sent", "rotating"): A_WAIT_AND_A_CALL,
     ("request_sent", "strict"): THE_SESSION,
     ("answered", "fixed"): A_WAIT_AND_A_CALL,
     ("answered", "rotating"): A_WAIT_AND_A_CALL,
     ("answered", "strict"): THE_SESSION,
-    ("sending", "strict"): A_WAIT,
     ("committed", "strict"): NOTHING,
 }
 """The table of the refresh protocol: the step, how OTPLESS rotates refresh tokens, and what a crash there costs."""
