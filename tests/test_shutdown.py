@@ -1,0 +1,126 @@
+"""Shutting down and giving up: what was begun is finished, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import make_settings
+from fleet_members import REFRESH, Fleet, Turnstile, outcome, until
+from processes import wait_until
+from servers import Nursery, Worker, environment
+
+from fastapi_otpless_session import OtplessSessions, Session, SessionReason
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
+from fastapi_otpless_session.signin import OtplessUser
+
+EVERY_TIME = {"OTPLESS_VALIDATION_TTL": "0", "OTPLESS_REQUEST_TIMEOUT": "30", "OTPLESS_REFRESH_TIMEOUT": "30"}
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+    """Real uvicorn processes, and an OTPLESS whose refresh tokens work once."""
+    emulator = Emulator(EmulatorSettings(rotation="strict"))
+    emulator.app = turnstile = Turnstile(emulator.app)
+    with serve(emulator) as url, Nursery(tmp_path) as nursery:
+        fleet = Fleet(nursery, emulator, turnstile, environment(url, tmp_path / "s.db", **EVERY_TIME))
+        yield fleet
+        await fleet.close()
+
+
+def _accepts(worker: Worker) -> bool:
+    url = httpx.URL(worker.url)
+    try:
+        socket.create_connection((url.host, url.port or 0)).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+async def test_sigterm_in_the_middle_of_a_refresh_finishes_it_and_its_client_gets_the_token(fleet: Fleet) -> None:
+    worker = fleet.start()
+    visitor = await fleet.sign_in(worker)
+    request = await fleet.held_refresh(worker, visitor)
+    worker.send(signal.SIGTERM)
+    await until(lambda: not _accepts(worker))  # it has begun to shut down
+    fleet.turnstile.let_go()
+    answer = await request
+    assert (outcome(answer), "x-session-token" in answer.headers) == ("ok", True)
+    assert fleet.ended(worker) == -signal.SIGTERM  # uvicorn's way to say that it went in good order
+    assert outcome(await fleet.get(fleet.start(), answer.headers["x-session-token"])) == "ok"
+    assert fleet.calls(REFRESH, visitor) == 1
+
+
+async def test_sigterm_finishes_a_refresh_that_nobody_waits_for_any_more(fleet: Fleet) -> None:
+    worker = fleet.start()
+    visitor = await fleet.sign_in(worker)
+    (await fleet.held_refresh(worker, visitor)).cancel()
+    worker.send(signal.SIGTERM)
+    await until(lambda: not _accepts(worker))  # it has begun to shut down
+    fleet.turnstile.let_go()
+    assert fleet.ended(worker) == -signal.SIGTERM
+    assert fleet.calls(REFRESH, visitor) == 1
+    answer = await fleet.get(fleet.start(), visitor.token)
+    assert (outcome(answer), "x-session-token" in answer.headers) == ("ok", True)
+    assert fleet.calls(REFRESH, visitor) == 1  # the row had the new pair
+
+
+async def test_a_client_that_disconnects_changes_nothing_for_others_who_wait_nor_for_itself(fleet: Fleet) -> None:
+    worker = fleet.start()
+    visitor = await fleet.sign_in(worker)
+    leaving = await fleet.held_refresh(worker, visitor)
+    staying = asyncio.create_task(fleet.get(worker, visitor.token))
+    await until(lambda: fleet.calls("validate-session", visitor) > 1)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    fleet.turnstile.let_go()
+    answers = [await staying, await fleet.get(worker, visitor.token)]
+    assert [outcome(answer) for answer in answers] == ["ok", "ok"]
+    assert len({answer.headers["x-session-token"] for answer in answers}) == 1
+    assert fleet.calls(REFRESH, visitor) == 1
+
+
+def test_a_life_with_faults_leaves_no_task_connection_file_or_thread_open(tmp_path: Path) -> None:
+    emulator = Emulator()
+    with serve(emulator) as url:
+        asyncio.run(_live(emulator, url, tmp_path / "warm.db"))  # what Python itself opens once is open now
+        before = _open_files(), set(threading.enumerate())
+        asyncio.run(_live(emulator, url, tmp_path / "s.db"))
+        gc.collect()  # a connection that was forgotten would warn now, and warnings are errors
+        # The emulator is in this process, too, and may need a moment to see that its clients have gone.
+        wait_until(lambda: (_open_files(), set(threading.enumerate())) == before, "for everything to be closed")
+
+
+async def _live(emulator: Emulator, url: str, file: Path) -> None:
+    values = make_settings(
+        base_url=url, jwks_url=f"{url}/.well-known/jwks", store_url=f"sqlite:///{file}", request_timeout=0.3
+    )
+    values = values.model_copy(update={"refresh_timeout": 0.3, "validation_ttl": 0, "stale_if_error": 0})
+    async with OtplessSessions(values) as sessions:
+        user = emulator.sign_in()
+        token = (await sessions.sign_in(OtplessUser.model_validate(user))).token.get_secret_value()
+        assert isinstance(await sessions.resolve(token), Session)
+        for kind in ("hang", "drip", "reset", "truncated", "huge"):
+            emulator.add_fault(Fault(kind, times=1))
+            assert await sessions.resolve(token) is SessionReason.UNAVAILABLE
+        emulator.clear_faults()
+        emulator.add_fault(Fault("hang"))
+        request = asyncio.create_task(sessions.resolve(token))
+        await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait([request])
+    emulator.clear_faults()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+def _open_files() -> list[str]:
+    """Name the kinds of what this process has open."""
+    links = Path("/proc/self/fd").iterdir()
+    return sorted(str(link.readlink()).partition(":")[0] for link in links if link.is_symlink())
