@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 import pytest
-from conftest import World
-from fastapi import WebSocket
+from conftest import Clock, World, make_settings
+from fastapi import FastAPI, WebSocket
+from simulated import LoopTime, settle
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
-from fastapi_otpless_session import CurrentSession, OptionalSession, SessionReason
-from fastapi_otpless_session.emulator import Fault
+from fastapi_otpless_session import (
+    CurrentSession,
+    OptionalSession,
+    OtplessClient,
+    OtplessSessionMiddleware,
+    OtplessSessions,
+    Session,
+    SessionReason,
+)
+from fastapi_otpless_session.emulator import Emulator, Fault
+from fastapi_otpless_session.signin import OtplessUser
 
 DAY = 86_400
 QUICK = 0.02
@@ -196,3 +208,86 @@ async def test_a_server_that_cannot_send_a_denial_gets_a_close(sockets: Callable
         assert [(m["type"], m["code"], m["reason"]) for m in said] == [
             ("websocket.close", 1008, SessionReason.MISSING.code)
         ]
+
+
+class Conversation:
+    """A websocket as a server runs it, on the test's own event loop and with the test's time."""
+
+    def __init__(self, app: FastAPI, token: str) -> None:
+        self.said: list[Any] = []
+        self._inbox: asyncio.Queue[Any] = asyncio.Queue()
+        self._inbox.put_nowait({"type": "websocket.connect"})
+        headers = [(b"x-session-token", token.encode())]
+        scope = {"type": "websocket", "path": "/feed", "headers": headers, "subprotocols": [], "query_string": b""}
+        self.running = asyncio.create_task(app(scope, self._inbox.get, self._send))
+
+    async def _send(self, message: Any) -> None:
+        self.said.append(message)
+
+    async def closed(self) -> tuple[int, str] | None:
+        await settle(200)
+        closes = [(each["code"], each["reason"]) for each in self.said if each["type"] == "websocket.close"]
+        return closes[0] if closes else None
+
+
+@pytest.fixture
+async def feed(clock: Clock) -> AsyncIterator[tuple[OtplessSessions, Emulator, FastAPI, str]]:
+    """An application that feeds its websockets for ever, on the test's event loop, and somebody who is signed in."""
+    emulator, values, app = Emulator(clock=clock), make_settings(websocket_recheck=30), FastAPI()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http:
+        client = OtplessClient(values, http=http, monotonic=clock)
+        async with OtplessSessions(values, client=client, clock=clock) as sessions:
+            app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
+            app.state.more = asyncio.Event()
+
+            @app.websocket("/feed")
+            async def feed(websocket: WebSocket, session: CurrentSession) -> None:
+                await websocket.accept()
+                await app.state.more.wait()
+                for _ in range(3):
+                    await websocket.send_text(session.user_id)
+
+            session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+            yield sessions, emulator, app, session.token.get_secret_value()
+
+
+async def test_what_ended_is_closed_within_websocket_recheck_and_what_is_sent_after_that_is_no_error(
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str],
+) -> None:
+    sessions, _, app, token = feed
+    time, conversation = LoopTime(), Conversation(app, token)
+    assert await conversation.closed() is None
+    await time.advance(31)
+    await sessions.sign_out(token)
+    await time.advance(28)
+    assert await conversation.closed() is None
+    await time.advance(2)
+    assert await conversation.closed() == (1008, "session_revoked")
+    app.state.more.set()
+    await conversation.running  # without an exception
+    assert [each["type"] for each in conversation.said] == ["websocket.accept", "websocket.close"]
+
+
+async def test_what_expired_is_closed_within_websocket_recheck_and_no_fault_closes_anything(
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str], clock: Clock
+) -> None:
+    sessions, emulator, app, token = feed
+    time, conversation = LoopTime(), Conversation(app, token)
+    assert await conversation.closed() is None
+    emulator.revoke(emulator.sessions()[0].session_id)
+    emulator.add_fault(Fault("status", status=503))
+    clock.advance(DAY + 1)
+    for _ in range(3):
+        await time.advance(31)
+        assert await conversation.closed() is None
+    emulator.clear_faults()
+    clock.advance(2)
+    await time.advance(31)
+    for _ in range(100):  # the store's thread answers in its own time
+        if await conversation.closed():
+            break
+        await asyncio.to_thread(int)
+    assert await conversation.closed() == (1008, "session_expired")
+    app.state.more.set()
+    await conversation.running
+    assert not isinstance(await sessions.resolve(token), Session)

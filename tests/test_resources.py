@@ -1,0 +1,229 @@
+"""Floods: of made-up tokens, and of sessions that expire at once. What is compared was measured in the same run."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gc
+import itertools
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import add_routes, make_settings
+from fastapi import FastAPI
+
+from fastapi_otpless_session import (
+    OtplessClient,
+    OtplessSessionMiddleware,
+    OtplessSessions,
+    Session,
+    SessionStore,
+    open_store,
+)
+from fastapi_otpless_session.emulator import Emulator
+from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.stores.base import SessionRow
+from fastapi_otpless_session.vault import Vault
+from fastapi_otpless_session.wire import Answer, Request
+
+pytestmark = pytest.mark.slow
+
+GARBAGE = 100_000
+AT_ONCE = 10
+LOOKS = 500
+MEGABYTES = 50
+
+CROWD = 10_000
+PLACES = 100
+LATENCY = 0.05
+
+
+def resident_megabytes() -> float:
+    """How much memory this process has, in MB."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.fixture
+async def known() -> AsyncIterator[tuple[OtplessSessions, Emulator, str]]:
+    """Sessions of a worker whose OTPLESS is in the same process, and the token of somebody who is signed in."""
+    emulator = Emulator()
+    settings = make_settings()
+    async with (
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http,
+        OtplessSessions(settings, client=OtplessClient(settings, http=http)) as sessions,
+    ):
+        session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+        yield sessions, emulator, session.token.get_secret_value()
+
+
+def garbage(emulator: Emulator) -> Iterator[str]:
+    """Made-up tokens of every kind, no two alike."""
+    claims = {
+        "sub": "s-1",
+        "sessionId": "s-1",
+        "iss": "https://otpless.com",
+        "userId": "MO-1",
+        "exp": time.time() + 900,
+    }
+    signed = emulator.issue(claims).rpartition(".")[0]
+    head = emulator.issue(claims, kid="made-up").partition(".")[0]
+    for number in itertools.count():
+        noise = secrets.token_urlsafe(256)
+        yield (
+            f"{signed}.{noise}",  # a known key, another signature
+            f"{head}.{noise}.{noise}",  # an unknown key
+            f"{noise}.{noise}.{noise}",  # no JSON
+            f"{signed}.{noise}" * 12,  # beyond 8 KiB
+            f"not a token {noise}",
+        )[number % 5]
+
+
+async def request(app: FastAPI, token: str) -> int:
+    """Send a request straight into the application, and return the answer's status."""
+    said: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    headers = [(b"x-session-token", token.encode())]
+    scope = {"type": "http", "method": "GET", "path": "/orders", "headers": headers, "query_string": b""}
+    await app(scope, receive, send)
+    return int(said[0]["status"])
+
+
+async def time_among(app: FastAPI, token: str, others: list[str]) -> float:
+    """Send a known token while others are being looked at, and return how long that took."""
+
+    async def known_one(began: float) -> float:
+        assert await request(app, token) == 200
+        return time.perf_counter() - began
+
+    *statuses, took = await asyncio.gather(*(request(app, each) for each in others), known_one(time.perf_counter()))
+    assert set(statuses) == ({200} if token in others else {401})
+    return took
+
+
+def slowest_percent(times: list[float]) -> float:
+    return sorted(times)[int(len(times) * 0.99)]
+
+
+async def test_a_hundred_thousand_made_up_tokens_cost_little_memory_and_otpless_hears_of_none(
+    known: tuple[OtplessSessions, Emulator, str],
+) -> None:
+    sessions, emulator, token = known
+    made_up = garbage(emulator)
+    for _ in range(100):
+        await sessions.resolve(next(made_up))
+    emulator.reset_calls()
+    before = resident_megabytes()
+    for each in itertools.islice(made_up, GARBAGE):
+        assert not isinstance(await sessions.resolve(each), Session)
+    assert resident_megabytes() - before < MEGABYTES
+    assert isinstance(await sessions.resolve(token), Session)
+    assert emulator.count("jwks") <= 10  # one in ten seconds
+    assert emulator.count("validate-session") <= 2  # our own
+
+
+async def test_a_flood_of_made_up_tokens_does_not_double_the_p99_of_who_is_signed_in(
+    known: tuple[OtplessSessions, Emulator, str],
+) -> None:
+    """As against as many requests of people who are signed in: a machine that is full is full."""
+    sessions, emulator, token = known
+    app = add_routes(FastAPI())
+    app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
+    made_up = garbage(emulator)
+    quiet, flooded = [], []
+    for _ in range(LOOKS):  # in turn, so that both have the same of what else the machine does
+        quiet.append(await time_among(app, token, [token] * AT_ONCE))
+        flooded.append(await time_among(app, token, [*itertools.islice(made_up, AT_ONCE)]))
+    assert slowest_percent(flooded) < 2 * slowest_percent(quiet)
+
+
+class Upstream:
+    """An OTPLESS that takes 50 ms to give a new pair: the emulator's signatures would take minutes for so many."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.most = 0
+        self.calls = 0
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        assert deadline > 0
+        claims = _claims_of(json.loads(request.body)["refreshToken"])
+        self.calls += 1
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(LATENCY)
+        finally:
+            self.under_way -= 1
+        now = time.time()
+        data = {
+            "sessionId": claims["sessionId"],
+            "sessionToken": made(claims["sessionId"], now + 86_400),
+            "refreshToken": made(claims["sessionId"], now + 604_800),
+        }
+        return Answer(200, {}, json.dumps({"success": True, "data": data}).encode())
+
+    async def open(self) -> None:
+        """Nothing to make."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def made(session_id: str, expires_at: float) -> str:
+    """Return a token that nobody signed: here it comes from OTPLESS itself, and is believed."""
+    claims = {"sessionId": session_id, "userId": "MO-1", "exp": int(expires_at), "jti": secrets.token_hex(8)}
+    parts = [json.dumps({"alg": "RS256"}).encode(), json.dumps(claims).encode(), b"signature"]
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
+
+def _claims_of(token: str) -> Any:
+    return json.loads(base64.urlsafe_b64decode(token.split(".")[1] + "=="))
+
+
+async def test_ten_thousand_sessions_that_expire_in_one_second_are_all_refreshed_within_the_cap() -> None:
+    """All ask in the same instant, and a thousand take a second of a machine's time: hence the deadline."""
+    settings, upstream = make_settings(max_upstream=PLACES, refresh_timeout=120), Upstream()
+    store = open_store("memory://")
+    client = OtplessClient(settings, http=upstream)
+    async with OtplessSessions(settings, store=store, client=client) as sessions:
+        tokens = [await _expired(store, Vault(settings), number) for number in range(CROWD)]
+        answers = await asyncio.gather(*(sessions.resolve(token) for token in tokens))
+    await store.close()
+    assert sum(isinstance(answer, Session) for answer in answers) == CROWD
+    assert upstream.calls == CROWD
+    assert upstream.most == PLACES
+
+
+async def _expired(store: SessionStore, vault: Vault, number: int) -> str:
+    """Put a session into the store whose token has just expired, and return the token."""
+    now, session_id = time.time(), f"{number:032x}"
+    token, refresh = made(session_id, now - 1), made(session_id, now + 604_800)
+    row = SessionRow(
+        session_id=session_id,
+        user_id="MO-1",
+        rotated_at=now,
+        session_token=vault.seal_session_token(token, session_id),
+        token_expires_at=now - 1,
+        refresh_token=vault.seal_refresh_token(refresh, session_id),
+        validated_at=now,
+        created_at=now,
+        last_seen_at=now,
+        expires_at=now + 604_800,
+        summary="{}",
+    )
+    await store.create(row, vault.digest(token), vault.digest(refresh))
+    return token
