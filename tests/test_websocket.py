@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -213,16 +214,19 @@ async def test_a_server_that_cannot_send_a_denial_gets_a_close(sockets: Callable
 class Conversation:
     """A websocket as a server runs it, on the test's own event loop and with the test's time."""
 
-    def __init__(self, app: FastAPI, token: str) -> None:
+    def __init__(self, app: FastAPI, token: str, path: str = "/feed") -> None:
         self.said: list[Any] = []
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         headers = [(b"x-session-token", token.encode())]
-        scope = {"type": "websocket", "path": "/feed", "headers": headers, "subprotocols": [], "query_string": b""}
+        scope = {"type": "websocket", "path": path, "headers": headers, "subprotocols": [], "query_string": b""}
         self.running = asyncio.create_task(app(scope, self._inbox.get, self._send))
 
     async def _send(self, message: Any) -> None:
         self.said.append(message)
+
+    def leave(self) -> None:
+        self._inbox.put_nowait({"type": "websocket.disconnect", "code": 1001})
 
     async def closed(self) -> tuple[int, str] | None:
         await settle(200)
@@ -246,6 +250,13 @@ async def feed(clock: Clock) -> AsyncIterator[tuple[OtplessSessions, Emulator, F
                 await app.state.more.wait()
                 for _ in range(3):
                     await websocket.send_text(session.user_id)
+
+            @app.websocket("/diary")
+            async def diary(websocket: WebSocket, _: CurrentSession) -> None:
+                await websocket.accept()
+                with suppress(WebSocketDisconnect):
+                    await websocket.receive_text()
+                await app.state.more.wait()
 
             session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
             yield sessions, emulator, app, session.token.get_secret_value()
@@ -291,3 +302,21 @@ async def test_what_expired_is_closed_within_websocket_recheck_and_no_fault_clos
     app.state.more.set()
     await conversation.running
     assert not isinstance(await sessions.resolve(token), Session)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_the_session_of_a_client_that_left_is_not_kept_alive_by_an_application_that_goes_on(
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str], clock: Clock, leaves: bool
+) -> None:
+    _, emulator, app, token = feed
+    time, conversation = LoopTime(), Conversation(app, token, "/diary")
+    assert await conversation.closed() is None
+    if leaves:
+        conversation.leave()
+    clock.advance(61)
+    await time.advance(31)
+    await conversation.closed()
+    assert emulator.count("validate-session") == (0 if leaves else 1)
+    conversation.leave()
+    app.state.more.set()
+    await conversation.running
