@@ -557,6 +557,18 @@ async def test_calls_that_hung_in_an_outage_do_not_open_the_breaker_again_after_
     assert await after is Verdict.VALID
 
 
+async def test_calls_that_wait_for_a_place_when_the_breaker_opens_are_not_made(clock: Clock) -> None:
+    puppet = Puppet()
+    client = OtplessClient(settings_for(max_upstream=5), http=puppet, monotonic=clock)
+    calls = [asyncio.create_task(client.validate_session("a.b.c")) for _ in range(20)]
+    await settle()
+    for call in puppet.calls:
+        call.set_result(BAD)
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {UpstreamError}
+    assert len(puppet.calls) == 5
+
+
 async def test_an_open_breaker_refuses_before_the_wait_for_a_place(clock: Clock) -> None:
     puppet = Puppet()
     client = OtplessClient(
