@@ -17,7 +17,8 @@ LAYERS = [
     {"errors", "settings", "session", "telemetry"},
     {
         *("wire", "tokens", "transport", "flights", "loops", "lru", "freshness"),
-        *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sql"),
+        *("stores", "stores.base", "stores.records", "stores.sqlite"),
+        *("stores.sql_schema", "stores.sql_link", "stores.sql"),
         *("stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
     },
     {"http", "client", "breaker", "gate", "keys"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import sys
 
 import pytest
 
@@ -26,15 +25,6 @@ def test_the_emulator_says_which_port_is_taken(capsys: pytest.CaptureFixture[str
 def test_schema_prints_the_sql_that_makes_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema", "postgresql"]) == 0
     assert "CREATE TABLE IF NOT EXISTS otpless_sessions" in capsys.readouterr().out
-
-
-def test_schema_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "asyncpg", None)
-    monkeypatch.delitem(sys.modules, "fastapi_otpless_session.stores.sql", raising=False)
-    assert main(["schema", "postgresql"]) == 1
-    output = capsys.readouterr()
-    assert 'pip install "fastapi-otpless-session[postgres]"' in output.err
-    assert output.out == ""
 
 
 @pytest.mark.parametrize(

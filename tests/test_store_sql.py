@@ -27,8 +27,10 @@ from sqlalchemy import text
 
 from fastapi_otpless_session.__main__ import main
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
-from fastapi_otpless_session.stores import SessionStore, open_store, sql
+from fastapi_otpless_session.stores import SessionStore, open_store, sql, sql_link
 from fastapi_otpless_session.stores.base import PATIENCE, EndReason, Standing, State
+from fastapi_otpless_session.stores.sql_link import POOL_SIZE
+from fastapi_otpless_session.stores.sql_schema import SCHEMA_VERSION
 from fastapi_otpless_session.testing.store_contract import (
     LIFE,
     ContractClock,
@@ -169,7 +171,7 @@ async def test_tables_of_an_older_version_are_brought_up_to_date(
         postgres_server.execute("UPDATE otpless_meta SET value = value - 1", postgres_url)
     async with opened(postgres_url) as subject:
         assert await subject.store.get("s-1") == row
-    assert postgres_server.execute("SELECT value FROM otpless_meta", postgres_url) == str(sql.SCHEMA_VERSION)
+    assert postgres_server.execute("SELECT value FROM otpless_meta", postgres_url) == str(SCHEMA_VERSION)
 
 
 def _tables(server: PostgresServer, url: str) -> list[str]:
@@ -450,7 +452,7 @@ async def test_a_store_opens_on_first_use_once_for_all_and_leaves_no_connection(
 ) -> None:
     store = open_store(postgres_url)
     assert await asyncio.gather(*(store.get("s-1") for _ in range(50))) == [None] * 50
-    assert 0 < _connections(postgres_server, postgres_url) <= sql.POOL_SIZE
+    assert 0 < _connections(postgres_server, postgres_url) <= POOL_SIZE
     await store.close()
     await until(lambda: _connections(postgres_server, postgres_url) == 0, "for connections to go")
     assert await store.get("s-1") is None
@@ -494,7 +496,7 @@ async def test_cancelled_calls_never_give_anybody_anothers_row_and_leave_the_sto
         assert outcomes[1::2] == [True] * 20
         assert all(outcome is True or isinstance(outcome, asyncio.CancelledError) for outcome in outcomes[::2])
     assert all(await asyncio.gather(*map(look, names)))
-    assert _connections(postgres_server, postgres_url) <= sql.POOL_SIZE
+    assert _connections(postgres_server, postgres_url) <= POOL_SIZE
 
 
 async def test_a_write_whose_caller_goes_away_is_done_all_the_same(subject: Subject, postgres_url: str) -> None:
@@ -513,7 +515,7 @@ async def test_a_caller_that_went_away_is_not_waited_for_longer_than_others(
     subject: Subject, postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = await subject.sign_in()
-    monkeypatch.setattr(sql, "PATIENCE", LITTLE_PATIENCE)
+    monkeypatch.setattr(sql_link, "PATIENCE", LITTLE_PATIENCE)
     async with holding(postgres_url, "SELECT 1 FROM otpless_sessions FOR UPDATE"):
         ending = asyncio.create_task(subject.store.end(row, EndReason.REVOKED, revoke_in=None))
         await subject.store.now()
@@ -530,10 +532,10 @@ async def test_a_call_that_takes_too_long_is_a_store_error_and_leaves_nothing_wa
     subject: Subject, postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = await subject.sign_in()
-    monkeypatch.setattr(sql, "PATIENCE", LITTLE_PATIENCE)
+    monkeypatch.setattr(sql_link, "PATIENCE", LITTLE_PATIENCE)
     async with holding(postgres_url, "SELECT 1 FROM otpless_sessions FOR UPDATE"):
         began = time.monotonic()
-        ends = (subject.store.end(row, EndReason.REVOKED, revoke_in=None) for _ in range(3 * sql.POOL_SIZE))
+        ends = (subject.store.end(row, EndReason.REVOKED, revoke_in=None) for _ in range(3 * POOL_SIZE))
         outcomes = await asyncio.gather(*ends, return_exceptions=True)  # two thirds never get a connection
         assert time.monotonic() - began < PATIENCE
         assert {str(outcome) for outcome in outcomes} == {"PostgreSQL did not answer within 0.4 s"}
@@ -549,7 +551,7 @@ async def test_a_server_that_hangs_is_a_store_error_in_time_and_good_again_after
 ) -> None:
     row = await subject.sign_in()
     await asyncio.gather(*(subject.store.get("s-1") for _ in range(20)))  # on many connections
-    monkeypatch.setattr(sql, "PATIENCE", LITTLE_PATIENCE)
+    monkeypatch.setattr(sql_link, "PATIENCE", LITTLE_PATIENCE)
     postgres_server.pause()
     began = time.monotonic()
     with pytest.raises(StoreError, match="did not answer"):
@@ -642,7 +644,7 @@ async def test_no_read_fails_while_connections_are_taken_away_again_and_again(
                 enough.set()
 
     taking = asyncio.create_task(take_away())
-    await asyncio.gather(taking, *(look() for _ in range(sql.POOL_SIZE)))
+    await asyncio.gather(taking, *(look() for _ in range(POOL_SIZE)))
     assert count >= target > 0
 
 
@@ -725,7 +727,7 @@ async def test_a_network_that_swallows_everything_is_a_store_error_in_time(
     distant: Subject, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = await distant.sign_in()
-    monkeypatch.setattr(sql, "PATIENCE", LITTLE_PATIENCE)
+    monkeypatch.setattr(sql_link, "PATIENCE", LITTLE_PATIENCE)
     proxy.blackhole()
     with pytest.raises(StoreError, match="did not answer"):
         await distant.store.get("s-1")
@@ -804,7 +806,7 @@ async def test_what_the_server_is_asked_for_and_does_not_know_is_a_store_error_t
 async def test_a_host_that_swallows_everything_leaves_time_for_the_next(
     proxy: Proxy, postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "PATIENCE", 4 * LITTLE_PATIENCE)
+    monkeypatch.setattr(sql_link, "PATIENCE", 4 * LITTLE_PATIENCE)
     proxy.blackhole()
     address = f"{HOST}:{postgres_server.port}"
     async with opened(postgres_url.replace(address, f"{HOST}:{proxy.port},{address}")) as subject:
