@@ -110,6 +110,9 @@ class SqlLink:
         self._options = address.options
         self._connections: WeakSet[Any] = WeakSet()
         self._under_way: set[asyncio.Task[Any]] = set()
+        self._room = asyncio.Semaphore(POOL_SIZE)
+        self._idle_reads: set[asyncio.Task[Any] | None] = set()
+        """Those that wait for a connection: a caller that leaves takes them along."""
         self._preparing = asyncio.Lock()
         self._is_prepared = self._is_closed = False
         # asyncpg and not psycopg, which takes 1.24 × as long for a find and 1.1 × for a lease alone, and 1.6 × and
@@ -144,9 +147,13 @@ class SqlLink:
         return await self._within_patience(self._run(statement, values, is_read=is_read))
 
     async def _run(self, statement: Executable, values: dict[str, Any], *, is_read: bool) -> Sequence[Record]:
-        if not self._is_prepared:
-            await self._prepare()
-        return await self._execute(statement, values, is_read=is_read)
+        task = asyncio.current_task() if is_read else None
+        self._idle_reads.add(task)
+        async with self._room:
+            self._idle_reads.discard(task)
+            if not self._is_prepared:
+                await self._prepare()
+            return await self._execute(statement, values, is_read=is_read)
 
     async def _within_patience(self, work: Coroutine[Any, Any, T]) -> T:
         """Do work in a task of its own: a caller that is cancelled does not cut a connection off in mid-sentence."""
@@ -156,7 +163,8 @@ class SqlLink:
         try:
             await asyncio.wait({task}, timeout=PATIENCE)
         except asyncio.CancelledError:
-            asyncio.get_running_loop().call_later(PATIENCE, task.cancel)
+            patience = 0 if task in self._idle_reads else PATIENCE
+            asyncio.get_running_loop().call_later(patience, task.cancel)
             raise
         if not task.done():
             task.cancel()
@@ -166,6 +174,7 @@ class SqlLink:
 
     def _is_over(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
+        self._idle_reads.discard(task)
         if not task.cancelled():
             task.exception()  # nobody may be there any more to take note
 
