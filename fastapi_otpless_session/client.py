@@ -12,7 +12,13 @@ from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens, wire
 from fastapi_otpless_session.breaker import Breaker
-from fastapi_otpless_session.errors import CredentialsRefusedError, OtplessSessionError, RefusalError, UpstreamError
+from fastapi_otpless_session.errors import (
+    CredentialsRefusedError,
+    OtplessSessionError,
+    RefusalError,
+    UpstreamError,
+    bare,
+)
 from fastapi_otpless_session.gate import Gate
 from fastapi_otpless_session.http import HttpSender, HttpxSender
 from fastapi_otpless_session.keys import KeyCache
@@ -22,7 +28,6 @@ from fastapi_otpless_session.tokens import Claims, KeySet, TokenError
 from fastapi_otpless_session.wire import SignInProof, TokenPair, Verdict
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Exception)
 
 
 class OtplessClient:
@@ -111,7 +116,7 @@ class OtplessClient:
             keys = await self._keys.get(tokens.kid(token.get_secret_value()))
             return tokens.verify(token.get_secret_value(), keys, self._settings.issuer)
         except (TokenError, UpstreamError) as error:
-            raise _bare(error) from None
+            raise bare(error) from None
 
     async def _fetch_keys(self) -> KeySet:
         request = wire.jwks_call(self._settings.jwks_url)
@@ -136,7 +141,7 @@ class OtplessClient:
             async with self._gate.pass_through(known=known, deadline=ends_at - self._monotonic()):
                 return await self._guarded(request, read, ends_at)
         except OtplessSessionError as error:
-            raise _bare(error) from None
+            raise bare(error) from None
 
     async def _guarded(self, request: wire.Request, read: Callable[[wire.Answer], T], ends_at: float) -> T:
         if not self._breaker.admit():
@@ -174,9 +179,3 @@ class OtplessClient:
 
 def _held_back() -> UpstreamError:
     return UpstreamError("OTPLESS has been failing; not asked again yet", unsent=True)
-
-
-def _bare(error: E) -> E:
-    """Return an error without the frames and the error that it comes from: their locals are answers and tokens."""
-    error.__context__ = None
-    return error.with_traceback(None)

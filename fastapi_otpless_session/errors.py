@@ -21,10 +21,13 @@ OtplessSessionError
 from __future__ import annotations
 
 import random
+from typing import TypeVar
 
 from fastapi import HTTPException
 
 from fastapi_otpless_session.session import SessionReason
+
+E = TypeVar("E", bound=Exception)
 
 RETRY_AFTER_SECONDS = (1, 5)
 
@@ -163,6 +166,12 @@ class CookieTooLargeError(RefusalError):
             f"The session cookie would have {size} bytes; browsers keep 4096. "
             "Ask for fewer claims in the token, or sign in with ?channel=header.",
         )
+
+
+def bare(error: E) -> E:
+    """Return an error without the frames and the error that it comes from: their locals are answers and tokens."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def refusal(reason: SessionReason) -> RefusalError:

@@ -29,8 +29,8 @@ class Gate:
 
     def __init__(self, limit: int) -> None:
         strangers = max(1, int(limit * SHARE_OF_STRANGERS))
-        self._all = PerLoop(lambda: asyncio.Semaphore(limit), _nothing)
-        self._strangers = PerLoop(lambda: asyncio.Semaphore(strangers), _nothing)
+        self._all = PerLoop(lambda: asyncio.Semaphore(limit))
+        self._strangers = PerLoop(lambda: asyncio.Semaphore(strangers))
 
     @asynccontextmanager
     async def pass_through(self, *, known: bool, deadline: float) -> AsyncIterator[None]:
@@ -49,7 +49,3 @@ class Gate:
         finally:
             for gate in held:
                 gate.release()
-
-
-async def _nothing(_: asyncio.Semaphore) -> None:
-    """A semaphore needs no closing."""

@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 class PerLoop(Generic[T]):
-    """One value for each event loop."""
+    """One value for each event loop. `close` is for values that need closing."""
 
-    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
+    def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]] | None = None) -> None:
         self._make = make
         self._close = close
         self._values: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None, None]]] = (
@@ -49,7 +49,8 @@ class PerLoop(Generic[T]):
             yield
         finally:
             try:
-                await self._close(value)
+                if self._close is not None:
+                    await self._close(value)
             finally:
                 if (known := loop()) is not None:
                     self._values.pop(known, None)

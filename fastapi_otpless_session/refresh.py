@@ -21,6 +21,7 @@ from typing import Any
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
+from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
@@ -78,6 +79,7 @@ class Refresher:
         self._timeout = settings.refresh_timeout
         self._lease_seconds = settings.refresh_timeout * LEASE_FACTOR
         self._behind = behind
+        self._room = PerLoop(lambda: asyncio.Semaphore(settings.max_upstream))
         self._pending: dict[str, _Rotated] = {}
 
     async def refresh(self, row: SessionRow) -> Refreshed | SessionReason:
@@ -95,9 +97,12 @@ class Refresher:
             row = kept.row  # it expired while it waited for the store
         gives_up_at = time.monotonic() + self._timeout
         for pause in _pauses():
-            lease = await self._store.take_lease(row.session_id, row.generation, uuid.uuid4().hex, self._lease_seconds)
-            if lease is not None:
-                return await self._lead(row, lease)
+            led = await self._try_to_lead(row, gives_up_at)
+            if isinstance(led, SessionRow):
+                row = led
+                continue
+            if led is not None:
+                return led
             outcome = self._theirs(row, await self._store.get(row.session_id))
             if outcome is not None:
                 telemetry.refreshes.add(1, {"role": "follower", "outcome": _outcome(outcome)})
@@ -106,6 +111,18 @@ class Refresher:
                 break
             await asyncio.sleep(pause)
         raise NoVerdictError("another worker's refresh of this session takes too long")
+
+    async def _try_to_lead(self, row: SessionRow, gives_up_at: float) -> Refreshed | SessionReason | SessionRow | None:
+        """Refresh if the lease can be had; None: somebody else has it. A row: it moved on, and is to be tried anew.
+
+        In a crowd the others wait before they take a lease: behind one it would lapse, and the first would not be done
+        before the last have theirs.
+        """
+        async with await self._room.get():
+            if time.monotonic() > gives_up_at:
+                raise NoVerdictError("too many refreshes are under way")
+            lease = await self._store.take_lease(row.session_id, row.generation, uuid.uuid4().hex, self._lease_seconds)
+            return None if lease is None else await self._lead(row, lease)
 
     def _theirs(self, before: SessionRow, row: SessionRow | None) -> Refreshed | SessionReason | None:
         """Return what another worker made of the session, or None where it is still at it."""
@@ -121,13 +138,15 @@ class Refresher:
         except UnreadableError:
             return SessionReason.INVALID
 
-    async def _lead(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason:
+    async def _lead(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
         outcome = await self._exchange(row, lease)
+        if isinstance(outcome, SessionRow):
+            return outcome
         telemetry.refreshes.add(1, {"role": "leader", "outcome": _outcome(outcome)})
         telemetry.logger.info("Refresh of %s: %s", telemetry.session_label(row.session_id), _outcome(outcome))
         return outcome
 
-    async def _exchange(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason:
+    async def _exchange(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
         try:
             refresh_token = self._vault.refresh_token(row)
         except UnreadableError:
@@ -162,14 +181,14 @@ class Refresher:
         except StoreError as error:  # then it lapses by itself
             telemetry.logger.warning("Lease of %s: %s", telemetry.session_label(lease.session_id), error)
 
-    async def _refused(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason:
+    async def _refused(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
         """OTPLESS refused the refresh token: the session is over, unless somebody else was faster."""
         if lease.follows_lost_answer:
             telemetry.logger.warning("refresh_answer_lost: %s", telemetry.session_label(row.session_id))
         ended = await self._store.end(row, EndReason.EXPIRED, revoke_in=None, fence=lease.fence)
         if ended.state is State.ENDED:
             return ended_reason(ended)
-        return self._theirs(row, ended) or await self.refresh(ended)
+        return self._theirs(row, ended) or ended
 
     async def _keep(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a new pair. Where the store fails, serve the request with it and go on trying behind it."""

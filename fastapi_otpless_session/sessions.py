@@ -6,11 +6,13 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
@@ -22,6 +24,7 @@ from fastapi_otpless_session.errors import (
     SignInRefusedError,
     StoreError,
     UpstreamError,
+    bare,
 )
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
@@ -224,11 +227,20 @@ class OtplessSessions:
             summary=bound.summary,
         )
 
-    async def sign_out(self, token: str, *, known_only: bool = False) -> None:
+    def sign_out(self, token: str, *, known_only: bool = False) -> Coroutine[Any, Any, None]:
         """End the session of a token, here first and for every worker, then at OTPLESS.
 
         A token that is nobody's is no error. Raises `NoVerdictError` where neither the store nor OTPLESS could be told.
         """
+        return self._sign_out_secret(SecretStr(token), known_only)  # no frame of an error's shows the token
+
+    async def _sign_out_secret(self, token: SecretStr, known_only: bool) -> None:
+        try:
+            await self._sign_out(token.get_secret_value(), known_only)
+        except NoVerdictError as error:
+            raise bare(error) from None
+
+    async def _sign_out(self, token: str, known_only: bool) -> None:
         if not tokens.is_token(token):
             return
         try:
@@ -305,12 +317,11 @@ class OtplessSessions:
 
         Raises `SessionRefusedError` where OTPLESS says that the session is over, `NoVerdictError` for no verdict.
         """
-        token = session.token.get_secret_value()
-        digest, now = self._vault.digest(token), self._clock()
+        digest, now = self._vault.digest(session.token.get_secret_value()), self._clock()
         known = self._details.get(digest)
         if known is not None and now - known[1] < self.settings.validation_ttl:
             return known[0]
-        details = await self._client.session_details(token)
+        details = await self._client.session_details(session.token.get_secret_value())
         if isinstance(details, Verdict):
             raise SessionRefusedError(SessionReason.EXPIRED)
         if details.session_id != session.id:

@@ -29,7 +29,8 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import Emulator
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.stores.base import SessionRow
+from fastapi_otpless_session.stores.base import Lease, Rotation, SessionRow
+from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Answer, Request
 
@@ -206,6 +207,34 @@ async def test_ten_thousand_sessions_that_expire_in_one_second_are_all_refreshed
     assert sum(isinstance(answer, Session) for answer in answers) == CROWD
     assert upstream.calls == CROWD
     assert upstream.most == PLACES
+
+
+class CountingStore(SqliteStore):
+    """A store in memory that knows how many leases are held."""
+
+    held = most = 0
+
+    async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
+        lease = await super().take_lease(session_id, generation, owner, seconds)
+        self.held += lease is not None
+        self.most = max(self.most, self.held)
+        return lease
+
+    async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
+        self.held -= 1
+        return await super().commit(lease, rotation)
+
+
+async def test_a_crowd_takes_no_more_leases_than_it_can_make_calls() -> None:
+    """A lease that waits for its turn lapses; and where all leases come before the first commit, none is in time."""
+    settings, upstream = make_settings(max_upstream=PLACES, refresh_timeout=120), Upstream()
+    store = CountingStore(None)
+    async with OtplessSessions(settings, store=store, client=OtplessClient(settings, http=upstream)) as sessions:
+        tokens = [await _expired(store, Vault(settings), number) for number in range(5 * PLACES)]
+        answers = await asyncio.gather(*(sessions.resolve(token) for token in tokens))
+    await store.close()
+    assert sum(isinstance(answer, Session) for answer in answers) == len(tokens)
+    assert store.most == PLACES
 
 
 async def _expired(store: SessionStore, vault: Vault, number: int) -> str:
