@@ -32,7 +32,7 @@ SIGN_IN_MARK = "fastapi_otpless_session.sign_in"
 class RequestSession:
     """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
 
-    __slots__ = ("_lock", "_offered", "_outcome", "_presented", "_scope", "sessions", "transport")
+    __slots__ = ("_lock", "_max_age", "_offered", "_outcome", "_presented", "_scope", "sessions", "transport")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class RequestSession:
         self._presented: Presented | None = None
         self._outcome: Session | SessionReason | None = None
         self._lock: asyncio.Lock | None = None
+        self._max_age: float | None = None
 
     @property
     def presented(self) -> Presented:
@@ -112,18 +113,20 @@ class RequestSession:
         self._lock = self._lock or asyncio.Lock()
         async with self._lock:
             if self._outcome is None:
-                self._outcome = await self._resolve(max_age)
-            elif max_age is not None and isinstance(self._outcome, Session):
-                return await self._newer(self._outcome, max_age)
+                self._outcome, self._max_age = await self._resolve(max_age), max_age
+            elif isinstance(self._outcome, Session) and not self._is_within(max_age):
+                return await self._newer(max_age)
             return self._outcome
 
-    async def _newer(self, session: Session, max_age: float) -> Session | SessionReason:
-        """Ask again where the answer so far is too old; a fault then is no verdict on the session itself."""
-        if self.sessions.is_recent(session, max_age):
-            return session
+    def _is_within(self, max_age: float | None) -> bool:
+        """Whether the answer so far was asked for as recent as this. Its age is for the store's clock to tell."""
+        return max_age is None or (self._max_age is not None and self._max_age <= max_age)
+
+    async def _newer(self, max_age: float | None) -> Session | SessionReason:
+        """Ask again where the answer so far may be too old; a fault then is no verdict on the session itself."""
         outcome = await self._resolve(max_age)
         if outcome is not SessionReason.UNAVAILABLE:
-            self._outcome = outcome
+            self._outcome, self._max_age = outcome, max_age
         return outcome
 
     async def _resolve(self, max_age: float | None) -> Session | SessionReason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.client import OtplessClient
@@ -60,21 +61,14 @@ class Outbox:
 
     async def _revoke(self, row: SessionRow) -> None:
         """Return once OTPLESS has answered definitely, or can no longer be told. Raises `UpstreamError`."""
-        try:
-            token = self._vault.session_token(row)
-        except UnreadableError:
-            telemetry.logger.error("%s cannot be unsealed to be revoked", telemetry.session_label(row.session_id))
-            return
+        token = _opened(row, self._vault.session_token)
         verdict = await self._client.revoke_session(token)
         if verdict in {Verdict.INACTIVE, Verdict.DENIED} and row.refresh_token:
             await self._exchange_and_revoke(row)
 
     async def _exchange_and_revoke(self, row: SessionRow) -> None:
         """A dead token cannot name its session any more, but its refresh token would revive it: use it up."""
-        try:
-            answer = await self._client.new_session_token(self._vault.refresh_token(row))
-        except UnreadableError:
-            return
+        answer = await self._client.new_session_token(_opened(row, self._vault.refresh_token))
         if isinstance(answer, TokenPair):
             sealed = self._vault.seal_session_token(answer.session_token, row.session_id)
             sealed_refresh = self._vault.seal_refresh_token(answer.refresh_token, row.session_id)
@@ -82,6 +76,15 @@ class Outbox:
                 await self._store.replace_revocation(row.session_id, sealed, sealed_refresh)
             finally:  # where the store cannot keep the new pair, this is the only chance to revoke it
                 await self._client.revoke_session(answer.session_token)
+
+
+def _opened(row: SessionRow, open_token: Callable[[SessionRow], str]) -> str:
+    """Return a row's token. Raises `UpstreamError` where its key is unknown here: a worker that has it can tell."""
+    try:
+        return open_token(row)
+    except UnreadableError:
+        telemetry.logger.error("%s cannot be unsealed to be revoked", telemetry.session_label(row.session_id))
+        raise UpstreamError("the token to be revoked cannot be unsealed here", unsent=True) from None
 
 
 def _pause(attempts: int) -> float:

@@ -168,10 +168,6 @@ class OtplessSessions:
             return None
         return max(0.0, row.expires_at - await self._store.now())
 
-    def is_recent(self, session: Session, seconds: float) -> bool:
-        """Whether OTPLESS said "valid" less than so many seconds ago."""
-        return self._clock() - session.validated_at.timestamp() < seconds
-
     # Signing in and out
 
     async def sign_in(self, user: OtplessUser, *, fits: Callable[[str, float], None] | None = None) -> Session:

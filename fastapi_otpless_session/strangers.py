@@ -91,7 +91,7 @@ class Strangers:
         claims = seen.claims if seen else await self._read(token)
         if isinstance(claims, SessionReason):
             return self._turn_away(digest, claims)
-        if is_over(claims.expires_at, self._clock()):
+        if is_over(claims.expires_at, await self._store.now()):  # this host's clock may be off
             return SessionReason.EXPIRED
         if seen or self._settings.jwks_url:  # elsewhere the session id is not verified yet, and finds nothing
             reason = await self._ended_here(claims.session_id or "", digest)
