@@ -7,7 +7,8 @@ MINIMUM_COVERAGE = 95
 
 help:
 	@echo 'make demo     run the example shop with the OTPLESS emulator   PORT= EMULATOR_PORT='
-	@echo 'make test     lint, check types and run all tests              PYTEST_ARGS= MINIMUM_COVERAGE= REQUIRE_SERVERS='
+	@echo 'make test     lint, check types and run the tests              PYTEST_ARGS= MINIMUM_COVERAGE= REQUIRE_SERVERS='
+	@echo 'make test SLOW=1   … and the long ones: loads, outages, fleets of workers'
 	@echo 'make bench-growth  what stores cost by how many sessions they hold   STORES= SIZES='
 	@echo 'make lint     lint and check types only'
 	@echo 'make format   format the code and mend what the linter can'
@@ -16,11 +17,13 @@ help:
 demo: $(STAMP)
 	@PORT='$(PORT)' EMULATOR_PORT='$(EMULATOR_PORT)' exec $(BIN)/python -m example_app
 
+# The long tests compare what they measure, and have the machine to themselves.
 # Tests that need Redis or PostgreSQL are skipped where it is not installed, and fail with REQUIRE_SERVERS=1. Coverage is
 # only judged when none was skipped.
 test: lint
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -m 'not slow' -n 2 $(PYTEST_ARGS)
+	$(if $(SLOW),$(BIN)/coverage run -m pytest -m slow $(PYTEST_ARGS))
 	$(BIN)/coverage combine --quiet
 	@missing=$$($(BIN)/python tests/backends.py) || exit; \
 	if [ -z "$$missing" ]; then \

@@ -25,6 +25,8 @@ from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, 
 from fastapi_otpless_session.telemetry import session_label
 from fastapi_otpless_session.tokens import new_key
 
+pytestmark = pytest.mark.slow
+
 Rotation = Literal["fixed", "rotating", "strict"]
 
 ROUNDS = int(os.environ.get("PROOF_ROUNDS", "3"))
