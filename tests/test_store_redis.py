@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 from backends import MakeRedis, RedisCluster, RedisServer
+from certificates import CERTIFICATE, KEY, write_certificate
 from processes import HOST, steady_port, wait_until
 from proxy import Proxy
 from redis.crc import key_slot
@@ -73,6 +75,27 @@ async def test_a_unix_socket_leads_to_the_same_sessions(subject: Subject, redis_
     row = await subject.sign_in()
     async with opened(redis_server.socket_url) as other:
         assert await other.row() == row
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+async def test_tls_leads_to_a_server_whose_certificate_holds(
+    make_redis: MakeRedis, tmp_path: Path, is_checked: bool
+) -> None:
+    write_certificate(tmp_path)
+    port = steady_port()
+    certificate, key = str(tmp_path / CERTIFICATE), str(tmp_path / KEY)
+    make_redis(
+        tls_port=str(port),
+        tls_auth_clients="no",
+        tls_cert_file=certificate,
+        tls_key_file=key,
+        tls_ca_cert_file=certificate,
+    )
+    trusted = tmp_path / CERTIFICATE if is_checked else ssl.get_default_verify_paths().cafile
+    store = open_store(f"rediss://{HOST}:{port}/0?ssl_ca_certs={trusted}")
+    with nullcontext() if is_checked else pytest.raises(StoreError, match="certificate"):
+        await Subject(store, ContractClock()).sign_in()
+    await store.close()
 
 
 async def test_one_node_is_enough_to_find_a_cluster(redis_cluster: RedisCluster) -> None:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import subprocess
-import sys
 import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 import pytest
 from backends import NO_POSTGRES, PostgresServer, find_postgres, required
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from certificates import CERTIFICATE, KEY, write_certificate
+from creators import PROCESSES, create_together
 from processes import HOST, Account, Guard, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Proxy
 from sqlalchemy import text
@@ -43,25 +39,8 @@ from fastapi_otpless_session.testing.store_contract import (
     token_digest,
 )
 
-PROCESSES = 8
 LITTLE_PATIENCE = 0.4
 MakeStore = Callable[[ContractClock], SessionStore]
-
-CREATOR = """
-import asyncio, sys
-from fastapi_otpless_session.stores import open_store
-from fastapi_otpless_session.testing.store_contract import Subject, ContractClock
-
-async def main():
-    store = open_store(sys.argv[1])
-    sys.stdin.readline()
-    await store.open()
-    await Subject(store, ContractClock()).sign_in(sys.argv[2])
-    await store.close()
-
-print("ready", flush=True)
-asyncio.run(main())
-"""
 
 
 class TestPostgreSQL(StoreContract):
@@ -127,24 +106,7 @@ def of_role(url: str, role: str) -> str:
 def test_processes_that_create_the_tables_at_once_all_get_them(
     postgres_server: PostgresServer, postgres_url: str
 ) -> None:
-    creators = [
-        subprocess.Popen(  # noqa: S603 - this Python
-            [sys.executable, "-c", CREATOR, postgres_url, f"s-{number}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for number in range(PROCESSES)
-    ]
-    for creator in creators:
-        assert creator.stdout is not None
-        assert creator.stdout.readline() == b"ready\n"
-    for creator in creators:
-        assert creator.stdin is not None
-        creator.stdin.write(b"\n")
-        creator.stdin.flush()
-    outcomes = [(creator.communicate(timeout=60)[1], creator.returncode) for creator in creators]
-    assert outcomes == [(b"", 0)] * PROCESSES
+    assert create_together(postgres_url) == [(b"", 0)] * PROCESSES
     assert postgres_server.execute("SELECT count(*) FROM otpless_sessions", postgres_url) == str(PROCESSES)
 
 
@@ -874,7 +836,7 @@ QUOTED = "canary%20%2F%40%3A%23%3F%25%26%3D%2B%C3%BC"
 def guarded_server(server_guard: Guard) -> Iterator[PostgresServer]:
     """A server with TLS, on which the role `secured` needs its password."""
     server = PostgresServer(required(find_postgres(), NO_POSTGRES), server_guard, ssl="on")
-    server.options |= {"ssl_cert_file": f"{server.room}/certificate.pem", "ssl_key_file": f"{server.room}/key.pem"}
+    server.options |= {"ssl_cert_file": f"{server.room}/{CERTIFICATE}", "ssl_key_file": f"{server.room}/{KEY}"}
     _write_certificate(server)
     try:
         server.start()
@@ -889,19 +851,9 @@ def guarded_server(server_guard: Guard) -> Iterator[PostgresServer]:
 
 
 def _write_certificate(server: PostgresServer) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)]), datetime.now(UTC)
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))])
-    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    built = built.serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-    certificate = built.add_extension(address, critical=False).sign(key, hashes.SHA256())
-    plain = serialization.NoEncryption()
-    key_pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    (server.room / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (server.room / "key.pem").touch(0o600)
-    (server.room / "key.pem").write_bytes(key_pem)
+    write_certificate(server.room)
     if account := Account.of_postgres():
-        for file in ("certificate.pem", "key.pem"):
+        for file in (CERTIFICATE, KEY):
             os.chown(server.room / file, account.uid, account.gid)
 
 
@@ -924,7 +876,7 @@ async def test_a_password_is_percent_encoded_and_never_shown(guarded_server: Pos
 
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
 async def test_connections_are_encrypted_where_the_url_says_so(guarded_server: PostgresServer, mode: str) -> None:
-    query = f"sslmode={mode}&sslrootcert={guarded_server.room}/certificate.pem"
+    query = f"sslmode={mode}&sslrootcert={guarded_server.room}/{CERTIFICATE}"
     async with opened(with_query(guarded_server.url, query)) as subject:
         assert await subject.store.get("s-1") is None
         encrypted = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND usename = 'tests'"

@@ -9,8 +9,6 @@ import logging
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from creators import PROCESSES, create_together
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
@@ -32,25 +31,8 @@ from fastapi_otpless_session.testing.store_contract import (
     token_digest,
 )
 
-PROCESSES = 8
 NOBODY = 65534
 MakeStore = Callable[[ContractClock], SessionStore]
-
-CREATOR = """
-import asyncio, sys
-from fastapi_otpless_session.stores import open_store
-from fastapi_otpless_session.testing.store_contract import Subject, ContractClock
-
-async def main():
-    store = open_store(sys.argv[1])
-    sys.stdin.readline()
-    await store.open()
-    await Subject(store, ContractClock()).sign_in(sys.argv[2])
-    await store.close()
-
-print("ready", flush=True)
-asyncio.run(main())
-"""
 
 
 class TestFile(StoreContract):
@@ -288,24 +270,7 @@ async def test_a_damaged_row_can_be_ended_but_never_begun_again(subject: Subject
 
 
 def test_processes_that_create_the_file_at_once_all_get_it(path: Path) -> None:
-    creators = [
-        subprocess.Popen(  # noqa: S603 - this Python
-            [sys.executable, "-c", CREATOR, f"sqlite:///{path}", f"s-{number}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for number in range(PROCESSES)
-    ]
-    for creator in creators:
-        assert creator.stdout is not None
-        assert creator.stdout.readline() == b"ready\n"
-    for creator in creators:
-        assert creator.stdin is not None
-        creator.stdin.write(b"\n")
-        creator.stdin.flush()
-    outcomes = [(creator.communicate(timeout=60)[1], creator.returncode) for creator in creators]
-    assert outcomes == [(b"", 0)] * PROCESSES
+    assert create_together(f"sqlite:///{path}") == [(b"", 0)] * PROCESSES
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM sessions").fetchone() == (PROCESSES,)
 
