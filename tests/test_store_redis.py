@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from backends import MakeRedis, RedisCluster, RedisServer
@@ -34,6 +36,7 @@ from fastapi_otpless_session.testing.store_contract import (
     token_digest,
 )
 
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 MakeStore = Callable[[ContractClock], SessionStore]
 
 
@@ -219,7 +222,7 @@ async def test_a_refused_password_is_a_fault_that_does_not_show_it(make_redis: M
 
 async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) -> None:
     rights = "~otpless:* +@read +@write +@connection +@scripting +time"
-    assert rights in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert rights in README
     server = make_redis(user=f"shop on >secret {rights}")
     async with opened(server.url.replace("://", "://shop:secret@")) as subject:
         await subject.sign_in()
@@ -227,6 +230,18 @@ async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) 
         assert len(await subject.store.list_user("MO-1")) == 1
         await subject.end(revoke_in=0)
         assert await subject.claim() == ["s-1"]
+
+
+async def test_the_configuration_of_the_readme_keeps_sessions_through_a_crash(make_redis: MakeRedis) -> None:
+    [block] = re.findall(r"```\n(appendonly .*?)```", README, re.DOTALL)
+    lines = [line.split() for line in block.splitlines() if not line.startswith("#")]
+    options: dict[str, Any] = {name.replace("-", "_"): value for name, value in lines}
+    server = make_redis(**options)
+    async with opened(server.url) as subject:
+        row = await subject.sign_in()
+        server.crash()  # of the server: what it had handed to the system is there
+        server.start()
+        assert await subject.store.get("s-1") == row
 
 
 async def test_several_hosts_that_are_no_cluster_are_told(redis_server: RedisServer) -> None:
