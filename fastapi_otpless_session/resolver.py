@@ -137,7 +137,8 @@ class Resolver:
         self, token: str, digest: bytes, found: Found, copy: _Copy | None, max_age: float | None, read_at: float
     ) -> Session | SessionReason:
         row, now = found.row, found.now
-        if found.generation == REFRESH_TOKEN or (copy is None and not is_of(token, row)):
+        claims = copy.claims if copy is not None else claims_for(token, row)
+        if found.generation == REFRESH_TOKEN or claims is None:
             return SessionReason.INVALID
         if row.state is State.ENDED:
             self._endings.note(row.session_id, ended_reason(row))
@@ -150,7 +151,7 @@ class Resolver:
             return outcome if isinstance(outcome, SessionReason) else session_of(outcome)
         if row.confirmed_generation < row.generation:
             row = await self._confirmed(row, now)
-        outcome = await self._judged(row, now, token, copy.claims if copy else None, max_age)
+        outcome = await self._judged(row, now, token, claims, max_age)
         if isinstance(outcome, SessionReason):
             if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
                 self._copies.drop(digest)
@@ -318,13 +319,14 @@ class Resolver:
         return session_of(Current(row, token, copy.claims, now, stale=True))
 
 
-def is_of(token: str, row: SessionRow) -> bool:
-    """Whether a token names a row's session and user, or none: the index is a hint, and may be damaged."""
+def claims_for(token: str, row: SessionRow) -> Claims | None:
+    """Return a token's claims if they name the row's session and user, or none of them: the index may be damaged."""
     try:
         claims = tokens.read_claims(token)
     except TokenError:
-        return False
-    return claims.session_id in {None, row.session_id} and claims.user_id in {None, row.user_id}
+        return None
+    names_row = claims.session_id in {None, row.session_id} and claims.user_id in {None, row.user_id}
+    return claims if names_row else None
 
 
 def session_of(current: Current) -> Session:

@@ -28,7 +28,7 @@ from fastapi_otpless_session.errors import (
 )
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
-from fastapi_otpless_session.resolver import Current, Resolver, is_of, session_of
+from fastapi_otpless_session.resolver import Current, Resolver, claims_for, session_of
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
 from fastapi_otpless_session.settings import OtplessSettings
@@ -275,7 +275,7 @@ class OtplessSessions:
         except StoreError as error:
             telemetry.logger.warning("The session before is not ended: %s", error)
             return
-        if found is None or not is_of(token, found.row):
+        if found is None or claims_for(token, found.row) is None:
             return
         if found.row.session_id != session.id and found.row.state is State.ACTIVE:
             await self._endings.end_refused(found.row, EndReason.REVOKED)
@@ -284,7 +284,8 @@ class OtplessSessions:
         digest = self._vault.digest(token)
         found = await self._store.find(digest)
         if found is not None:
-            return found.row if found.generation != REFRESH_TOKEN and is_of(token, found.row) else None
+            is_ours = found.generation != REFRESH_TOKEN and claims_for(token, found.row) is not None
+            return found.row if is_ours else None
         if known_only or not self.settings.accept_unknown_tokens:
             return None
         identity = await self._strangers.identify(token)

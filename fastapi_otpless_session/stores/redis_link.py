@@ -139,7 +139,7 @@ class RedisLink:
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             # redis-py's, when a server goes away at the wrong moment, or an id that is no text. Its own words may quote
             # what was sent.
-            raise StoreError(f"Redis: {type(error).__name__}") from error
+            raise StoreError(f"Redis: {type(error).__name__}") from None
 
     async def _look_again(self) -> None:
         """Connect anew: what answered is a replica now, and its name or address may lead to the new primary."""
