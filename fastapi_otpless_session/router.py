@@ -26,6 +26,7 @@ from fastapi_otpless_session.errors import (
     SessionNotFoundError,
     SessionUnavailableError,
 )
+from fastapi_otpless_session.script import client_script
 from fastapi_otpless_session.session import Session, SessionDetails
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.transport import SAFE_METHODS, Channel
@@ -138,7 +139,8 @@ _UNREADABLE: dict[int | str, dict[str, Any]] = {
 def create_session_router(*, tags: Sequence[str] = ("session",), include_in_schema: bool = True) -> APIRouter:
     """Return the router, to be included under a prefix of your choice.
 
-    `POST /login`, `POST /logout`, `POST /logout-all`, `GET /session`, `GET /sessions`, `DELETE /sessions/{id}`.
+    `POST /login`, `POST /logout`, `POST /logout-all`, `GET /session`, `GET /sessions`, `DELETE /sessions/{id}`, and
+    `GET /client.js` for frontends that keep the token themselves.
     """
     router = APIRouter(
         tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)], responses=_ALL
@@ -148,6 +150,7 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
     router.post("/logout", status_code=204)(logout)
     router.post("/logout-all", status_code=204)(logout_all)
     router.delete("/sessions/{session_id}", status_code=204, responses=_refusals(_404="None of yours"))(end_session)
+    router.get("/client.js", include_in_schema=False)(read_client_script)
     router.add_api_route(
         "/login",
         login,
@@ -229,6 +232,14 @@ async def end_session(otpless: _Request, session: _Session, session_id: str) -> 
         if not await otpless.sessions.end(session_id, user_id=session.user_id):
             raise SessionNotFoundError
     return _cleared(otpless) if session_id == session.id else Response(status_code=204)
+
+
+async def read_client_script(request: Request, otpless: _Request) -> Response:
+    """Return the client script for the header channel, with the name that the header has here."""
+    script = client_script(otpless.sessions.settings.header_name)
+    if script.is_known_to(request.headers.get("if-none-match", "")):
+        return Response(status_code=304, headers=script.headers)
+    return Response(script.body, headers=script.headers, media_type="text/javascript")
 
 
 def _body(session: Session) -> SessionBody:

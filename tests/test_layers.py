@@ -25,7 +25,7 @@ LAYERS = [
     {
         *("vault", "refresh", "revocation", "ending", "background", "strangers", "signin", "resolver", "sessions"),
     },
-    {"connection", "websocket", "middleware", "dependencies", "router"},
+    {"connection", "websocket", "middleware", "dependencies", "script", "router"},
 ]
 ON_TOP = {"", "__main__"}
 """The root gathers the public names, and the command line calls what it needs; nobody imports either."""

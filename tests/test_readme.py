@@ -387,7 +387,7 @@ class TestFailures:
 
 class TestText:
     def test_the_routes_are_the_router_s(self) -> None:
-        named = re.findall(r"(GET|POST|DELETE) (/[\w/{}-]+)", " ".join(row[0] for row in _rows("route", "does")))
+        named = re.findall(r"(GET|POST|DELETE) (/[\w/{}.-]+)", " ".join(row[0] for row in _rows("route", "does")))
         paths = fastapi_otpless_session.create_session_router().routes
         there = {
             (method, re.sub("session_id", "id", getattr(route, "path", "")))

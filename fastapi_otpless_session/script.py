@@ -1,0 +1,47 @@
+"""The header channel's client script, `client.js`, as the router serves it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
+MAX_AGE = 300
+"""How many seconds a browser may use the script unasked: so long an upgrade takes to reach all pages."""
+
+# Read with the module: a request does not wait for the disk.
+_SOURCE = (files("fastapi_otpless_session") / "static" / "client.js").read_text("utf-8")
+_HEADER_AS_WRITTEN = 'HEADER = "X-Session-Token"'
+
+
+@dataclass(frozen=True, slots=True)
+class ClientScript:
+    """The script, and the headers to serve it with."""
+
+    body: bytes
+    etag: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What caches and browsers are to know."""
+        return {
+            "Cache-Control": f"public, max-age={MAX_AGE}",
+            "ETag": self.etag,
+            "X-Content-Type-Options": "nosniff",
+            # Pages of other origins include it too, those that isolate themselves (COEP) among them.
+            "Cross-Origin-Resource-Policy": "cross-origin",
+        }
+
+    def is_known_to(self, if_none_match: str) -> bool:
+        """Whether a client that sends this `If-None-Match` has the script already (RFC 9110, section 13.1.2)."""
+        known = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
+        return not known.isdisjoint({self.etag, "*"})
+
+
+@lru_cache(maxsize=8)
+def client_script(header_name: str) -> ClientScript:
+    """Return the script for a header's name."""
+    body = _SOURCE.replace(_HEADER_AS_WRITTEN, f"HEADER = {json.dumps(header_name)}").encode()
+    return ClientScript(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

@@ -1,0 +1,213 @@
+// The header channel in a browser: keeps the session token, sends it, replaces it when the server swaps it, and shares
+// it among the tabs. No dependencies; ES2018. Include it from the session router, before the OTPLESS SDK:
+//
+//   <script src="/auth/client.js"></script>
+//
+// The page of another origin includes it from the API: its requests go to where the script came from.
+//
+//   otplessSession.signIn(otplessUser)          a promise of the session; the SDK's callback does it unless you have one
+//   otplessSession.fetch(path, options)         as fetch
+//   otplessSession.socket(path, protocols)      as new WebSocket
+//   otplessSession.signOut({ everywhere })      ends the session, in all tabs; `everywhere`: all of the user's sessions
+//   otplessSession.on(event, listener)          returns a function that takes the listener off again
+//   otplessSession.signedIn                     whether there is a token
+//
+// Events, in every tab: "signed-in" (also when somebody else did), "signed-out" with { code }: why the server ended it,
+// or null for a sign-out; and "sign-in-failed" with the error, where the SDK's callback is ours.
+// Errors have `code` and `status` of the server's refusal.
+(function () {
+  "use strict";
+
+  const HEADER = "X-Session-Token"; // the server puts the name from its settings here
+  const SUBPROTOCOL = "otpless-session";
+  const POLICY_VIOLATION = 1008;
+
+  if (!document.currentScript) throw new Error('client.js: include it with <script src="…">, not as a module');
+  const base = new URL(".", document.currentScript.src);
+  const key = "otpless-session-token " + base.href;
+  const listeners = { "signed-in": [], "signed-out": [], "sign-in-failed": [] };
+
+  let storage = usableStorage();
+  let known = storage ? storage.getItem(key) : null; // the token that this tab knew last
+
+  /** Return localStorage, or null where there is none or nothing can be written: then each tab keeps its own token. */
+  function usableStorage() {
+    try {
+      window.localStorage.setItem(key + " probe", "");
+      window.localStorage.removeItem(key + " probe");
+      return window.localStorage;
+    } catch (error) {
+      return null;
+    }
+  }
+
+  function read() {
+    return storage ? storage.getItem(key) : known;
+  }
+
+  function write(token, code) {
+    const before = read();
+    known = token;
+    try {
+      if (storage && token) storage.setItem(key, token);
+      else if (storage) storage.removeItem(key);
+    } catch (error) {
+      storage = null; // full: this tab goes on by itself
+    }
+    tell(before, token, code);
+  }
+
+  function claims(token) {
+    try {
+      return JSON.parse(atob(token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/")));
+    } catch (error) {
+      return {};
+    }
+  }
+
+  function sessionOf(token) {
+    return token && (claims(token).sessionId || claims(token).sub || token);
+  }
+
+  /** Whether one token of a session was issued after another. */
+  function isNewer(one, other) {
+    const [a, b] = [claims(one), claims(other)];
+    return sessionOf(one) === sessionOf(other) && (a.iat !== b.iat ? a.iat > b.iat : a.exp > b.exp);
+  }
+
+  /** Tell the page, unless the token was only swapped. */
+  function tell(before, after, code) {
+    if (sessionOf(before) === sessionOf(after)) return;
+    if (after) emit("signed-in");
+    else emit("signed-out", { code: code || null });
+  }
+
+  function emit(name, detail) {
+    listeners[name].slice().forEach((listener) => {
+      try {
+        listener(detail);
+      } catch (error) {
+        setTimeout(() => { throw error; }); // the page's own; it must not keep us from going on
+      }
+    });
+  }
+
+  /** See what another tab did meanwhile. */
+  function look() {
+    const [before, after] = [known, read()];
+    if (before && after && isNewer(before, after)) {
+      write(before); // two tabs wrote at once, and the older token came last
+    } else {
+      known = after;
+      tell(before, after);
+    }
+  }
+
+  /** Keep a token that came in answer to a request with `sent`, unless another tab has a newer one or signed out. */
+  function keep(token, sent) {
+    const current = read();
+    if (current === sent || (current && isNewer(token, current))) write(token);
+  }
+
+  function isOver(code) {
+    return /^session_(?!unavailable)/.test(code || "");
+  }
+
+  /** A 401 is the end of the session if it is ours, and about the token that we still have. */
+  async function checkRefusal(response, sent) {
+    const { code } = await detail(response.clone());
+    const isOurs = isOver(code) || /realm="otpless"/.test(response.headers.get("WWW-Authenticate") || "");
+    if (isOurs && sent && read() === sent) write(null, code);
+  }
+
+  async function detail(response) {
+    try {
+      return (await response.json()).detail || {};
+    } catch (error) {
+      return {};
+    }
+  }
+
+  async function refusal(response) {
+    const { code, message } = await detail(response);
+    return Object.assign(new Error(message || "The server answered " + response.status), {
+      code: code || null,
+      status: response.status,
+    });
+  }
+
+  function address(path) {
+    const url = new URL(path, base.origin);
+    if (url.host !== base.host) throw new TypeError("The token is for " + base.host + ", not for " + url.host);
+    return url;
+  }
+
+  /** As fetch, for paths of the API. Cookies stay out of it: a cookie with another session would be a conflict. */
+  async function call(input, options) {
+    const isRequest = input instanceof Request;
+    const target = isRequest ? (address(input.url), input) : address(input);
+    const request = new Request(target, Object.assign({ credentials: "omit" }, options));
+    const sent = read();
+    if (sent) request.headers.set(HEADER, sent);
+    const response = await fetch(request);
+    const token = response.headers.get(HEADER);
+    if (token) keep(token, sent);
+    else if (response.status === 401) await checkRefusal(response, sent);
+    return response;
+  }
+
+  async function signIn(otplessUser) {
+    const response = await call(base.href + "login?channel=header", {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Accept: "application/json" },
+      body: JSON.stringify(otplessUser),
+    });
+    if (!response.ok) throw await refusal(response);
+    const token = response.headers.get(HEADER);
+    if (!token) throw new Error("No " + HEADER + " to read: list it in CORSMiddleware's expose_headers");
+    write(token);
+    return response.json();
+  }
+
+  /** End the session here only once the server has: a sign-out that failed is not to look like one. */
+  async function signOut(options) {
+    const sent = read();
+    if (!sent) return;
+    const path = options && options.everywhere ? "logout-all" : "logout";
+    const response = await call(base.href + path, { method: "POST", headers: { Accept: "application/json" } });
+    if (!response.ok && response.status !== 401) throw await refusal(response);
+    if (sessionOf(read()) === sessionOf(sent)) write(null);
+  }
+
+  function socket(path, protocols) {
+    const url = address(path);
+    url.protocol = url.protocol.replace("http", "ws");
+    const token = read();
+    const opened = new WebSocket(url.href, (token ? [SUBPROTOCOL, token] : []).concat(protocols || []));
+    opened.addEventListener("close", ({ code, reason }) => {
+      const isCurrent = token && sessionOf(read()) === sessionOf(token);
+      if (code === POLICY_VIOLATION && isOver(reason) && isCurrent) write(null, reason);
+    });
+    return opened;
+  }
+
+  function on(name, listener) {
+    if (!listeners[name]) throw new TypeError("There is no event " + name);
+    listeners[name].push(listener);
+    return () => (listeners[name] = listeners[name].filter((each) => each !== listener));
+  }
+
+  window.addEventListener("storage", (event) => {
+    if (storage && (event.key === key || event.key === null)) look();
+  });
+  window.addEventListener("pageshow", look); // back from the browser's cache, which no event reaches
+  if (typeof window.otpless !== "function") {
+    window.otpless = (otplessUser) => {
+      signIn(otplessUser).catch((error) => emit("sign-in-failed", error));
+    };
+  }
+  window.otplessSession = Object.freeze({
+    signIn, signOut, fetch: call, socket, on,
+    get signedIn() { return Boolean(read()); },
+  });
+})();
