@@ -1,4 +1,7 @@
-"""The README holds: its code runs and does what it says, its tables are the code's, its links lead somewhere."""
+"""What the examples in the README and in `docs/` promise, they do; and their tables are the code's.
+
+What holds for every page alike is in `test_docs.py`. A section is found by its heading, on whichever page it stands.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from pages import Block, blocks, tables
 from starlette.websockets import WebSocketDisconnect
 
 import fastapi_otpless_session
-from example_app.settings import ShopSettings
 from fastapi_otpless_session import (
     BodyRefusedError,
     CookieTooLargeError,
@@ -27,70 +30,28 @@ from fastapi_otpless_session import (
     SessionNotFoundError,
     SessionReason,
     SignInRefusedError,
-    open_store,
+    create_session_router,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.errors import refusal
-from fastapi_otpless_session.settings import STORE_SCHEMES
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-MAKEFILE = ROOT / "Makefile"
 NODE = shutil.which("node")
-NONE = "none"
 SHOP = "https://shop.example"
 
 
-class Block(NamedTuple):
-    """A fenced block: its language, the heading that it stands under, its first line and its text."""
-
-    language: str
-    section: str
-    line: int
-    text: str
+def _python(section: str) -> Block:
+    return _only(section, "python")
 
 
-def _slug(heading: str) -> str:
-    """Return the anchor of a heading, as GitHub makes it."""
-    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+def _only(section: str, language: str) -> Block:
+    """Return the one block of a section; where it stands on two pages, it must be the same."""
+    found = blocks(language, section=section)
+    assert len({block.text for block in found}) == 1, f"{section}: {[str(block) for block in found]}"
+    return found[0]
 
 
-def _parse() -> tuple[list[Block], str]:
-    """Return the README's fenced blocks, and its text without them."""
-    blocks: list[Block] = []
-    prose: list[str] = []
-    section, language, start = "", None, 0
-    lines = README.splitlines()
-    for number, line in enumerate(lines, 1):
-        if language is None and line.startswith("```"):
-            language, start = line[3:].strip(), number
-        elif language is None:
-            section = _slug(line.lstrip("#")) if re.match("#+ ", line) else section
-            prose.append(line)
-        elif line == "```":
-            blocks.append(Block(language, section, start + 1, "\n".join(lines[start : number - 1]) + "\n"))
-            language = None
-    assert language is None, f"the block at line {start} has no end"
-    return blocks, "\n".join(prose)
-
-
-BLOCKS, PROSE = _parse()
-PYTHON: Final = [block for block in BLOCKS if block.language == "python"]
-
-
-def _python(section: str, number: int = 0) -> Block:
-    return [block for block in PYTHON if block.section == section][number]
-
-
-def _run(block: Block) -> dict[str, Any]:
-    """Execute a block by itself, with the README's line numbers, and return its names."""
-    names: dict[str, Any] = {"__name__": f"readme_{block.line}"}
-    exec(compile("\n" * (block.line - 1) + block.text, "README.md", "exec"), names)  # noqa: S102 - our own README
-    return names
-
-
-def _app(section: str, number: int = 0) -> FastAPI:
-    app = _run(_python(section, number))["app"]
+def _app(section: str) -> FastAPI:
+    app = _python(section).run()["app"]
     assert isinstance(app, FastAPI)
     return app
 
@@ -100,17 +61,10 @@ def _client(app: FastAPI, **options: Any) -> TestClient:
 
 
 def _rows(*head: str) -> list[list[str]]:
-    """Return the rows of the table with this head."""
-    lines = iter(PROSE.splitlines())
-    for line in lines:
-        if _cells(line) == list(head):
-            next(lines)
-            return [_cells(row) for row in iter(lambda: next(lines, ""), "")]
-    pytest.fail(f"no table {head}")
-
-
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
+    """Return the rows of the tables with this head."""
+    found = [row for _, table in tables(*head) for row in table.rows]
+    assert found, f"no table {head}"
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +95,7 @@ def _sign_in(client: TestClient, emulator: Emulator) -> str:
     return str(user["userId"])
 
 
-class TestPython:
-    @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.section}:{block.line}")
-    def test_each_block_runs_by_itself(self, block: Block) -> None:
-        assert _run(block)
-
+class TestRoutes:
     def test_the_three_lines_sign_in_and_out(self, emulator: Emulator) -> None:
         with _client(_app("fastapi-otpless-session")) as client:
             assert client.get("/orders").status_code == 401
@@ -166,7 +116,7 @@ class TestPython:
 
     def test_a_page_of_another_origin_works_on_the_header_channel(self, emulator: Emulator) -> None:
         page = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
-        with TestClient(_app("server-driven"), base_url="https://api.example", headers=page) as client:
+        with TestClient(_app("a-page-of-another-origin"), base_url="https://api.example", headers=page) as client:
             asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "X-Session-Token"}
             assert client.options("/auth/session", headers=asked).status_code == 200
             signed_in = client.post("/auth/login?channel=header", json=emulator.sign_in())
@@ -239,19 +189,61 @@ class TestPython:
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("OTPLESS_STORE_URL", f"sqlite:///{tmp_path}/sessions.db")
-        lock_out = _run(_python("jobs-and-scripts"))["lock_out"]
+        lock_out = _python("jobs-and-scripts").run()["lock_out"]
         with _client(_app("fastapi-otpless-session")) as client:
             user_id = _sign_in(client, emulator)
             assert asyncio.run(lock_out(user_id)) == 1
             assert client.get("/orders").json()["detail"]["code"] == "session_revoked"
 
-    @pytest.mark.parametrize("number", [0, 1])
-    def test_the_examples_of_tests_pass(self, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in ("CLIENT_ID", "CLIENT_SECRET", "BASE_URL", "JWKS_URL", "STORE_URL"):
-            monkeypatch.delenv(f"OTPLESS_{name}")
-        names = _run(_python("test-your-application", number))
-        (example,) = [value for name, value in names.items() if name.startswith("test_")]
-        example()
+
+class TestQuestions:
+    """The examples in `docs/faq.md`."""
+
+    def test_a_page_of_another_origin_and_the_same_site_works_with_the_cookie(self, emulator: Emulator) -> None:
+        app = _app("our-frontend-is-on-another-site-safari-keeps-no-cookie")
+        page = {"Origin": "https://app.example", "Sec-Fetch-Site": "same-site"}
+        with TestClient(app, base_url="https://api.app.example", headers=page) as client:
+            signed_in = client.post("/auth/login", json=emulator.sign_in())
+            assert signed_in.headers["access-control-allow-credentials"] == "true"
+            assert client.get("/auth/session").status_code == 200
+            assert client.post("/auth/logout").status_code == 204
+            assert client.get("/auth/session").status_code == 401
+
+    def test_an_administrator_signs_somebody_out(
+        self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("OTPLESS_STORE_URL", f"sqlite:///{tmp_path}/sessions.db")
+        shop = _client(_app("fastapi-otpless-session"))
+        admin = _client(_app("how-do-we-sign-somebody-out-from-elsewhere"))
+        with shop, admin:
+            user_id = _sign_in(shop, emulator)
+            admin.cookies.update(shop.cookies)
+            assert admin.delete(f"/users/{user_id}/sessions").json() == 1
+            assert shop.get("/orders").json()["detail"]["code"] == "session_revoked"
+
+    def test_what_is_mounted_has_the_outer_applications_session(self, emulator: Emulator) -> None:
+        app = _app("sub-applications")
+        app.include_router(create_session_router(), prefix="/auth")
+        with _client(app) as client:
+            assert client.get("/admin/users").json()["detail"]["code"] == "session_missing"
+            user_id = _sign_in(client, emulator)
+            assert client.get("/admin/users").json() == user_id
+
+    def test_middleware_inside_ours_sees_what_the_route_was_told(self, emulator: Emulator) -> None:
+        app = _app("our-own-middleware-needs-the-session")
+        app.include_router(create_session_router(), prefix="/auth")
+        with _client(app) as client:
+            assert client.get("/orders").headers["x-user"] == "nobody"
+            user_id = _sign_in(client, emulator)
+            assert client.get("/orders").headers["x-user"] == user_id
+            assert client.get("/openapi.json").headers["x-user"] == "nobody"
+
+    def test_another_http_client_is_used(self) -> None:
+        app = _app("our-servers-reach-the-internet-through-a-proxy-only")
+        app.include_router(create_session_router(), prefix="/auth")
+        with _client(app) as client:  # there is no such proxy
+            answer = client.post("/auth/login", json=Emulator().sign_in())
+            assert answer.json()["detail"]["code"] == "session_unavailable"
 
 
 PAGE = """
@@ -276,9 +268,8 @@ def _browse(section: str, *, answers: list[list[Any]], calls: int) -> Any:
     """Run a section's frontend code on answers (status, token); return what it requested (path, token)."""
     if NODE is None:
         pytest.skip("runs the frontend's code with Node.js")
-    (code,) = [block.text for block in BLOCKS if (block.section, block.language) == (section, "js")]
     ran = subprocess.run(  # noqa: S603 - our own README
-        [NODE, "-e", code + PAGE],
+        [NODE, "-e", _only(section, "js").text + PAGE],
         input=json.dumps([answers, calls]),
         capture_output=True,
         text=True,
@@ -289,18 +280,8 @@ def _browse(section: str, *, answers: list[list[Any]], calls: int) -> Any:
 
 
 class TestFrontend:
-    @pytest.mark.skipif(NODE is None, reason="reads the frontend's code with Node.js")
-    @pytest.mark.parametrize("language", ["js", "html"])
-    def test_its_code_is_javascript(self, language: str, tmp_path: Path) -> None:
-        assert NODE is not None
-        for block in [block for block in BLOCKS if block.language == language]:
-            found = re.findall(r"<script>(.*?)</script>", block.text, re.DOTALL) if language == "html" else [block.text]
-            file = tmp_path / "snippet.js"
-            file.write_text("\n".join(found), encoding="utf-8")
-            subprocess.run([NODE, "--check", file], check=True, timeout=30)  # noqa: S603 - our own README
-
     def test_the_header_channel_replaces_its_token(self) -> None:
-        asked = _browse("server-driven", answers=[[200, "one"], [200, None], [200, "two"], [200, None]], calls=3)
+        asked = _browse("the-header-channel", answers=[[200, "one"], [200, None], [200, "two"], [200, None]], calls=3)
         assert asked == [
             ["/auth/login?channel=header", None],
             ["/orders", "one"],
@@ -313,56 +294,17 @@ class TestFrontend:
         assert asked == [["/orders", "sdk-1"], ["/orders", "sdk-1"], ["/orders", "sdk-2"]]
 
 
-class TestSettings:
-    ROWS = _rows("name", "default", "meaning")
-
-    def test_the_table_has_every_setting_in_order(self) -> None:
-        assert [row[0].strip("`").lower() for row in self.ROWS] == list(OtplessSettings.model_fields)
-
-    @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip("`"))
-    def test_the_defaults_are_the_code_s(self, row: list[str]) -> None:
-        name, default = row[0].strip("`").lower(), row[1].strip("`")
-        field = OtplessSettings.model_fields[name]
-        assert row[2]
-        if field.is_required():
-            assert default == "required"
-        elif field.default in {None, ()}:
-            assert row[1] == NONE
-        else:
-            written = OtplessSettings(**{"client_id": "id", "client_secret": "secret", name: default})
-            assert getattr(written, name) == field.default
-
-    def test_every_setting_that_is_named_exists(self) -> None:
-        variables = re.findall(r"OTPLESS_([A-Z_]*[A-Z])", README)
-        bare = re.findall(r"`([A-Z]+_[A-Z_]+)`", PROSE)
-        names = [name.removeprefix("OTPLESS_") for name in variables + bare]
-        assert names
-        known = {*OtplessSettings.model_fields, *(f"shop_{name}" for name in ShopSettings.model_fields)}
-        assert {name.lower() for name in names} <= known
-
-    def test_the_stores_are_those_that_there_are(self) -> None:
-        section = PROSE.partition("## Where sessions are kept")[2].partition("\n## ")[0]
-        named = re.findall(r"`((\w+)://[^`…]*)`", section)
-        assert {scheme for _, scheme in named} == set(STORE_SCHEMES) - {"rediss"}
-        for url, _ in named:
-            assert open_store(url) is not None
-
-    def test_the_environment_blocks_are_settings(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        quick, development = [block.text for block in BLOCKS if block.language == "ini"]
-        _set_all(quick, monkeypatch)
-        assert OtplessSettings().client_id == "your-client-id"
-        _set_all(development, monkeypatch)
+def test_what_to_set_for_the_emulator_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [block.text for block in blocks("ini") if "OTPLESS_BASE_URL" in block.text]
+    assert found
+    for text in found:
+        for line in text.splitlines():
+            monkeypatch.setenv(*line.split("=", 1))
         settings, emulator = OtplessSettings(), EmulatorSettings()
         assert settings.client_id == emulator.client_id
         assert settings.client_secret.get_secret_value() == emulator.client_secret
         assert settings.jwks_url == f"{settings.base_url}/.well-known/jwks"
         assert settings.cookie == "otpless_session"
-
-
-def _set_all(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for line in text.splitlines():
-        name, _, value = line.partition("=")
-        monkeypatch.setenv(name, value)
 
 
 def _refusals() -> Iterator[RefusalError]:
@@ -385,31 +327,13 @@ class TestFailures:
         assert {type(error) for error in _refusals()} == set(RefusalError.__subclasses__())
 
 
-class TestText:
+class TestRouter:
     def test_the_routes_are_the_router_s(self) -> None:
         named = re.findall(r"(GET|POST|DELETE) (/[\w/{}.-]+)", " ".join(row[0] for row in _rows("route", "does")))
-        paths = fastapi_otpless_session.create_session_router().routes
+        paths = create_session_router().routes
         there = {
             (method, re.sub("session_id", "id", getattr(route, "path", "")))
             for route in paths
             for method in getattr(route, "methods", ())
         }
         assert set(named) == there
-
-    def test_links_lead_somewhere(self) -> None:
-        anchors = {_slug(heading) for heading in re.findall(r"^#+ (.*)$", PROSE, re.MULTILINE)}
-        for target in re.findall(r"\]\(([^)]+)\)", PROSE):
-            if target.startswith("#"):
-                assert target[1:] in anchors
-            elif not target.startswith("https://"):
-                assert (ROOT / target).is_file(), target
-
-    @pytest.mark.skipif(not MAKEFILE.exists(), reason="there is no Makefile")
-    def test_the_commands_are_the_makefile_s(self) -> None:
-        targets = set(re.findall(r"^([\w-]+):", MAKEFILE.read_text(encoding="utf-8"), re.MULTILINE))
-        assert set(re.findall(r"`make ([\w-]+)`", PROSE)) <= targets
-
-    def test_every_code_name_in_prose_exists(self) -> None:
-        names = set(re.findall(r"`([A-Z][a-z]+[A-Z]\w+)`", PROSE))
-        foreign = {"CORSMiddleware"}
-        assert names - foreign <= set(fastapi_otpless_session.__all__)

@@ -36,7 +36,7 @@ from fastapi_otpless_session.testing.store_contract import (
     token_digest,
 )
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "stores.md").read_text(encoding="utf-8")
 MakeStore = Callable[[ContractClock], SessionStore]
 
 
@@ -223,7 +223,7 @@ async def test_a_refused_password_is_a_fault_that_does_not_show_it(make_redis: M
 
 async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) -> None:
     rights = "~otpless:* +@read +@write +@connection +@scripting +time"
-    assert rights in README
+    assert rights in PAGE
     server = make_redis(user=f"shop on >secret {rights}")
     async with opened(server.url.replace("://", "://shop:secret@")) as subject:
         await subject.sign_in()
@@ -233,8 +233,8 @@ async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) 
         assert await subject.claim() == ["s-1"]
 
 
-async def test_the_configuration_of_the_readme_keeps_sessions_through_a_crash(make_redis: MakeRedis) -> None:
-    [block] = re.findall(r"```\n(appendonly .*?)```", README, re.DOTALL)
+async def test_the_configuration_of_the_documentation_keeps_sessions_through_a_crash(make_redis: MakeRedis) -> None:
+    [block] = re.findall(r"```conf\n(appendonly .*?)```", PAGE, re.DOTALL)
     lines = [line.split() for line in block.splitlines() if not line.startswith("#")]
     options: dict[str, Any] = {name.replace("-", "_"): value for name, value in lines}
     server = make_redis(**options)

@@ -1,0 +1,213 @@
+"""Every page of the documentation holds, the README too: its code runs, its settings and commands exist, its links lead
+somewhere.
+
+What single pages promise is in `test_readme.py`; what holds for all of them is here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import diagrams
+import pytest
+from pages import NOT_OURS, ROOT, Block, Page, blocks, pages, read, tables
+
+import fastapi_otpless_session
+from example_app.settings import ShopSettings
+from fastapi_otpless_session import OtplessSettings, open_store
+from fastapi_otpless_session.settings import STORE_SCHEMES
+
+NODE = shutil.which("node")
+PYTHON = blocks("python")
+TESTS = [block for block in PYTHON if re.search(r"^\s*(async )?def test_|^class Test", block.text, re.MULTILINE)]
+CHECKED = {"python", "ini", "sh", "mermaid", "js", "html", "nginx", "conf", ""}
+"""The languages of blocks. `conf` is a server's of others; what is for Redis is tried by `test_store_redis.py`."""
+LOOP_SCOPE = "asyncio_default_fixture_loop_scope=function"
+"""What pytest-asyncio wants to be told, or it warns."""
+PLANNED = {"docs/observability.md", "docs/testing.md"}
+"""Pages that are linked already, and may be missing until they are written."""
+FOREIGN = {"CORSMiddleware", "SameSite", "StreamingResponse", "TestClient", "HTTPS_PROXY"}
+"""Names of others."""
+PAGES = pytest.mark.parametrize("page", pages(), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a reader would have set."""
+    monkeypatch.setenv("OTPLESS_CLIENT_ID", "your-client-id")
+    monkeypatch.setenv("OTPLESS_CLIENT_SECRET", "your-client-secret")
+    monkeypatch.setenv("OTPLESS_STORE_URL", "memory://")
+
+
+class TestCode:
+    @PAGES
+    def test_there_is_no_block_that_nothing_checks(self, page: Page) -> None:
+        assert [str(block) for block in page.blocks if block.language not in CHECKED] == []
+
+    @pytest.mark.parametrize("block", PYTHON, ids=str)
+    def test_python_runs_by_itself(self, block: Block) -> None:
+        assert block.run()
+
+    def test_tests_pass(self, tmp_path: Path) -> None:
+        """As a reader's would, each a file: in a folder of their own, with nothing of ours set."""
+        for block in TESTS:
+            name = re.sub(r"\W+", "_", str(block))
+            (tmp_path / f"test_{name}.py").write_text(block.text, encoding="utf-8")
+        ran = subprocess.run(  # noqa: S603 - our own pages
+            [sys.executable, "-m", "pytest", "-q", "-W", "error", "-o", LOOP_SCOPE, tmp_path],
+            cwd=tmp_path,
+            env={name: value for name, value in os.environ.items() if not name.startswith(("OTPLESS_", "PYTEST_"))},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert "passed" in ran.stdout
+
+    @pytest.mark.parametrize("block", blocks("ini"), ids=str)
+    def test_environments_are_settings(self, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+        for line in block.text.splitlines():
+            if not line or line.startswith("#"):
+                continue
+            name, separator, value = line.partition("=")
+            assert separator, line
+            assert _is_setting(name), line
+            monkeypatch.setenv(name, value)
+        OtplessSettings()  # raises where a value is wrong
+        ShopSettings()
+
+    @pytest.mark.parametrize("block", blocks("sh"), ids=str)
+    def test_commands_exist(self, block: Block) -> None:
+        found = commands.lines(block.text)
+        assert found
+        assert [fault for command in found for fault in commands.faults(command)] == []
+
+    @pytest.mark.parametrize("block", blocks("mermaid"), ids=str)
+    def test_diagrams_can_be_drawn(self, block: Block) -> None:
+        assert diagrams.faults(block.text) == []
+
+    @pytest.mark.skipif(NODE is None, reason="reads the frontend's code with Node.js, and there is none")
+    @pytest.mark.parametrize("block", blocks("js", "html"), ids=str)
+    def test_the_frontends_code_is_javascript(self, block: Block, tmp_path: Path) -> None:
+        assert NODE is not None
+        found = [block.text]
+        if block.language == "html":
+            found = re.findall(r"<script(?: type=\"module\")?>(.*?)</script>", block.text, re.DOTALL)
+        file = tmp_path / ("snippet.mjs" if "import " in block.text else "snippet.js")
+        file.write_text("\n".join(found), encoding="utf-8")
+        ran = subprocess.run([NODE, "--check", file], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 - our own page
+        assert ran.returncode == 0, ran.stderr
+
+    @pytest.mark.parametrize("block", blocks("nginx"), ids=str)
+    def test_what_is_for_nginx_has_its_form(self, block: Block) -> None:
+        lines = [line.partition("#")[0].strip() for line in block.text.splitlines()]
+        assert [line for line in lines if line and not line.endswith((";", "{", "}"))] == []
+        assert block.text.count("{") == block.text.count("}")
+
+
+def _is_setting(variable: str) -> bool:
+    if variable.startswith("SHOP_"):
+        return variable.removeprefix("SHOP_").lower() in ShopSettings.model_fields
+    return variable.startswith("OTPLESS_") and not commands.unknown_setting(variable)
+
+
+class TestText:
+    @PAGES
+    def test_links_lead_somewhere(self, page: Page) -> None:
+        assert [target for target in page.links if not _leads_somewhere(page, target)] == []
+
+    @PAGES
+    def test_no_heading_is_there_twice(self, page: Page) -> None:
+        assert len(set(page.anchors)) == len(page.anchors)
+        assert not [anchor for anchor in page.anchors if re.search(r"-\d+$", anchor) and anchor[:-2] in page.anchors]
+
+    @PAGES
+    def test_every_setting_that_is_named_exists(self, page: Page) -> None:
+        text = page.file.read_text(encoding="utf-8")
+        assert [name for name in re.findall(r"\b(?:OTPLESS|SHOP)_[A-Z_]*[A-Z]\b", text) if not _is_setting(name)] == []
+        bare = [name for name in page.codes if re.fullmatch(r"[A-Z]+(_[A-Z]+)+", name) and name not in FOREIGN]
+        assert [name for name in bare if not (_is_setting(name) or _is_setting(f"OTPLESS_{name}"))] == []
+
+    @PAGES
+    def test_every_command_that_is_named_exists(self, page: Page) -> None:
+        named = [code for code in page.codes if commands.is_command(code)]
+        assert [fault for command in named for fault in commands.faults(command)] == []
+
+    @PAGES
+    def test_every_name_of_code_exists(self, page: Page) -> None:
+        named = {code for code in page.codes if re.fullmatch(r"[A-Z][a-z]+[A-Z]\w+", code)}
+        assert named - FOREIGN <= set(fastapi_otpless_session.__all__)
+
+    @PAGES
+    def test_every_metric_that_is_named_exists(self, page: Page) -> None:
+        source = (Path(fastapi_otpless_session.__file__).parent / "telemetry.py").read_text(encoding="utf-8")
+        named = [code for code in page.codes if re.fullmatch(r"otpless(\.[a-z_]+)+", code)]
+        assert [name for name in named if f'"{name}"' not in source] == []
+
+    @PAGES
+    def test_every_store_address_is_one(self, page: Page) -> None:
+        for url in re.findall(rf"`((?:{'|'.join(STORE_SCHEMES)})://[^`…]*)`", page.prose):
+            assert open_store(url) is not None
+
+
+def _leads_somewhere(page: Page, target: str) -> bool:
+    if NOT_OURS.match(target):
+        return True
+    path, _, anchor = target.partition("#")
+    file = (page.file.parent / path).resolve() if path else page.file
+    if not file.is_relative_to(ROOT) or not file.exists():
+        return file.is_relative_to(ROOT) and file.relative_to(ROOT).as_posix() in PLANNED
+    return not anchor or anchor in read(file).anchors
+
+
+class TestSettings:
+    HEAD = ("name", "default", "meaning")
+
+    def test_one_table_has_every_setting_in_order(self) -> None:
+        named = [[row[0].strip("`").lower() for row in table.rows] for _, table in tables(*self.HEAD)]
+        assert list(OtplessSettings.model_fields) in named
+
+    @pytest.mark.parametrize(
+        ("row", "where"),
+        [pytest.param(row, page, id=f"{page}:{row[0]}") for page, table in tables(*HEAD) for row in table.rows],
+    )
+    def test_defaults_are_the_codes(self, row: list[str], where: Page) -> None:
+        name, default, meaning = row[0].strip("`").lower(), row[1].strip("`"), row[2]
+        field = OtplessSettings.model_fields[name]
+        assert meaning, where
+        if field.is_required():
+            assert default == "required"
+        elif field.default in {None, ()}:
+            assert row[1] == "none"
+        else:
+            written = OtplessSettings(**{"client_id": "id", "client_secret": "secret", name: default})
+            assert getattr(written, name) == field.default
+
+
+class TestStores:
+    def test_the_pages_name_the_stores_that_there_are(self) -> None:
+        named = {
+            scheme
+            for page in pages()
+            for text in page.sections.get("where-sessions-are-kept", ())
+            for scheme in re.findall(r"`(\w+)://", text)
+        }
+        assert named == set(STORE_SCHEMES)
+
+
+class TestWatching:
+    def test_the_lines_to_watch_for_are_logged(self) -> None:
+        package = Path(fastapi_otpless_session.__file__).parent
+        source = "\n".join(file.read_text(encoding="utf-8") for file in sorted(package.rglob("*.py")))
+        [(_, table)] = tables("line", "means")
+        for row in table.rows:
+            line = re.match(r"`(\D+?)[ :]*(?:\d|`)", row[0])
+            assert line is not None, row
+            assert f'"{line[1]}' in source, line[1]
