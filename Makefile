@@ -4,11 +4,13 @@ VENV = .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 MINIMUM_COVERAGE = 95
+PEERS = .venv-peers
 
 help:
 	@echo 'make demo     run the example shop with the OTPLESS emulator   PORT= EMULATOR_PORT='
 	@echo 'make test     lint, check types and run the tests              PYTEST_ARGS= MINIMUM_COVERAGE= REQUIRE_SERVERS='
 	@echo 'make test SLOW=1   … and the long ones: loads, outages, fleets of workers'
+	@echo 'make bench    what a request costs: table, docs/bench.json, docs/bench.svg   BENCH_ARGS="--only believed --rounds 15"'
 	@echo 'make bench-growth  what stores cost by how many sessions they hold   STORES= SIZES='
 	@echo 'make lint     lint and check types only'
 	@echo 'make format   format the code and mend what the linter can'
@@ -32,6 +34,9 @@ test: lint
 	    $(BIN)/coverage report && printf '\n%s\n' "Tests were skipped, and coverage not judged:" "$$missing"; \
 	fi
 
+bench: $(STAMP)
+	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
+
 bench-growth: $(STAMP)
 	$(BIN)/python tests/bench/growth.py $(if $(STORES),--stores $(STORES)) $(if $(SIZES),--sizes $(SIZES))
 
@@ -45,7 +50,7 @@ format: $(STAMP)
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build dist
+	rm -rf $(VENV) $(PEERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip's first: the one that comes with Python may be too old for --group.
@@ -62,4 +67,4 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,redis,postgres]' --group dev
 	@touch $(STAMP)
 
-.PHONY: help demo test bench-growth lint format clean
+.PHONY: help demo test bench bench-growth lint format clean

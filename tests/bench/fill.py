@@ -64,18 +64,23 @@ def batches(first: int, last: int, make: Callable[[int], SessionRow]) -> Iterato
         yield [(number, make(number)) for number in range(start, min(last, start + BATCH))]
 
 
-def _digests(numbered: list[tuple[int, SessionRow]]) -> Iterator[tuple[bytes, str, int, float]]:
+def _digests(
+    numbered: list[tuple[int, SessionRow]], of_token: Callable[[int], bytes] = digest
+) -> Iterator[tuple[bytes, str, int, float]]:
     for number, each in numbered:
-        yield digest(number), each.session_id, FIRST_GENERATION, each.expires_at
+        yield of_token(number), each.session_id, FIRST_GENERATION, each.expires_at
         yield digest(number, "refresh"), each.session_id, REFRESH_TOKEN, each.expires_at
 
 
-async def into_sqlite(url: str, numbered: list[tuple[int, SessionRow]]) -> None:
+async def into_sqlite(
+    url: str, numbered: list[tuple[int, SessionRow]], of_token: Callable[[int], bytes] = digest
+) -> None:
+    """Put sessions in. `of_token` gives the digests of their tokens, where there are tokens."""
     marks = ", ".join("?" * len(COLUMNS))
     with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as db, db:
         records = (tuple(record_of(each).values()) for _, each in numbered)
         db.executemany(f"INSERT INTO sessions ({', '.join(COLUMNS)}) VALUES ({marks})", records)  # noqa: S608
-        db.executemany("INSERT INTO tokens VALUES (?, ?, ?, ?)", _digests(numbered))
+        db.executemany("INSERT INTO tokens VALUES (?, ?, ?, ?)", _digests(numbered, of_token))
 
 
 async def into_postgresql(url: str, numbered: list[tuple[int, SessionRow]]) -> None:

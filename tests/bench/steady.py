@@ -1,0 +1,159 @@
+"""The rows that compare slices of requests: each of a worker's application, × the bare FastAPI route."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import apps
+import measure
+from apps import BELIEVED, REQUIRED, Pair, bearer, cookie, with_cookie, worker
+from measure import Batch, Slice, scope
+from rows import Row
+from upstream import DAY, claims, signed, unsigned
+
+FIRST_SEEN = 120
+REFRESHED_AT_ONCE = 12
+LIFE = 3600.0
+
+
+@asynccontextmanager
+async def believed(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder, **BELIEVED, **REQUIRED) as each:
+        pair = await each.sign_in()
+        yield each.sends(cookie(pair.token))
+
+
+@asynccontextmanager
+async def believed_bearer(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder, **BELIEVED, **REQUIRED) as each:
+        pair = await each.sign_in()
+        yield each.sends(bearer(pair.token))
+
+
+@asynccontextmanager
+async def believed_depends(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder, apps.depending, **BELIEVED) as each:
+        pair = await each.sign_in()
+        yield each.sends(cookie(pair.token))
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder, apps.depending) as each:
+        pair = await each.sign_in()
+        yield each.sends(cookie(pair.token))
+
+
+@asynccontextmanager
+async def starlette_session(_: Path) -> AsyncIterator[Slice]:
+    app, header = apps.starlette_session()
+    yield apps.repeated(app, header)
+
+
+@asynccontextmanager
+async def validated_each_time(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder, validation_ttl=0, **BELIEVED, **REQUIRED) as each:
+        pair = await each.sign_in()
+        yield each.sends(cookie(pair.token))
+        if each.upstream.calls["validate-session"] < measure.FIRST_CALLS:
+            raise RuntimeError("OTPLESS was not asked on every request")
+
+
+@asynccontextmanager
+async def no_token(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder, **REQUIRED) as each:
+        yield each.sends(status=401)
+
+
+@asynccontextmanager
+async def bad_signature(folder: Path) -> AsyncIterator[Slice]:
+    """Each request brings another token: what a worker remembers of the last one is no help."""
+    async with worker(folder, **REQUIRED) as each:
+
+        async def prepare(calls: int) -> Batch:
+            forged = [unsigned(claims(f"{number:032x}", each.clock(), DAY)) for number in range(calls)]
+            return await each.batch([scope("/", bearer(token)) for token in forged], 401)
+
+        yield measure.requests(prepare)
+
+
+@asynccontextmanager
+async def unused_without(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder) as each:
+        yield each.sends()
+
+
+@asynccontextmanager
+async def unused_with(folder: Path) -> AsyncIterator[Slice]:
+    async with worker(folder) as each:
+        pair = await each.sign_in()
+        yield each.sends(cookie(pair.token))
+
+
+@asynccontextmanager
+async def first_sight_known(folder: Path) -> AsyncIterator[Slice]:
+    """Each slice is a new worker's, over the store that another one signed people in to."""
+    async with worker(folder) as other:
+        pairs = [await other.sign_in() for _ in range(FIRST_SEEN)]
+        yield _new_worker(folder, [with_cookie(pair.token)["headers"] for pair in pairs])
+
+
+@asynccontextmanager
+async def first_sight_stranger(folder: Path) -> AsyncIterator[Slice]:
+    """Each slice is a new worker's, and nobody signed in here: the signature is verified, and OTPLESS asked."""
+    async with worker(folder) as other:
+        made = [signed(claims(f"{number:032x}", other.clock(), DAY)) for number in range(FIRST_SEEN)]
+        yield _new_worker(folder, [scope("/", bearer(token))["headers"] for token in made])
+
+
+def _new_worker(folder: Path, headers: list[list[tuple[bytes, bytes]]]) -> Slice:
+    async def prepare(calls: int) -> Batch:
+        stack = AsyncExitStack()
+        new = await stack.enter_async_context(worker(folder, apps.depending))
+        await measure.requests(lambda _: new.batch([scope("/", bearer(signed(claims("warm", new.clock(), DAY))))]))(1)
+        chosen = headers[: min(calls, len(headers))]
+        return Batch(new.app, [{**scope(), "headers": list(each)} for each in chosen], after=stack.aclose)
+
+    return measure.requests(prepare)
+
+
+@asynccontextmanager
+async def refresh(folder: Path) -> AsyncIterator[Slice]:
+    """Each request brings its session's newest token, which has expired: confirmed, leased, committed.
+
+    Between slices an hour passes, so that the same sessions have to be refreshed again.
+    """
+    clock = apps.Clock()
+    async with worker(folder, clock=clock, **REQUIRED) as each:
+        pairs = [await each.sign_in(LIFE) for _ in range(4 * REFRESHED_AT_ONCE)]
+
+        async def prepare(calls: int) -> Batch:
+            clock.now += 2 * LIFE
+            scopes = []
+            for place in range(min(calls, len(pairs))):
+                old = pairs[place]
+                scopes.append(with_cookie(old.token))
+                new = each.upstream.will_refresh(old.refresh_token, old.session_id, clock.now, LIFE)
+                pairs[place] = Pair(old.session_id, *new)
+            return await each.batch(scopes)
+
+        yield measure.requests(prepare)
+
+
+ROWS = (
+    Row("believed", "steady state, row believed, REQUIRED_PATHS", 1.15, believed),
+    Row("sqlite", "steady state, row read from SQLite, Depends(current_session)", 2.0, sqlite),
+    Row("first-stranger", "first sight of a token, OTPLESS asked", 3.5, first_sight_stranger, "upstream instant"),
+    Row("first-known", "first sight of a token, signed in on another worker", 3.5, first_sight_known),
+    Row("validated", "VALIDATION_TTL=0, row believed, no-op for http.py", 1.4, validated_each_time),
+    Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "three durable commits"),
+    Row("no-token", "refusal without a token", 0.25, no_token),
+    Row("bad-signature", "refusal of a bad signature", 1.7, bad_signature),
+    Row("unused", "session not used, no credential sent", 1.05, unused_without),
+    Row("unused-sent", "session not used, credential sent", 1.07, unused_with),
+    Row("believed-bearer", "as the first, the token in Authorization", None, believed_bearer),
+    Row("believed-depends", "row believed, Depends(current_session)", None, believed_depends),
+    Row("starlette", "Starlette's SessionMiddleware, its session read", None, starlette_session),
+)
