@@ -12,6 +12,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from fastapi_otpless_session import telemetry
+from fastapi_otpless_session.copies import Copy
 from fastapi_otpless_session.errors import (
     ConflictingCredentialsError,
     CookieTooLargeError,
@@ -20,6 +21,7 @@ from fastapi_otpless_session.errors import (
     StoreError,
     refusal,
 )
+from fastapi_otpless_session.resolver import session_from
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
@@ -32,7 +34,7 @@ SIGN_IN_MARK = "fastapi_otpless_session.sign_in"
 class RequestSession:
     """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
 
-    __slots__ = ("_lock", "_max_age", "_offered", "_outcome", "_presented", "_scope", "sessions", "transport")
+    __slots__ = ("_copy", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scope", "sessions", "transport")
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class RequestSession:
         self._scope = scope
         self._offered = offered
         self._presented: Presented | None = None
+        self._copy: Copy | None = None
         self._outcome: Session | SessionReason | None = None
         self._lock: asyncio.Lock | None = None
         self._max_age: float | None = None
@@ -65,7 +68,14 @@ class RequestSession:
     @property
     def outcome(self) -> Session | SessionReason | None:
         """The session or the reason why there is none; None while nobody has asked."""
+        if self._outcome is None and self._copy is not None:
+            self._outcome = session_from(self._copy, self._token)
         return self._outcome
+
+    @property
+    def was_asked_for(self) -> bool:
+        """Whether anybody has asked for the session."""
+        return self._copy is not None or self._outcome is not None
 
     @property
     def reason(self) -> SessionReason | None:
@@ -110,13 +120,20 @@ class RequestSession:
 
     async def resolve(self, max_age: float | None = None) -> Session | SessionReason:
         """Return the session or the reason why there is none, the same for everybody who asks."""
+        if max_age is None:
+            self.is_admitted()
+        outcome = self.outcome
+        if outcome is not None and self._is_within(max_age):
+            return outcome
         self._lock = self._lock or asyncio.Lock()
         async with self._lock:
-            if self._outcome is None:
-                self._outcome, self._max_age = await self._resolve(max_age), max_age
-            elif isinstance(self._outcome, Session) and not self._is_within(max_age):
+            outcome = self.outcome
+            if outcome is None:
+                outcome, self._max_age = await self._resolve(max_age), max_age
+                self._outcome = outcome
+            elif isinstance(outcome, Session) and not self._is_within(max_age):
                 return await self._newer(max_age)
-            return self._outcome
+            return outcome
 
     def _is_within(self, max_age: float | None) -> bool:
         """Whether the answer so far was asked for as recent as this. Its age is for the store's clock to tell."""
@@ -129,7 +146,23 @@ class RequestSession:
             self._outcome, self._max_age = outcome, max_age
         return outcome
 
+    def is_admitted(self) -> bool:
+        """Whether there is a session, as far as that can be told without waiting for anybody.
+
+        The record that an application sees of it is made when something asks for that.
+        """
+        if self._outcome is None and self._copy is None and self._unusable() is None:
+            self._copy = self.sessions.at_once(self._token)
+        return self._copy is not None
+
     async def _resolve(self, max_age: float | None) -> Session | SessionReason:
+        reason = self._unusable()
+        if reason is not None:
+            return reason
+        return await self.sessions.resolve(self._token, known_only=self.presented.is_cookie_only, max_age=max_age)
+
+    def _unusable(self) -> SessionReason | None:
+        """Return why what the request carries cannot be used, whatever it stands for."""
         presented = self.presented
         if presented.in_conflict:
             return SessionReason.CONFLICT
@@ -137,8 +170,12 @@ class RequestSession:
             return SessionReason.MISSING
         if presented.is_cookie_only and self._is_unsafe and self.is_cross_site:
             return SessionReason.CROSS_SITE
-        (token,) = presented.tokens
-        return await self.sessions.resolve(token, known_only=presented.is_cookie_only, max_age=max_age)
+        return None
+
+    @property
+    def _token(self) -> str:
+        (token,) = self.presented.tokens
+        return token
 
     @property
     def _is_unsafe(self) -> bool:
@@ -149,7 +186,7 @@ class RequestSession:
 
         A token is written after one more look that the session was not ended meanwhile.
         """
-        if self._outcome is None:
+        if not self.was_asked_for:
             return
         headers = list(message.get("headers", ()))
         message["headers"] = headers

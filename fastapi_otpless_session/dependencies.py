@@ -3,10 +3,8 @@
 They show up in OpenAPI as three security schemes (bearer, header, cookie), so that the Authorize button of /docs works.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 from fastapi import Depends, WebSocketException
 from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer, SecurityBase
@@ -18,6 +16,8 @@ from fastapi_otpless_session.errors import NoVerdictError, RefusalError, Session
 from fastapi_otpless_session.session import Session, SessionDetails
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.websocket import DENIAL_EXTENSION, POLICY_VIOLATION
+
+T = TypeVar("T")
 
 
 class _Scheme(SecurityDependency):
@@ -31,20 +31,33 @@ class _Scheme(SecurityDependency):
         """Ask for nothing."""
 
 
-_bearer = _Scheme("OtplessBearer", HTTPBearer(bearerFormat="JWT", description="The OTPLESS session token."))
 _header = _Scheme("OtplessHeader", APIKey.model_validate({"in": APIKeyIn.header, "name": "X-Session-Token"}))
 _cookie = _Scheme("OtplessCookie", APIKey.model_validate({"in": APIKeyIn.cookie, "name": "__Host-otpless_session"}))
 
 
-async def _documented(
-    _one: Annotated[None, Depends(_bearer)],
-    _two: Annotated[None, Depends(_header)],
-    _three: Annotated[None, Depends(_cookie)],
-) -> None:
-    """Bring the three schemes into a route's documentation."""
+class _Secured(SecurityDependency, Generic[T]):
+    """A dependency that needs a session token, and is documented with the three ways to send one.
 
+    It is the bearer scheme itself and brings the two others along: FastAPI documents a scheme for each dependency, and
+    solving one more costs as much as reading a session from SQLite.
+    """
 
-_Documented = Annotated[None, Depends(_documented)]
+    scheme_name = "OtplessBearer"
+    model = HTTPBearer(bearerFormat="JWT", description="The OTPLESS session token.")
+
+    def __init__(self, ask: Callable[[HTTPConnection], Awaitable[T]]) -> None:
+        self._ask = ask
+        self.__name__ = ask.__name__
+        self.__doc__ = ask.__doc__
+
+    async def __call__(
+        self,
+        connection: HTTPConnection,
+        _header: Annotated[None, Depends(_header)] = None,
+        _cookie: Annotated[None, Depends(_cookie)] = None,
+    ) -> T:
+        """Return what `ask` does."""
+        return await self._ask(connection)
 
 
 async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
@@ -52,12 +65,14 @@ async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
     return request_session(connection).sessions
 
 
-async def current_session(connection: HTTPConnection, _: _Documented = None) -> Session:
+@_Secured
+async def current_session(connection: HTTPConnection) -> Session:
     """Return the session. Raises a `RefusalError`: 401 where there is none, 400, 403, or 503 for no verdict."""
     return await _required(connection, None)
 
 
-async def optional_session(connection: HTTPConnection, _: _Documented = None) -> Session | None:
+@_Secured
+async def optional_session(connection: HTTPConnection) -> Session | None:
     """Return the session, or None: refusals and outages are None. Raises `ConflictingCredentialsError` (400)."""
     request = request_session(connection)
     try:
@@ -66,7 +81,8 @@ async def optional_session(connection: HTTPConnection, _: _Documented = None) ->
         raise _answerable(connection, request, error) from None
 
 
-async def fresh_session(connection: HTTPConnection, _: _Documented = None) -> Session:
+@_Secured
+async def fresh_session(connection: HTTPConnection) -> Session:
     """Return the session as OTPLESS itself says now, for payments and changes of e-mail. Raises `RefusalError`."""
     return await _required(connection, 0)
 
@@ -74,7 +90,8 @@ async def fresh_session(connection: HTTPConnection, _: _Documented = None) -> Se
 def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
     """Return a dependency: the session, about which OTPLESS said "valid" within the last `seconds`."""
 
-    async def session_fresh_within(connection: HTTPConnection, _: _Documented = None) -> Session:
+    @_Secured
+    async def session_fresh_within(connection: HTTPConnection) -> Session:
         return await _required(connection, seconds)
 
     return session_fresh_within
@@ -106,7 +123,8 @@ Sessions = Annotated[OtplessSessions, Depends(otpless_sessions)]
 """The `OtplessSessions` behind the middleware."""
 
 
-async def current_session_details(connection: HTTPConnection, _: _Documented = None) -> SessionDetails:
+@_Secured
+async def current_session_details(connection: HTTPConnection) -> SessionDetails:
     """Return OTPLESS's details of the session: identities, device, network. Raises `RefusalError`."""
     request = request_session(connection)
     try:

@@ -70,11 +70,11 @@ class OtplessSessionMiddleware:
         scope.setdefault("state", {})[STATE_NAME] = request
 
         async def send_with_session(message: Message) -> None:
-            if message["type"] == "http.response.start" and request.outcome is not None:
+            if message["type"] == "http.response.start" and request.was_asked_for:
                 await request.write(message)
             await send(message)
 
-        if transport.is_required(scope, self._root_path):
+        if transport.is_required(scope, self._root_path) and not request.is_admitted():
             refused = await self._refused(scope, request)
             if refused is not None:
                 await refused(scope, receive, send_with_session)
@@ -96,8 +96,7 @@ class OtplessSessionMiddleware:
 
     async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
         """Return the answer to a request whose path needs a session that it does not have."""
-        inside = (*_inside(self.app), scope.get("app"))
-        if _is_sign_in(scope, next((inner.routes for inner in inside if hasattr(inner, "routes")), ())):
+        if scope.get("method") == "POST" and _is_sign_in(scope, self._routes(scope)):
             return None
         outcome = await request.resolve()
         if not isinstance(outcome, SessionReason):
@@ -107,6 +106,10 @@ class OtplessSessionMiddleware:
             return JSONResponse(error.body, error.status_code, error.headers)
         answer = self._on_refusal(HTTPConnection(scope), error)
         return await answer if inspect.isawaitable(answer) else answer
+
+    def _routes(self, scope: Scope) -> Any:
+        inside = (*_inside(self.app), scope.get("app"))
+        return next((inner.routes for inner in inside if hasattr(inner, "routes")), ())
 
     async def _deny(
         self, refused: Response, reason: SessionReason | None, scope: Scope, receive: Receive, send: Send
@@ -161,8 +164,6 @@ def _inside(app: Any) -> Iterator[Any]:
 
 def _is_sign_in(scope: Mapping[str, Any], routes: Any) -> bool:
     """Whether the router's sign-in route is what a request will reach: asked of the routes themselves."""
-    if scope.get("method") != "POST":
-        return False
     probe = {**scope}
     for route in routes:
         found, child = route.matches(probe)

@@ -6,7 +6,6 @@ refresh itself is in `refresh.py`, tokens without a row are in `strangers.py`.
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass, field, replace
 
@@ -15,10 +14,10 @@ from pydantic import SecretStr
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.copies import Copies, Copy, Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
-from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher, ended_reason
 from fastapi_otpless_session.session import Session, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
@@ -30,14 +29,15 @@ from fastapi_otpless_session.stores.base import (
     SessionStore,
     Standing,
     State,
+    WatchfulStore,
 )
 from fastapi_otpless_session.strangers import Strangers
-from fastapi_otpless_session.tokens import Claims, TokenError, UnreadableError
+from fastapi_otpless_session.tokens import Claims, TokenError, UnreadableError, is_plain
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
-REMEMBERED = 10_000
-SEEN_SECONDS = 60.0
+NOTED_SECONDS = 1.0
+"""How much older than known here the "valid" in the store may be: it is not written with every request."""
 LANDING_SECONDS = 0.25
 """What a refresh may take beyond its call's deadline to put things in order: nobody is to join one that fails."""
 
@@ -50,17 +50,19 @@ class Current:
     token: str = field(repr=False)
     claims: Claims
     now: float
+    validated_at: float
     refreshed: bool = False
     stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
-    """A worker's own copy of what it found for a digest, and when by the worker's monotonic clock."""
+class _Asked:
+    """One question: a token, as it was presented, and how recent OTPLESS's word has to be."""
 
-    found: Found
-    claims: Claims
-    at: float
+    token: str = field(repr=False)
+    digest: bytes = field(repr=False)
+    known_only: bool
+    max_age: float | None
 
 
 class Resolver:
@@ -86,34 +88,43 @@ class Resolver:
         self._endings = endings
         self._background = background
         self._settings = settings
-        self._copies: Lru[bytes, _Copy] = Lru(REMEMBERED)
+        self._copies = Copies(settings)
+        self._duties = Duties(settings)
+        self._watchful = store if isinstance(store, WatchfulStore) else None
+        self._has_quiet_time = settings.validation_ttl > 0
 
-    async def resolve(  # noqa: PLR0911 - one return for each way in
-        self, token: str, *, known_only: bool, max_age: float | None
-    ) -> Session | SessionReason:
-        """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
-        if not tokens.is_token(token):
-            return SessionReason.INVALID
+    def at_once(self, token: str) -> Copy | None:
+        """Return the copy of a session that may be served without waiting for anybody or writing; None: `resolve`."""
+        if not (self._has_quiet_time and is_plain(token)):
+            return None
         digest = self._vault.digest(token)
-        if self._endings.is_signed_out(digest):
-            return SessionReason.REVOKED
         copy = self._copies.get(digest)
-        believed, read_at = self._believed(copy), time.monotonic()
-        if believed is not None and copy is not None:
-            read_at = copy.at  # what is only believed does not count as read again
+        if copy is None or self._endings.is_signed_out(digest) or self._endings.reason(copy.row.session_id):
+            return None
+        age = time.monotonic() - copy.at
+        if age < self._settings.store_ttl:
+            now: float | None = copy.now + age
+        elif self._watchful is not None:
+            read_at = time.monotonic()
+            now = self._watchful.unchanged_at(digest, copy.row)
+            if now is not None:
+                self._copies.renew(digest, copy, now, read_at)
+        else:
+            now = None
+        return copy if now is not None and now < copy.first_duty else None
+
+    async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
+        """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
+        if not is_plain(token):
+            return SessionReason.INVALID
+        asked = _Asked(token, self._vault.digest(token), known_only, max_age)
+        if self._endings.is_signed_out(asked.digest):
+            return SessionReason.REVOKED
+        copy = self._copies.get(asked.digest)
+        if copy is None and not tokens.has_token_shape(token):
+            return SessionReason.INVALID
         try:
-            found = believed or await self._store.find(digest)
-        except StoreError as error:
-            telemetry.logger.warning("No verdict: %s", error)
-            if copy is not None and (reason := self._endings.reason(copy.found.row.session_id)):
-                return reason
-            if max_age is not None or not self._settings.stale_if_error:
-                return SessionReason.UNAVAILABLE
-            return self._while_store_is_down(token, digest, copy, known_only=known_only)
-        try:
-            if found is None:
-                return await self._stranger(token, digest, known_only=known_only, max_age=max_age)
-            return await self._known(token, digest, found, copy, max_age, read_at)
+            return await self._resolved(asked, copy)
         except NoVerdictError as error:
             telemetry.logger.info("No verdict: %s", error)
             return SessionReason.UNAVAILABLE
@@ -122,22 +133,59 @@ class Resolver:
         """Look at a row again as if its current token had been presented. Raises `NoVerdictError`."""
         if row.state is State.ENDED:
             return ended_reason(row)
-        outcome = await self._judged(row, await self._store.now(), None, None, None)
+        outcome = await self._judged(row, await self._store.now(), None)
         return outcome if isinstance(outcome, SessionReason) else session_of(outcome)
 
-    def _believed(self, copy: _Copy | None) -> Found | None:
-        """Return this worker's own copy where it may be believed without reading the store."""
-        if copy is None or not self._settings.store_ttl:
-            return None
-        age = time.monotonic() - copy.at
-        ended = self._endings.reason(copy.found.row.session_id)
-        return None if age >= self._settings.store_ttl or ended else replace(copy.found, now=copy.found.now + age)
+    def seen(self, digest: bytes) -> str | None:
+        """Return the id of the session that this worker resolved a token to, if it was signed in here."""
+        copy = self._copies.get(digest)
+        return None if copy is None else copy.row.session_id
 
-    async def _known(  # noqa: PLR0917 - what one look brought
-        self, token: str, digest: bytes, found: Found, copy: _Copy | None, max_age: float | None, read_at: float
+    async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
+        refused_generation = None
+        if copy is not None and self._is_believed(copy):
+            outcome = await self._from_copy(asked, copy)
+            if outcome is not None:
+                return session_of(outcome)
+            refused_generation = copy.row.generation
+        read_at = time.monotonic()
+        try:
+            found = await self._store.find(asked.digest)
+        except StoreError as error:
+            telemetry.logger.warning("No verdict: %s", error)
+            return self._while_store_is_down(asked, copy)
+        if found is None:
+            return await self._stranger(asked)
+        return await self._known(asked, found, copy, read_at, refused_generation)
+
+    def _is_believed(self, copy: Copy) -> bool:
+        """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
+        age = time.monotonic() - copy.at
+        if age >= self._settings.store_ttl or self._endings.reason(copy.row.session_id):
+            return False
+        row, now = copy.row, copy.now + age
+        return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)
+
+    async def _from_copy(self, asked: _Asked, copy: Copy) -> Current | None:
+        """Return what a copy that is believed is good for; None: OTPLESS refuses its token.
+
+        What is only believed does not count as read again: `now` and `at` stay the copy's.
+        """
+        now = copy.now + time.monotonic() - copy.at
+        current = Current(copy.row, asked.token, copy.claims, now, copy.row.validated_at)
+        settled = await self._settled(current, asked.max_age)
+        if settled is None:
+            return None
+        outcome = await self._seen(settled)
+        if not outcome.stale and outcome.row is not copy.row:
+            self._copies.put(asked.digest, outcome.row, copy.claims, copy.now, copy.at)
+        return outcome
+
+    async def _known(
+        self, asked: _Asked, found: Found, copy: Copy | None, read_at: float, refused_generation: int | None
     ) -> Session | SessionReason:
         row, now = found.row, found.now
-        claims = copy.claims if copy is not None else claims_for(token, row)
+        claims = copy.claims if copy is not None else claims_for(asked.token, row)
         if found.generation == REFRESH_TOKEN or claims is None:
             return SessionReason.INVALID
         if row.state is State.ENDED:
@@ -147,50 +195,50 @@ class Resolver:
         if standing is Standing.SUPERSEDED:
             return await self._reused(row)
         if standing is Standing.OLDER:
-            outcome = await self._judged(row, now, None, None, max_age)
+            outcome = await self._judged(row, now, asked.max_age)
             return outcome if isinstance(outcome, SessionReason) else session_of(outcome)
         if row.confirmed_generation < row.generation:
             row = await self._confirmed(row, now)
-        outcome = await self._judged(row, now, token, claims, max_age)
+        current = Current(row, asked.token, claims, now, row.validated_at)
+        is_refused = refused_generation == row.generation
+        outcome = await self._allowed(current, asked.max_age, is_refused=is_refused)
         if isinstance(outcome, SessionReason):
             if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
-                self._copies.drop(digest)
+                self._copies.drop(asked.digest)
             return outcome
-        if outcome.token == token and not outcome.stale:
-            then = copy.found.now if copy is not None and read_at == copy.at else now
-            kept = Found(outcome.row, found.generation, then)
-            self._copies.put(digest, _Copy(kept, outcome.claims, read_at))
+        if outcome.token == asked.token and not outcome.stale:
+            self._copies.put(asked.digest, outcome.row, claims, now, read_at)
         return session_of(outcome)
 
-    def seen(self, digest: bytes) -> str | None:
-        """Return the id of the session that this worker resolved a token to, if it was signed in here."""
-        copy = self._copies.get(digest)
-        return None if copy is None else copy.found.row.session_id
-
-    async def _judged(
-        self, row: SessionRow, now: float, presented: str | None, claims: Claims | None, max_age: float | None
-    ) -> Current | SessionReason:
-        """Judge an active row, whose current token was presented or else is taken from the row."""
-        if self._is_beyond_limits(row, now):
-            await self._endings.end_refused(row, EndReason.EXPIRED)
-            return SessionReason.EXPIRED
+    async def _judged(self, row: SessionRow, now: float, max_age: float | None) -> Current | SessionReason:
+        """Judge an active row by its own current token; whoever presented another gets that one."""
         try:
-            token = presented or self._vault.session_token(row)
-            current = Current(row, token, claims or tokens.read_claims(token), now, refreshed=presented is None)
+            token = self._vault.session_token(row)
+            current = Current(row, token, tokens.read_claims(token), now, row.validated_at, refreshed=True)
         except (UnreadableError, TokenError):
             return SessionReason.INVALID
-        outcome = await self._settled(current, max_age)
+        return await self._allowed(current, max_age)
+
+    async def _allowed(
+        self, current: Current, max_age: float | None, *, is_refused: bool = False
+    ) -> Current | SessionReason:
+        """Judge an active session by our limits and by OTPLESS's word, refreshing it where that word is no."""
+        if self._duties.is_to_end(current.row, current.now):
+            await self._endings.end_refused(current.row, EndReason.EXPIRED)
+            return SessionReason.EXPIRED
+        is_dead = is_refused or is_over(current.row.token_expires_at, current.now)
+        settled = None if is_dead else await self._settled(current, max_age)
+        outcome = settled or await self._refreshed(current)
         return outcome if isinstance(outcome, SessionReason) else await self._seen(outcome)
 
-    async def _settled(self, current: Current, max_age: float | None) -> Current | SessionReason:
-        """Have OTPLESS's word, recent enough, on a session; refresh where that word is no."""
+    async def _settled(self, current: Current, max_age: float | None) -> Current | None:
+        """Have OTPLESS's word, recent enough, on a session whose token is not over. None: that word is no."""
         row, now = current.row, current.now
-        if is_over(row.token_expires_at, now):
-            return await self._refreshed(current)
         behind = await self._background.is_allowed()
         how = freshness(now - row.validated_at, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.FRESH:
-            await self._refresh_ahead(current, behind=behind)
+            if behind and self._duties.is_to_be_refreshed_ahead(row, current.claims, now):
+                await self._background.start(("ahead", row.session_id), lambda: self._refresh_behind(current))
             return current
         if how is Freshness.AGING:
             await self._background.start(("behind", row.session_id), lambda: self._revalidate(current))
@@ -202,8 +250,10 @@ class Resolver:
                 raise
             return replace(current, stale=True)
         if verdict is not Verdict.VALID:
-            return await self._refreshed(current)
-        return replace(current, row=replace(row, validated_at=now, last_seen_at=now))
+            return None
+        if not self._is_news(current):
+            return replace(current, validated_at=now)
+        return replace(current, row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
 
     async def _ask(self, current: Current) -> Verdict:
         """Ask OTPLESS whether a session is valid; whoever asks at the same time shares the answer."""
@@ -213,18 +263,32 @@ class Resolver:
 
     async def _validate(self, current: Current) -> Verdict:
         verdict = await self._client.validate_session(current.token)
-        if verdict is Verdict.VALID:
+        if verdict is Verdict.VALID and self._is_news(current):
             await self._touch(current.row, validated=True)
         return verdict
+
+    def _is_news(self, current: Current) -> bool:
+        """Whether the "valid" in the store is so old that it makes a difference to write another."""
+        ttl = self._settings.validation_ttl
+        return current.now - current.row.validated_at >= min(NOTED_SECONDS, ttl or NOTED_SECONDS)
 
     async def _revalidate(self, current: Current) -> None:
         """Ask behind the request; a "not valid" goes straight into the refresh, and is shared."""
         try:
             if await self._ask(current) is not Verdict.VALID:
-                await self._refreshed(current)
+                await self._refresh_behind(current)
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
         self._copies.drop(self._vault.digest(current.token))  # the row has moved on
+
+    async def _refresh_behind(self, current: Current) -> None:
+        """Refresh behind the request, from the row as it is now: what was believed has no refresh token."""
+        try:
+            row = await self._store.get(current.row.session_id)
+            if row is not None and row.state is State.ACTIVE and row.generation == current.row.generation:
+                await self._refreshed(replace(current, row=row))
+        except NoVerdictError as error:
+            telemetry.logger.info("Behind a request: %s", error)
 
     async def _refreshed(self, current: Current) -> Current | SessionReason:
         row = current.row
@@ -239,33 +303,13 @@ class Resolver:
             self._endings.note(row.session_id, outcome)
             return outcome
         claims, now = tokens.read_claims(outcome.token), max(current.now, outcome.row.validated_at)
-        return Current(outcome.row, outcome.token, claims, now, refreshed=outcome.committed)
+        return Current(outcome.row, outcome.token, claims, now, outcome.row.validated_at, refreshed=outcome.committed)
 
-    async def _refresh_ahead(self, current: Current, *, behind: bool) -> None:
-        """Refresh behind the request in the last part of a token's life, from a point that differs by session."""
-        row, issued_at, share = current.row, current.claims.issued_at, self._settings.refresh_ahead
-        if not behind or issued_at is None or not share:
-            return
-        part = (row.token_expires_at - issued_at) * share
-        if current.now < row.token_expires_at - part:
-            return
-        jitter = random.Random(f"{row.session_id} {row.generation}").random()  # noqa: S311 - spreading load
-        if current.now >= row.token_expires_at - part * (1 - jitter / 2):
-            await self._background.start(("ahead", row.session_id), lambda: self._ahead(current))
-
-    async def _ahead(self, current: Current) -> None:
-        try:
-            await self._refreshed(current)
-        except NoVerdictError as error:
-            telemetry.logger.info("Refresh ahead: %s", error)
-
-    async def _stranger(
-        self, token: str, digest: bytes, *, known_only: bool, max_age: float | None
-    ) -> Session | SessionReason:
-        if known_only or not self._settings.accept_unknown_tokens:
-            return self._strangers.refused(token)
-        outcome = await self._strangers.admit(token, digest, max_age)
-        return outcome if isinstance(outcome, SessionReason) else outcome.session(token)
+    async def _stranger(self, asked: _Asked) -> Session | SessionReason:
+        if asked.known_only or not self._settings.accept_unknown_tokens:
+            return self._strangers.refused(asked.token)
+        outcome = await self._strangers.admit(asked.token, asked.digest, asked.max_age)
+        return outcome if isinstance(outcome, SessionReason) else outcome.session(asked.token)
 
     async def _reused(self, row: SessionRow) -> SessionReason:
         """Somebody presents a token that was replaced long ago: a thief, or the user after one (RFC 9700, 4.14.2)."""
@@ -283,9 +327,9 @@ class Resolver:
         return replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
 
     async def _seen(self, current: Current) -> Current:
-        """Have `last_seen_at` written, once a minute at most (a tenth of `IDLE_TIMEOUT` where that is shorter)."""
-        row, idle = current.row, self._settings.idle_timeout
-        if current.now - row.last_seen_at < min(SEEN_SECONDS, idle / 10 if idle else SEEN_SECONDS):
+        """Have `last_seen_at` written, now and then."""
+        row = current.row
+        if not self._duties.is_to_be_noted(row, current.now):
             return current
         await self._background.start(("seen", row.session_id), lambda: self._touch(row, validated=False))
         return replace(current, row=replace(row, last_seen_at=current.now))
@@ -296,27 +340,23 @@ class Resolver:
         except StoreError as error:
             telemetry.logger.warning("Not noted: %s", error)
 
-    def _is_beyond_limits(self, row: SessionRow, now: float) -> bool:
-        """Whether our own limits, on top of OTPLESS's, are up."""
-        idle, absolute = self._settings.idle_timeout, self._settings.absolute_timeout
-        is_idle = idle is not None and is_over(row.last_seen_at + idle, now)
-        return is_idle or (absolute is not None and is_over(row.created_at + absolute, now))
-
-    def _while_store_is_down(
-        self, token: str, digest: bytes, copy: _Copy | None, *, known_only: bool
-    ) -> Session | SessionReason:
+    def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""
+        if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
+            return reason
+        if asked.max_age is not None or not self._settings.stale_if_error:
+            return SessionReason.UNAVAILABLE
         if copy is None:
-            stranger = None if known_only else self._strangers.while_store_is_down(digest)
+            stranger = None if asked.known_only else self._strangers.while_store_is_down(asked.digest)
             if stranger is None:
                 return SessionReason.UNAVAILABLE
-            return self._endings.reason(stranger.session_id) or stranger.session(token)
-        row, age = copy.found.row, time.monotonic() - copy.at
-        now = copy.found.now + age
-        is_over_now = is_over(row.token_expires_at, now) or self._is_beyond_limits(row, now)
+            return self._endings.reason(stranger.session_id) or stranger.session(asked.token)
+        row, age = copy.row, time.monotonic() - copy.at
+        now = copy.now + age
+        is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
         if age > self._settings.stale_if_error or is_over_now:
             return SessionReason.UNAVAILABLE
-        return session_of(Current(row, token, copy.claims, now, stale=True))
+        return session_of(Current(row, asked.token, copy.claims, now, row.validated_at, stale=True))
 
 
 def claims_for(token: str, row: SessionRow) -> Claims | None:
@@ -331,7 +371,30 @@ def claims_for(token: str, row: SessionRow) -> Claims | None:
 
 def session_of(current: Current) -> Session:
     """Return what the application sees of a session."""
-    row, claims = current.row, current.claims
+    return _session(
+        current.row,
+        current.claims,
+        current.token,
+        current.validated_at,
+        refreshed=current.refreshed,
+        stale=current.stale,
+    )
+
+
+def session_from(copy: Copy, token: str) -> Session:
+    """Return what the application sees of a session that was told `at_once`."""
+    return _session(copy.row, copy.claims, token, copy.row.validated_at)
+
+
+def _session(
+    row: SessionRow,
+    claims: Claims,
+    token: str,
+    validated_at: float,
+    *,
+    refreshed: bool = False,
+    stale: bool = False,
+) -> Session:
     return Session(
         id=row.session_id,
         user_id=row.user_id,
@@ -339,9 +402,9 @@ def session_of(current: Current) -> Session:
         email=claims.email,
         issued_at=utc(claims.issued_at or row.rotated_at),
         expires_at=utc(row.token_expires_at),
-        validated_at=utc(row.validated_at),
-        refreshed=current.refreshed,
-        stale=current.stale,
+        validated_at=utc(validated_at),
+        refreshed=refreshed,
+        stale=stale,
         claims=claims.others,
-        token=SecretStr(current.token),
+        token=SecretStr(token),
     )

@@ -74,7 +74,12 @@ class Column(StrEnum):
 
 def is_token(text: str) -> bool:
     """Whether `text` has the shape of a JWT: three base64url parts (RFC 7515), 8 KiB at most."""
-    return len(text) <= TOKEN_LIMIT and has_token_shape(text)
+    return is_plain(text) and has_token_shape(text)
+
+
+def is_plain(text: str) -> bool:
+    """Whether `text` is ASCII and of a token's size: what can be looked up, if only to find that it is unknown."""
+    return len(text) <= TOKEN_LIMIT and text.isascii()
 
 
 def has_token_shape(text: str) -> bool:

@@ -38,6 +38,9 @@ class Channel(StrEnum):
     SUBPROTOCOL = "subprotocol"
 
 
+ALONE = {channel: frozenset({channel}) for channel in Channel}
+
+
 @dataclass(frozen=True, slots=True)
 class Presented:
     """The credentials of one request: each distinct token with its channels, and whether a name occurred twice."""
@@ -53,12 +56,17 @@ class Presented:
     @property
     def channels(self) -> frozenset[Channel]:
         """All channels that carried something."""
+        if len(self.tokens) == 1:
+            return next(iter(self.tokens.values()))
         return frozenset().union(*self.tokens.values())
 
     @property
     def is_cookie_only(self) -> bool:
         """Whether a browser may have sent it without the page's doing."""
-        return self.channels == {Channel.COOKIE}
+        return self.channels == ALONE[Channel.COOKIE]
+
+
+NOTHING = Presented({})
 
 
 class Transport:
@@ -69,40 +77,52 @@ class Transport:
         self._header = settings.header_name.lower().encode()
         self._header_name = settings.header_name
         self._cookie = settings.cookie
+        self._cookie_bytes = settings.cookie.encode()
+        self._names = {name.lower().encode(): channel for name, channel in self._looked_at()}
         self._attributes = _attributes(settings)
         self._trusted = frozenset(settings.trusted_origins)
         self._required = _compile(settings.required_paths)
         self._exempt = _compile(settings.exempt_paths)
-        self._vary = [name for source, name in self._names() if source in self._sources]
+        self._vary = [name for name, _ in self._looked_at()]
+        self._vary_bytes = ", ".join(self._vary).encode()
 
-    def _names(self) -> Iterable[tuple[str, str]]:
-        return ("authorization", "Authorization"), ("header", self._header_name), ("cookie", "Cookie")
+    def _looked_at(self) -> list[tuple[str, Channel]]:
+        """Return the names of the headers that are read, and what comes in by each."""
+        names = [
+            ("Authorization", Channel.AUTHORIZATION),
+            (self._header_name, Channel.HEADER),
+            ("Cookie", Channel.COOKIE),
+        ]
+        return [(name, channel) for name, channel in names if channel.value in self._sources]
 
     # In
 
     def find(self, scope: Mapping[str, Any], offered: str | None = None) -> Presented:
         """Return what a request presents; `offered` is a token from the websocket subprotocols."""
         seen: list[tuple[str, Channel]] = [(offered, Channel.SUBPROTOCOL)] if offered else []
-        cookies: list[str] = []
         bearers: list[str] = []
         for name, value in scope["headers"]:
-            if name == b"authorization" and "authorization" in self._sources:
+            channel = self._names.get(name)
+            if channel is None:
+                continue
+            if channel is Channel.AUTHORIZATION:
                 bearers.append(_bearer(value.decode("latin-1")))
-            elif name == self._header and "header" in self._sources:
-                seen.append((value.decode("latin-1").strip(" \t"), Channel.HEADER))
-            elif name == b"cookie" and "cookie" in self._sources:
-                cookies.append(value.decode("latin-1"))
-        seen += [(token, Channel.COOKIE) for token in self._cookies(cookies)]
+            elif channel is Channel.HEADER:
+                seen.append((value.decode("latin-1").strip(" \t"), channel))
+            elif self._cookie_bytes in value:
+                seen += [(token, channel) for token in self._cookies(value.decode("latin-1"))]
         if any(bearers):  # else they are other API keys, however many
             seen += [(token, Channel.AUTHORIZATION) for token in bearers]
-        return _presented(seen)
+        if len(seen) == 1 and seen[0][0]:
+            token, channel = seen[0]
+            return Presented({token: ALONE[channel]})
+        return _presented(seen) if seen else NOTHING
 
-    def _cookies(self, headers: Iterable[str]) -> Iterable[str]:
-        for header in headers:
-            for pair in header.split(";"):
-                name, separator, value = pair.partition("=")
-                if separator and name.strip(" \t") == self._cookie:
-                    yield value.strip(" \t")
+    def _cookies(self, header: str) -> Iterable[str]:
+        for pair in header.split(";"):
+            name, separator, value = pair.partition("=")
+            if separator and name.strip(" \t") == self._cookie:
+                yield value.strip(" \t")
 
     def take_subprotocol(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Take a token that a browser's websocket offers as a subprotocol out of the scope; return both."""
@@ -123,8 +143,10 @@ class Transport:
         if self._required is None:
             return False
         paths = _spellings(_route_path(scope, root_path))
-        slashes = [spelling for path in paths for spelling in (path, path.rstrip("/"), path + "/")]
-        if not any(self._required.fullmatch(spelling) for spelling in slashes):  # the router redirects between those
+        for path in paths:
+            if _matches(self._required, path):
+                break
+        else:
             return False
         if self._exempt is not None and all(self._exempt.fullmatch(path) for path in paths):
             return False
@@ -166,7 +188,11 @@ class Transport:
 
     def vary(self, headers: Headers) -> None:
         """Note in a response's headers that it depends on the channels that were looked at."""
-        add_to_list(headers, b"vary", self._vary)
+        for key, _ in headers:
+            if key.lower() == b"vary":
+                add_to_list(headers, b"vary", self._vary)
+                return
+        headers.append((b"vary", self._vary_bytes))
 
 
 def _attributes(settings: OtplessSettings) -> str:
@@ -188,8 +214,10 @@ def _bearer(value: str) -> str:
 def _presented(seen: list[tuple[str, Channel]]) -> Presented:
     tokens: dict[str, frozenset[Channel]] = {}
     for token, channel in seen:
-        if token and (token in tokens or len(tokens) < MOST_TOKENS):  # an empty one is nothing, but its name occurred
-            tokens[token] = tokens.get(token, frozenset()) | {channel}
+        if token in tokens:
+            tokens[token] |= ALONE[channel]
+        elif token and len(tokens) < MOST_TOKENS:  # an empty one is nothing, but its name occurred
+            tokens[token] = ALONE[channel]
     channels = [channel for _, channel in seen]
     return Presented(tokens, repeated=len(channels) != len(set(channels)))
 
@@ -202,11 +230,18 @@ def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
     return path
 
 
-def _spellings(path: str) -> tuple[str, str]:
-    """Return a path as it came, and as a folder of files reads it (`StaticFiles`).
+def _matches(globs: re.Pattern[str], path: str) -> bool:
+    """Whether a path matches with a slash at its end or without: the router redirects between those."""
+    return bool(globs.fullmatch(path) or globs.fullmatch(path.rstrip("/")) or globs.fullmatch(path + "/"))
+
+
+def _spellings(path: str) -> tuple[str, ...]:
+    """Return a path as it came and, where that differs, as a folder of files reads it (`StaticFiles`).
 
     There `/a//b`, `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`; no server takes them out before.
     """
+    if path[:1] == "/" and not ("//" in path or "/." in path or "\\" in path):
+        return (path,)
     plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/"))
     return path, plain + "/" if path.endswith("/") and plain != "/" else plain
 
@@ -216,8 +251,9 @@ def _values(scope: Mapping[str, Any], name: bytes) -> list[str]:
 
 
 def _is_preflight(scope: Mapping[str, Any]) -> bool:
-    names = {name for name, _ in scope["headers"]}
-    return scope.get("method") == "OPTIONS" and {b"origin", b"access-control-request-method"} <= names
+    if scope.get("method") != "OPTIONS":
+        return False
+    return {b"origin", b"access-control-request-method"} <= {name for name, _ in scope["headers"]}
 
 
 def _is_own(origin: str, scope: Mapping[str, Any]) -> bool:

@@ -23,7 +23,8 @@ LAYERS = [
     },
     {"http", "client", "breaker", "gate", "keys"},
     {
-        *("vault", "refresh", "revocation", "ending", "background", "strangers", "signin", "resolver", "sessions"),
+        *("vault", "refresh", "revocation", "ending", "background", "strangers", "signin"),
+        *("copies", "resolver", "sessions"),
     },
     {"connection", "websocket", "middleware", "dependencies", "script", "router"},
 ]

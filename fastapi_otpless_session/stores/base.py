@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 REFRESH_TOKEN = 0
 """The generation under which a refresh token's digest is indexed; session tokens start at 1."""
@@ -137,6 +137,22 @@ class Rotation:
     refresh_digest: bytes
     refresh_token: bytes = field(repr=False)
     expires_at: float
+
+
+@runtime_checkable
+class WatchfulStore(Protocol):
+    """A store that can tell without waiting that nothing has changed, which is the case of most requests.
+
+    A store need not be one: it is asked with `find` then.
+    """
+
+    def unchanged_at(self, digest: bytes, row: SessionRow) -> float | None:
+        """Return the store's time if a digest leads to an active row that is as `row`, and is its current token's.
+
+        What is compared: the generation, and when the session was validated and seen and its token expires. None: it
+        is not so, or cannot be told now.
+        """
+        ...
 
 
 class SessionStore(Protocol):

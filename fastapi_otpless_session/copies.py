@@ -1,0 +1,107 @@
+"""A worker's own copies of the sessions that it resolved: enough to serve them again, and none of their tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from fastapi_otpless_session.lru import Lru
+from fastapi_otpless_session.session import is_over
+from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.stores.base import SessionRow
+from fastapi_otpless_session.tokens import Claims
+
+REMEMBERED = 10_000
+SEEN_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What a store had for a digest: read at `at` by the worker's monotonic clock, when the store's said `now`."""
+
+    row: SessionRow
+    claims: Claims
+    now: float
+    at: float
+    first_duty: float
+    """By the store's clock: until then there is nothing to do about the session but to serve it."""
+
+
+class Copies:
+    """The copies by digest, at most `REMEMBERED`; the least recently used goes first."""
+
+    def __init__(self, settings: OtplessSettings) -> None:
+        self._duties = Duties(settings)
+        self._entries: Lru[bytes, Copy] = Lru(REMEMBERED)
+
+    def get(self, digest: bytes) -> Copy | None:
+        """Return what this worker has, however old it is."""
+        return self._entries.get(digest)
+
+    def put(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
+        """Keep an active row, whose current token has this digest and these claims."""
+        self._entries.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims)))
+
+    def renew(self, digest: bytes, copy: Copy, now: float, at: float) -> None:
+        """Keep a copy whose row was read again, and is the same."""
+        self._entries.put(digest, Copy(copy.row, copy.claims, now, at, copy.first_duty))
+
+    def drop(self, digest: bytes) -> None:
+        """Forget a copy."""
+        self._entries.drop(digest)
+
+
+class Duties:
+    """When something is to be done about a session that is served: by the store's clock, from its row."""
+
+    def __init__(self, settings: OtplessSettings) -> None:
+        self._validation_ttl = settings.validation_ttl
+        self._ahead = settings.refresh_ahead
+        self._idle = settings.idle_timeout
+        self._absolute = settings.absolute_timeout
+        self._seen_seconds = min(SEEN_SECONDS, self._idle / 10 if self._idle else SEEN_SECONDS)
+
+    def is_to_end(self, row: SessionRow, now: float) -> bool:
+        """Whether our own limits, on top of OTPLESS's, are up."""
+        is_idle = self._idle is not None and is_over(row.last_seen_at + self._idle, now)
+        return is_idle or (self._absolute is not None and is_over(row.created_at + self._absolute, now))
+
+    def is_to_be_noted(self, row: SessionRow, now: float) -> bool:
+        """Whether `last_seen_at` is to be written: once a minute, or in a tenth of `IDLE_TIMEOUT` if that is less."""
+        return now - row.last_seen_at >= self._seen_seconds
+
+    def is_to_be_refreshed_ahead(self, row: SessionRow, claims: Claims, now: float) -> bool:
+        """Whether it is the last part of a token's life, from a point in its first half that differs by session."""
+        left, part = row.token_expires_at - now, self._last_part(row, claims)
+        return left <= part and left <= part * (1 - _chance(f"{row.session_id} {row.generation}") / 2)
+
+    def first(self, row: SessionRow, claims: Claims) -> float:
+        """Return when there is first something to do, or may be."""
+        limit = row.created_at + self._absolute if self._absolute is not None else row.token_expires_at
+        return min(
+            row.validated_at + self._validation_ttl,
+            row.token_expires_at - self._last_part(row, claims),
+            row.last_seen_at + self._seen_seconds,
+            limit,
+        )
+
+    def _last_part(self, row: SessionRow, claims: Claims) -> float:
+        return 0.0 if claims.issued_at is None else (row.token_expires_at - claims.issued_at) * self._ahead
+
+
+def _light(row: SessionRow, claims: Claims) -> SessionRow:
+    """Return a row without what serving does not need; texts that its token says too are kept once."""
+    return replace(
+        row,
+        session_id=claims.session_id or row.session_id,
+        user_id=claims.user_id or row.user_id,
+        confirmations=(),
+        session_token=b"",
+        refresh_token=b"",
+        summary="",
+    )
+
+
+def _chance(text: str) -> float:
+    """Return a number from 0 to 1 that is the same for the same text in every worker: it spreads load."""
+    return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest()) / 2**32
