@@ -87,14 +87,21 @@ async def fresh_session(connection: HTTPConnection) -> Session:
     return await _required(connection, 0)
 
 
+made_by_fresh_within: dict[float, Callable[..., Awaitable[Session]]] = {}
+"""By their seconds. FastAPI evaluates annotations more than once, and an override must find what it finds then."""
+
+
 def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
-    """Return a dependency: the session, about which OTPLESS said "valid" within the last `seconds`."""
+    """Return a dependency: the session, about which OTPLESS said "valid" within the last `seconds`.
+
+    The same `seconds` give the same dependency, so that tests can override it.
+    """
 
     @_Secured
     async def session_fresh_within(connection: HTTPConnection) -> Session:
         return await _required(connection, seconds)
 
-    return session_fresh_within
+    return made_by_fresh_within.setdefault(seconds, session_fresh_within)
 
 
 async def _required(connection: HTTPConnection, max_age: float | None) -> Session:

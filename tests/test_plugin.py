@@ -1,0 +1,512 @@
+"""The pytest plugin's fixtures: in this very session, and in projects of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from conftest import add_routes
+from fastapi import FastAPI, WebSocket
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+
+from fastapi_otpless_session import (
+    ConfigurationError,
+    CurrentSession,
+    OtplessSessionMiddleware,
+    OtplessSettings,
+    RefusalError,
+    UpstreamError,
+    create_session_router,
+)
+from fastapi_otpless_session.emulator import EmulatorSettings
+from fastapi_otpless_session.testing import Channel, EmulatedOtpless, SignIn, use_emulator
+
+pytest_plugins = ["pytester"]
+DAY = 86_400.0
+WITHOUT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:schemathesis")
+
+# One application for all tests, as a module of an application has it; nothing is set in the environment.
+APP = add_routes(FastAPI())
+APP.add_middleware(OtplessSessionMiddleware)
+APP.include_router(create_session_router(), prefix="/auth")
+
+
+@APP.websocket("/ws")
+async def ws(websocket: WebSocket, session: CurrentSession) -> None:
+    await websocket.accept()
+    await websocket.send_text(session.user_id)
+    await websocket.close()
+
+
+@pytest.fixture
+def otpless_app() -> FastAPI:
+    return APP
+
+
+@pytest.fixture
+def client(otpless_emulator: EmulatedOtpless) -> Iterator[TestClient]:
+    assert otpless_emulator.emulator.sessions() == []
+    with TestClient(APP) as client:
+        yield client
+
+
+def code(answer: Any) -> str:
+    return str(answer.json()["detail"]["code"])
+
+
+# Clients
+
+
+def test_a_user_is_signed_in_on_a_client_that_speaks_http(client: TestClient, sign_in: SignIn) -> None:
+    assert code(client.get("/orders")) == "session_missing"
+    user = sign_in(client, user_id="MO-7")
+    answer = client.get("/orders").json()
+    assert (answer["user"], answer["id"]) == ("MO-7", user.session_id)
+    assert client.post("/orders").json() == {"user": "MO-7"}
+
+
+def test_a_client_without_a_lifespan_is_signed_in_too(sign_in: SignIn) -> None:
+    client = TestClient(APP)
+    sign_in(client, expires_in=-1)
+    assert client.get("/orders").json()["refreshed"]
+    assert not client.get("/orders").json()["refreshed"]
+
+
+@pytest.mark.parametrize(
+    "base_url", ["http://testserver", "https://testserver", "http://127.0.0.1:8000", "https://a.b"]
+)
+@pytest.mark.parametrize("channel", ["cookie", "header", "authorization"])
+def test_swapped_tokens_are_followed_on_every_channel_and_host(
+    otpless_emulator: EmulatedOtpless, base_url: str, channel: Channel
+) -> None:
+    client = TestClient(APP, base_url=base_url)
+    user = otpless_emulator.sign_in(client, expires_in=-1, channel=channel)
+    for _ in range(3):
+        assert client.get("/orders").json()["refreshed"]
+        assert not client.get("/orders").json()["refreshed"]
+        otpless_emulator.expire(user)
+        otpless_emulator.advance(31)  # past the grace of the token before
+    assert len([cookie for cookie in client.cookies.jar if "otpless" in cookie.name]) == (channel == "cookie")
+
+
+async def test_an_asynchronous_client_in_an_asynchronous_test(
+    sign_in: SignIn, otpless_emulator: EmulatedOtpless
+) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=APP), base_url="http://test") as client:
+        user = sign_in(client, user_id="MO-7", channel="header", expires_in=-1)
+        assert (await client.get("/orders")).json()["refreshed"]
+        assert not (await client.get("/orders")).json()["refreshed"]
+        otpless_emulator.revoke(user)
+        assert code(await client.get("/orders")) == "session_expired"
+        sign_in(client, user_id="MO-8")
+        answers = await asyncio.gather(*(client.get("/orders") for _ in range(5)))
+        assert [answer.json()["user"] for answer in answers] == ["MO-8"] * 5
+
+
+def test_a_websocket_has_the_session(client: TestClient, sign_in: SignIn) -> None:
+    sign_in(client, user_id="MO-7")
+    with client.websocket_connect("/ws") as websocket:
+        assert websocket.receive_text() == "MO-7"
+
+
+def test_without_a_client_there_is_the_token_alone(client: TestClient, sign_in: SignIn) -> None:
+    user = sign_in(user_id="MO-7")
+    assert user.token not in repr(user)
+    assert client.get("/orders", headers={"X-Session-Token": user.token}).json()["user"] == "MO-7"
+    assert code(client.get("/orders")) == "session_missing"
+
+
+# Users
+
+
+def test_several_users_and_devices_do_not_meet(sign_in: SignIn) -> None:
+    clients = [TestClient(APP) for _ in range(3)]
+    for client, user_id in zip(clients, ["MO-7", "MO-8", "MO-7"], strict=True):
+        sign_in(client, user_id=user_id)
+    assert [client.get("/orders").json()["user"] for client in clients] == ["MO-7", "MO-8", "MO-7"]
+    assert len({client.get("/orders").json()["id"] for client in clients}) == 3
+    assert len(clients[0].get("/auth/sessions").json()) == 2
+
+
+def test_signing_in_again_ends_the_session_before(client: TestClient, sign_in: SignIn) -> None:
+    first = sign_in(client, user_id="MO-7")
+    second = sign_in(client, user_id="MO-8", channel="header")
+    assert client.get("/orders").json()["id"] == second.session_id
+    assert sign_in(client, user_id="MO-9").user_id == client.get("/orders").json()["user"]
+    client.cookies.clear()
+    assert code(client.get("/orders", headers={"X-Session-Token": first.token})) == "session_revoked"
+
+
+def test_the_routers_own_sign_out_signs_the_client_out(client: TestClient, sign_in: SignIn) -> None:
+    sign_in(client)
+    assert client.post("/auth/logout").status_code == 204
+    assert code(client.get("/orders")) == "session_missing"
+
+
+def test_details_are_the_tests(client: TestClient, sign_in: SignIn) -> None:
+    sign_in(client, user_id="MO-7", name="Asha Rao", email="asha@shop.example", mobile="911234567890")
+    details = client.get("/details").json()
+    assert details["user_id"] == "MO-7"
+    assert [each["identity_value"] for each in details["identities"]] == ["911234567890", "asha@shop.example"]
+    assert {each["name"] for each in details["identities"]} == {"Asha Rao"}
+
+
+@pytest.mark.parametrize("user_id", ["1", "user with spaces", "a" * 256, "'; DROP TABLE sessions; --"])
+def test_unusual_user_ids_come_through(client: TestClient, sign_in: SignIn, user_id: str) -> None:
+    sign_in(client, user_id=user_id, name="Zoë 💚", email="z@ë.example", mobile=None)
+    assert client.get("/orders").json()["user"] == user_id
+    assert client.get("/details").json()["identities"][0]["name"] == "Zoë 💚"
+
+
+@pytest.mark.parametrize("user_id", ["", "a" * 257, "Zoë", "line\nbreak", 7, None])
+def test_what_can_be_no_user_id_is_said_so(sign_in: SignIn, user_id: Any) -> None:
+    with pytest.raises(ValueError, match="user_id must be 1 to 256 printable ASCII characters"):
+        sign_in(user_id=user_id)
+
+
+# Time
+
+
+@pytest.mark.parametrize("expires_in", [0, -0.5, -1, -59, -3 * DAY, -400 * DAY, -1e9])
+def test_a_token_that_has_expired_is_swapped(client: TestClient, sign_in: SignIn, expires_in: float) -> None:
+    sign_in(client, expires_in=expires_in)
+    assert client.get("/orders").json()["refreshed"]
+    assert not client.get("/orders").json()["refreshed"]
+
+
+@pytest.mark.parametrize("expires_in", [1, 59.5, 60, 3600, 30 * DAY, 3650 * DAY])
+def test_a_token_lives_as_long_as_the_test_says(
+    client: TestClient, sign_in: SignIn, otpless_emulator: EmulatedOtpless, expires_in: float
+) -> None:
+    sign_in(client, expires_in=expires_in)
+    otpless_emulator.advance(expires_in * 0.5)
+    assert not client.get("/orders").json()["refreshed"]
+    otpless_emulator.advance(expires_in * 0.5 + 1)
+    assert client.get("/orders").json()["refreshed"]
+
+
+@pytest.mark.parametrize("expires_in", [math.inf, -math.inf, math.nan, 1e12, -1e10])
+def test_a_time_that_no_calendar_holds_is_said_so(sign_in: SignIn, expires_in: float) -> None:
+    with pytest.raises(ValueError, match="expires_in must"):
+        sign_in(expires_in=expires_in)
+
+
+@pytest.mark.parametrize("seconds", [-1, math.inf, math.nan])
+def test_time_does_not_go_back(otpless_emulator: EmulatedOtpless, seconds: float) -> None:
+    with pytest.raises(ValueError, match="time does not go back"):
+        otpless_emulator.advance(seconds)
+
+
+def test_when_all_tokens_have_expired_the_user_is_signed_out(
+    client: TestClient, sign_in: SignIn, otpless_emulator: EmulatedOtpless
+) -> None:
+    sign_in(client)
+    otpless_emulator.advance(30 * DAY)
+    assert code(client.get("/orders")) == "session_expired"
+
+
+# Trouble
+
+
+def test_an_expired_token_is_swapped_at_the_next_request(
+    client: TestClient, sign_in: SignIn, otpless_emulator: EmulatedOtpless
+) -> None:
+    user = sign_in(client)
+    assert not client.get("/orders").json()["refreshed"]
+    otpless_emulator.expire(user)
+    assert client.get("/orders").json()["refreshed"]
+
+
+def test_a_revoked_and_a_signed_out_session_are_told_apart(
+    client: TestClient, sign_in: SignIn, otpless_emulator: EmulatedOtpless
+) -> None:
+    otpless_emulator.revoke(sign_in(client))
+    assert code(client.get("/orders")) == "session_expired"
+    otpless_emulator.sign_out(sign_in(client))
+    assert code(client.get("/orders")) == "session_revoked"
+
+
+def test_while_otpless_is_down_sessions_go_stale_then_unavailable_and_are_back_at_once(
+    client: TestClient, sign_in: SignIn, otpless_emulator: EmulatedOtpless
+) -> None:
+    sign_in(client)
+    with otpless_emulator.down():
+        for _ in range(7):  # the client stops asking after five
+            assert client.get("/orders").json()["stale"]
+        assert client.get("/fresh").status_code == 503
+        otpless_emulator.advance(301)
+        assert code(client.get("/orders")) == "session_unavailable"
+        with pytest.raises(UpstreamError):
+            sign_in(client)
+    assert client.get("/orders").json()["stale"] is False
+    otpless_emulator.down()
+    assert client.get("/orders").json()["stale"]
+    otpless_emulator.up()
+    assert client.get("/fresh").status_code == 200
+
+
+def test_what_otpless_leaves_open_can_be_chosen() -> None:
+    with use_emulator(APP, emulator_settings=EmulatorSettings(rotation="strict")) as otpless:
+        client = TestClient(APP)
+        user = otpless.sign_in(client)
+        for _ in range(3):
+            otpless.expire(user)
+            assert client.get("/orders").json()["refreshed"]
+
+
+# Isolation
+
+
+@pytest.mark.parametrize("run", [1, 2])
+def test_each_test_starts_with_nobody_signed_in(
+    client: TestClient, otpless_emulator: EmulatedOtpless, run: int
+) -> None:
+    assert otpless_emulator.emulator.sessions() == []
+    assert client.get("/orders").status_code == 401
+    otpless_emulator.sign_in(client, user_id=f"MO-{run}")
+    assert len(client.get("/auth/sessions").json()) == 1
+
+
+def test_a_session_of_the_test_before_is_nobodys(otpless_emulator: EmulatedOtpless) -> None:
+    with use_emulator(APP) as before:
+        user = before.sign_in()
+    with pytest.raises(ConfigurationError, match="MO-1 was not signed in here"):
+        otpless_emulator.revoke(user)
+    with pytest.raises(TypeError, match="what sign_in returned is wanted"):
+        otpless_emulator.revoke(user.session_id)  # type: ignore[arg-type]
+
+
+def test_afterwards_the_application_is_what_it_was() -> None:
+    app = add_routes(FastAPI())
+    app.add_middleware(OtplessSessionMiddleware)
+    before = app.user_middleware, list(app.user_middleware), app.middleware_stack
+    with use_emulator(app):
+        assert TestClient(app).get("/orders").status_code == 401
+    assert before == (app.user_middleware, list(app.user_middleware), app.middleware_stack)
+    with pytest.raises(ConfigurationError, match="OTPLESS_CLIENT_ID"):
+        TestClient(app).get("/orders")
+
+
+def test_users_outlive_a_lifespan_within_a_test(otpless_emulator: EmulatedOtpless) -> None:
+    client = TestClient(APP)
+    otpless_emulator.sign_in(client)
+    for _ in range(2):
+        with client:
+            assert client.get("/orders").status_code == 200
+    assert client.get("/orders").status_code == 200
+
+
+def test_no_socket_is_opened_and_no_name_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was used")
+
+    for name in ("connect", "bind", "listen"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with use_emulator(APP) as otpless, TestClient(APP) as client:
+        otpless.expire(otpless.sign_in(client))
+        assert client.get("/details").status_code == 200
+
+
+# Where the middleware is
+
+
+def on_refusal(_: HTTPConnection, error: RefusalError) -> Response:
+    return JSONResponse({"please": "sign in"}, error.status_code)
+
+
+def bare_app(**options: Any) -> FastAPI:
+    return add_routes(FastAPI(**options))
+
+
+def added() -> Any:
+    app = bare_app()
+    app.add_middleware(OtplessSessionMiddleware, on_refusal=on_refusal)
+    return app
+
+
+def listed() -> Any:
+    return bare_app(middleware=[Middleware(OtplessSessionMiddleware, on_refusal=on_refusal)])
+
+
+def wrapping() -> Any:
+    return OtplessSessionMiddleware(bare_app(), on_refusal=on_refusal)
+
+
+def wrapped() -> Any:
+    return CORSMiddleware(wrapping(), allow_origins=["*"])
+
+
+def mounted() -> Any:
+    outer = Starlette()
+    outer.mount("/", added())
+    return outer
+
+
+def subclassed() -> Any:
+    class Ours(OtplessSessionMiddleware):
+        pass
+
+    app = bare_app()
+    app.add_middleware(Ours, on_refusal=on_refusal)
+    return app
+
+
+@pytest.mark.parametrize("make", [added, listed, wrapping, wrapped, mounted, subclassed])
+def test_the_middleware_is_found_wherever_it_is_and_keeps_what_else_it_was_given(make: Any) -> None:
+    app = make()
+    for user_id in ("MO-7", "MO-8"):
+        with use_emulator(app, required_paths=["/orders"]) as otpless, TestClient(app) as client:
+            assert client.get("/orders").json() == {"please": "sign in"}
+            otpless.sign_in(client, user_id=user_id)
+            assert client.get("/orders").json()["user"] == user_id
+    with pytest.raises(ConfigurationError, match="OTPLESS_CLIENT_ID"):
+        TestClient(app).get("/orders")
+
+
+def test_settings_in_code_are_kept_but_for_what_would_leave_the_process() -> None:
+    settings = OtplessSettings(
+        client_id="real",
+        client_secret="real",
+        store_url="postgresql://production/sessions",
+        header_name="X-Shop",
+        cookie_domain="shop.example",
+        cookie_samesite="none",
+        token_sources="header",
+        jwks_url="",
+    )
+    app = bare_app()
+    app.add_middleware(OtplessSessionMiddleware, settings=settings)
+    with use_emulator(app) as otpless:
+        client = TestClient(app)
+        otpless.sign_in(client, expires_in=-1)
+        assert "X-Shop" in client.headers
+        assert client.get("/orders").json()["refreshed"]
+        assert otpless.settings.client_id != "real"
+        with pytest.raises(ValueError, match="token_sources \\(header\\), not 'cookie'"):
+            otpless.sign_in(client, channel="cookie")
+
+
+# Wrong use
+
+
+def test_an_application_without_the_middleware_is_said_so() -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"no OtplessSessionMiddleware on this application.*add_middleware"),
+        use_emulator(bare_app()),
+    ):
+        pass
+
+
+def test_a_client_of_another_application_is_said_so(sign_in: SignIn) -> None:
+    with pytest.raises(ConfigurationError, match="override otpless_app"):
+        sign_in(TestClient(added()))
+    with pytest.raises(ConfigurationError, match="no OtplessSessionMiddleware"):
+        sign_in(TestClient(bare_app()))
+    with pytest.raises(TypeError, match=r"wants a client .*, not FastAPI"):
+        sign_in(APP)  # type: ignore[arg-type]
+
+
+def test_a_wrong_setting_is_said_so() -> None:
+    with pytest.raises(ConfigurationError, match="no such setting: valdation_ttl"), use_emulator(APP, valdation_ttl=3):
+        pass
+
+
+def test_a_cookie_that_the_client_would_not_send_is_said_so() -> None:
+    with use_emulator(APP, cookie_secure=True) as otpless:
+        with pytest.raises(ConfigurationError, match="never sends a Secure cookie"):
+            otpless.sign_in(TestClient(APP))
+        client = TestClient(APP, base_url="https://testserver")
+        otpless.sign_in(client, expires_in=-1)
+        assert client.get("/orders").json()["refreshed"]
+        assert not client.get("/orders").json()["refreshed"]
+    with use_emulator(APP, cookie_domain="shop.example") as otpless:
+        with pytest.raises(ConfigurationError, match=r"The cookie of shop\.example is not for http://testserver"):
+            otpless.sign_in(TestClient(APP))
+        client = TestClient(APP, base_url="http://www.shop.example")
+        otpless.sign_in(client, expires_in=-1)
+        assert client.get("/orders").json()["refreshed"]
+        assert not client.get("/orders").json()["refreshed"]
+
+
+def test_a_client_without_an_address_is_told_of_the_header(sign_in: SignIn) -> None:
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app=APP))
+    with pytest.raises(ConfigurationError, match='or sign in with channel="header"'):
+        sign_in(client)
+
+
+# In projects of their own
+
+
+def test_a_project_that_gives_no_application_has_one(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from fastapi_otpless_session.testing import SignedInApp
+
+        def test_session(otpless_session: SignedInApp) -> None:
+            found = otpless_session.client.get("/auth/session").json()
+            assert found["user_id"] == otpless_session.user_id
+            assert found["id"] == otpless_session.session_id
+        """
+    )
+    pytester.runpytest_inprocess(*WITHOUT).assert_outcomes(passed=1)
+
+
+def test_asynchronous_fixtures_and_tests_of_anyio_work_without_pytest_asyncio(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import httpx
+        import pytest
+        from fastapi import FastAPI
+        from fastapi_otpless_session import OtplessSessionMiddleware, OtplessSessions
+
+        pytestmark = pytest.mark.anyio
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+
+        @pytest.fixture
+        async def otpless_app():
+            app = FastAPI()
+            app.add_middleware(OtplessSessionMiddleware)
+            return app
+
+        async def test_sign_in(otpless_app, sign_in, otpless_emulator):
+            transport = httpx.ASGITransport(app=otpless_app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                sign_in(client)
+                assert (await client.get("/")).status_code == 404
+        """
+    )
+    pytester.runpytest_inprocess(*WITHOUT).assert_outcomes(passed=1)
+
+
+def test_who_asks_for_no_fixture_does_not_import_the_package(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_nothing() -> None:
+            assert "pytest_otpless_session" in sys.modules
+            assert "fastapi_otpless_session" not in sys.modules
+        """
+    )
+    pytester.runpytest_subprocess(*WITHOUT).assert_outcomes(passed=1)
+
+
+def test_the_plugin_can_be_switched_off(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(otpless_emulator): ...")
+    result = pytester.runpytest_inprocess("-p", "no:otpless", *WITHOUT)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'otpless_emulator' not found*"])

@@ -1,0 +1,146 @@
+"""`override_session`: a session for routes alone, and undone afterwards."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import pytest
+from conftest import add_routes
+from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.testclient import WebSocketDenialResponse
+
+from fastapi_otpless_session import (
+    CurrentSession,
+    CurrentSessionDetails,
+    Identity,
+    MiddlewareMissingError,
+    OtplessSessionMiddleware,
+    Session,
+    SessionDetails,
+    SessionReason,
+    current_session,
+    fresh_within,
+)
+from fastapi_otpless_session.testing import override_session
+
+
+def somebody_elses() -> Session:
+    raise NotImplementedError
+
+
+@pytest.fixture(params=["bare", "with middleware"])
+def app(request: pytest.FixtureRequest) -> FastAPI:
+    app = add_routes(FastAPI())
+    if request.param == "with middleware":
+        app.add_middleware(OtplessSessionMiddleware)
+    router = APIRouter()
+
+    @router.get("/recent")
+    async def recent(session: Annotated[Session, Depends(fresh_within(60))]) -> str:
+        return session.user_id
+
+    @router.websocket("/ws")
+    async def ws(websocket: WebSocket, session: CurrentSession) -> None:
+        await websocket.accept()
+        await websocket.send_text(session.user_id)
+        await websocket.close()
+
+    app.include_router(router, prefix="/more")
+    return app
+
+
+def test_every_dependency_gives_the_session(app: FastAPI) -> None:
+    client = TestClient(app)
+    with override_session(app, user_id="MO-7", session_id="s-1", email="a@shop.example", mobile="91") as session:
+        assert session is not None
+        assert client.get("/orders").json() == {"id": "s-1", "user": "MO-7", "refreshed": False, "stale": False}
+        assert [client.get(path).json() for path in ("/maybe", "/fresh")] == [{"user": "MO-7"}] * 2
+        assert client.get("/more/recent").json() == "MO-7"
+        details = client.get("/details").json()
+        with client.websocket_connect("/more/ws") as websocket:
+            assert websocket.receive_text() == "MO-7"
+    assert [each["identity_value"] for each in details["identities"]] == ["91", "a@shop.example"]
+    assert (details["session_id"], details["user_id"]) == ("s-1", "MO-7")
+
+
+def test_nobody_is_signed_in_for_the_reason_that_is_given(app: FastAPI) -> None:
+    client = TestClient(app)
+    with override_session(app, None):
+        assert client.get("/orders").json()["detail"]["code"] == "session_missing"
+        assert client.get("/details").status_code == 401
+        assert client.get("/maybe").json() == {"user": None}
+        with pytest.raises(WebSocketDenialResponse) as refused, client.websocket_connect("/more/ws"):
+            pass
+        assert refused.value.status_code == 401
+    with override_session(app, None, reason=SessionReason.UNAVAILABLE):
+        assert client.get("/more/recent").status_code == 503
+        assert client.get("/maybe").json() == {"user": None}
+    with override_session(app, None, reason=SessionReason.CONFLICT):
+        assert client.get("/maybe").status_code == 400
+
+
+def test_what_was_there_is_back_also_after_an_error_and_in_turn(app: FastAPI) -> None:
+    app.dependency_overrides[current_session] = somebody_elses
+    before = dict(app.dependency_overrides), list(app.user_middleware)
+    client = TestClient(app)
+    with override_session(app, "MO-1"):
+        with pytest.raises(ZeroDivisionError), override_session(app, "MO-2"):
+            _ = client.get("/orders").json()["user"] == "MO-2" and 1 / 0
+        assert client.get("/orders").json()["user"] == "MO-1"
+    assert (dict(app.dependency_overrides), list(app.user_middleware)) == before
+
+
+def test_it_decorates_a_test_too(app: FastAPI) -> None:
+    @override_session(app, user_id="MO-7")
+    def orders() -> Any:
+        return TestClient(app).get("/orders").json()
+
+    assert orders()["user"] == orders()["user"] == "MO-7"
+
+
+def test_without_it_a_bare_application_says_that_the_middleware_is_missing() -> None:
+    app = add_routes(FastAPI())
+    with override_session(app):
+        assert TestClient(app).get("/orders").status_code == 200
+    with pytest.raises(MiddlewareMissingError):
+        TestClient(app).get("/orders")
+
+
+def test_the_session_is_what_the_test_says() -> None:
+    app = FastAPI()
+    seen: list[Any] = []
+
+    @app.get("/")
+    async def look(session: CurrentSession, details: CurrentSessionDetails) -> None:
+        seen.extend([session, details])
+
+    details = SessionDetails(session_id="x", user_id="y", identities=(Identity(identity_value="z"),))
+    with override_session(
+        app, name="Asha", claims={"role": "admin"}, expires_in=-5, stale=True, details=details
+    ) as made:
+        TestClient(app).get("/")
+    session = seen[0]
+    assert session == made
+    assert seen[1] == details
+    assert (session.user_id, session.name, session.claims["role"], session.stale) == ("MO-1", "Asha", "admin", True)
+    assert session.issued_at <= session.expires_at < session.validated_at
+    assert session.token.get_secret_value()
+
+
+@pytest.mark.parametrize("expires_in", [math.inf, math.nan, 1e20, -1e20])
+def test_a_time_that_no_calendar_holds_is_said_so(expires_in: float) -> None:
+    with (
+        pytest.raises(ValueError, match="expires_in must lead to a time"),
+        override_session(FastAPI(), expires_in=expires_in),
+    ):
+        pass
+
+
+def test_wrong_use_is_said_so() -> None:
+    with pytest.raises(TypeError, match="the FastAPI application itself, not Starlette"):
+        override_session(Starlette()).__enter__()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="None: nobody is signed in"):
+        override_session(FastAPI(), "").__enter__()
