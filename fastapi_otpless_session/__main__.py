@@ -1,4 +1,4 @@
-"""`python -m fastapi_otpless_session`: the OTPLESS emulator, new sealing keys, and a store's tables."""
+"""`python -m fastapi_otpless_session`: a check-up, the OTPLESS emulator, new sealing keys, and a store's tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fastapi_otpless_session.doctor import cli as doctor
 from fastapi_otpless_session.emulator import cli
 from fastapi_otpless_session.stores.sql_schema import SCHEMA
 from fastapi_otpless_session.tokens import new_key
@@ -15,12 +16,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     parser = argparse.ArgumentParser("python -m fastapi_otpless_session", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    doctor.add_arguments(commands.add_parser("doctor", help="check settings, OTPLESS, the store and an application"))
     cli.add_arguments(commands.add_parser("emulator", help="run a stand-in for OTPLESS"))
     commands.add_parser("keygen", help="print a new key for OTPLESS_ENCRYPTION_KEYS")
     schema = commands.add_parser("schema", help="print the SQL that makes a store's tables")
     schema.add_argument("dialect", choices=["postgresql"])
     chosen = parser.parse_args(arguments)
     match chosen.command:
+        case "doctor":
+            return doctor.main(chosen)
         case "emulator":
             return cli.main(chosen)
         case "schema":

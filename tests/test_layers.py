@@ -27,6 +27,11 @@ LAYERS = [
         *("copies", "resolver", "sessions"),
     },
     {"connection", "websocket", "middleware", "dependencies", "script", "router"},
+    {
+        *("doctor", "doctor.findings", "doctor.host", "doctor.application", "doctor.load", "doctor.setup"),
+        *("doctor.otpless", "doctor.store", "doctor.configuration", "doctor.cookie", "doctor.layers", "doctor.places"),
+        *("doctor.site", "doctor.checks", "doctor.display", "doctor.cli"),
+    },
 ]
 ON_TOP = {"", "__main__"}
 """The root gathers the public names, and the command line calls what it needs; nobody imports either."""

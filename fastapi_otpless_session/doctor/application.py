@@ -1,0 +1,146 @@
+"""An application, taken apart: its middleware from the outside in, its routes, and what is mounted in it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import fastapi.routing
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
+
+from fastapi_otpless_session.middleware import OtplessSessionMiddleware
+from fastapi_otpless_session.router import SignInRoute
+from fastapi_otpless_session.sessions import OtplessSessions
+from fastapi_otpless_session.settings import OtplessSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One middleware: what it is, and the arguments that it was given."""
+
+    kind: Any
+    arguments: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The name of its class."""
+        return str(getattr(self.kind, "__name__", type(self.kind).__name__))
+
+    def is_a(self, *names: str) -> bool:
+        """Whether it is one of these, or made from one, by the names of classes."""
+        bases = inspect.getmro(self.kind) if inspect.isclass(self.kind) else ()
+        return bool({self.name, *(base.__name__ for base in bases)} & set(names))
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is `OtplessSessionMiddleware`."""
+        return inspect.isclass(self.kind) and issubclass(self.kind, OtplessSessionMiddleware)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A route's full path, as a template. A mount's path leads to all paths below it."""
+
+    path: str
+    is_sign_in: bool = False
+    is_open: bool = False
+    """Whether everything below it belongs to it, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What the doctor sees of an application."""
+
+    layers: tuple[Layer, ...]
+    """From the outside in."""
+    places: tuple[Place, ...]
+    has_websockets: bool = False
+    mounted: Mapping[str, Application] = field(default_factory=dict)
+    """The applications that are mounted in it, by their paths."""
+
+    @property
+    def ours(self) -> int | None:
+        """Where `OtplessSessionMiddleware` stands among the layers."""
+        return next((number for number, layer in enumerate(self.layers) if layer.is_ours), None)
+
+    @property
+    def sign_in(self) -> str | None:
+        """The path of the router's sign-in route."""
+        return next((place.path for place in self.places if place.is_sign_in), None)
+
+    @property
+    def settings(self) -> OtplessSettings | None:
+        """The settings that the middleware was given in code."""
+        if self.ours is None:
+            return None
+        given = list(self.layers[self.ours].arguments.values())
+        sessions = next((each for each in given if isinstance(each, OtplessSessions)), None)
+        if sessions is not None:
+            return sessions.settings
+        return next((each for each in given if isinstance(each, OtplessSettings)), None)
+
+    def layer(self, name: str) -> tuple[int, Layer] | None:
+        """Return the outermost middleware of a class, by its name, and where it stands."""
+        return next(((number, layer) for number, layer in enumerate(self.layers) if layer.is_a(name)), None)
+
+
+def view(app: Any) -> Application:
+    """Take an application apart. What is wrapped around it counts as middleware."""
+    wrappers = []
+    while not hasattr(app, "user_middleware") and (inner := getattr(app, "app", None)) is not None:
+        wrappers.append(Layer(type(app), _attributes(app)))
+        app = inner
+    layers = [*wrappers, *map(_layer, getattr(app, "user_middleware", ()))]
+    mounted: dict[str, Application] = {}
+    places, websockets = [], False
+    for place, route in _walk(getattr(app, "routes", ()), "", mounted):
+        places.append(place)
+        websockets = websockets or isinstance(route, WebSocketRoute)
+    return Application(tuple(layers), tuple(places), websockets, mounted)
+
+
+def _layer(middleware: Middleware) -> Layer:
+    kind: Any = middleware.cls
+    try:
+        bound = inspect.signature(kind).bind(None, *middleware.args, **middleware.kwargs)
+    except (TypeError, ValueError):  # Starlette itself will say so, and better
+        return Layer(kind, middleware.kwargs)
+    bound.apply_defaults()
+    return Layer(kind, bound.arguments)
+
+
+def _attributes(wrapper: object) -> dict[str, Any]:
+    """A wrapper's attributes stand for the arguments that it was given."""
+    return dict(getattr(wrapper, "__dict__", {}))
+
+
+def _walk(
+    routes: Iterable[BaseRoute], prefix: str, mounted: dict[str, Application]
+) -> Iterator[tuple[Place, BaseRoute]]:
+    for path, route in _flat(routes):
+        if isinstance(route, Mount | Host):
+            at = prefix + (route.path if isinstance(route, Mount) else "")
+            if hasattr(route.app, "user_middleware"):
+                mounted[at or "/"] = view(route.app)
+            inner = list(_walk(route.routes, at, mounted))
+            yield from inner or [(Place(at, is_open=True), route)]
+        else:
+            yield Place(prefix + path, is_sign_in=isinstance(route, SignInRoute)), route
+
+
+def _flat(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
+    """Name all routes with their paths. Newer versions of FastAPI keep an included router as one route."""
+    contexts: Any = getattr(fastapi.routing, "iter_route_contexts", None)
+    if contexts is None:
+        for route in routes:
+            yield _path(route), route
+    else:
+        for context in contexts(list(routes)):
+            yield str(context.path or ""), context.original_route
+
+
+def _path(route: BaseRoute) -> str:
+    return route.path if isinstance(route, Route | WebSocketRoute | Mount) else ""

@@ -1,0 +1,185 @@
+"""The application's middleware: ours must be there, and the others where they should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi_otpless_session.doctor.application import Application, Layer
+from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem, skipped, warning
+from fastapi_otpless_session.doctor.setup import Setup
+
+OURS = "OtplessSessionMiddleware"
+ADD = f"app.add_middleware({OURS})"
+STATE_ATTRIBUTE = "otpless"
+
+
+def _ours(app: Application) -> int:
+    if app.ours is None:
+        raise NotApplicableError(f"There is no {OURS} to compare with.")
+    return app.ours
+
+
+def _cors(setup: Setup) -> tuple[int, Layer]:
+    found = setup.app.layer("CORSMiddleware")
+    if found is None:
+        raise NotApplicableError("There is no CORSMiddleware: pages of other origins cannot read answers.")
+    return found
+
+
+async def middleware(setup: Setup) -> Outcome:
+    """It is there, once."""
+    app = setup.app
+    count = sum(layer.is_ours for layer in app.layers)
+    if count > 1:
+        return problem(f"{OURS} is there {count} times: requests are resolved {count} times.", "Add it once.")
+    if count == 1:
+        return ok(f"{OURS} is there.")
+    inside = [path for path, each in app.mounted.items() if each.ours is not None]
+    if inside:
+        return warning(
+            f"{OURS} is only in the application mounted at {', '.join(inside)}, whose lifespan nobody runs: no "
+            "refresh-ahead, and what OTPLESS could not be told waits.",
+            f"Add it to the outer application: {ADD}; the mounted one shares its session.",
+        )
+    return problem(f"There is no {OURS}: whatever asks for a session answers with an error.", f"Add it: {ADD}")
+
+
+async def order(setup: Setup) -> Outcome:
+    """What stands outside and inside of ours has what it needs."""
+    app = setup.app
+    number = _ours(app)
+    outside, inside = app.layers[:number], app.layers[number + 1 :]
+    if any(layer.is_a("ProxyHeadersMiddleware") for layer in inside):
+        return warning(
+            "ProxyHeadersMiddleware is inside ours, which sees the proxy's scheme and address.",
+            f"Add it after {OURS}, so that it is outside, or start uvicorn with --proxy-headers.",
+        )
+    for layer in outside:
+        if layer.is_a("BaseHTTPMiddleware") and _asks_for_session(layer):
+            return problem(
+                f"{_named(layer)} is outside ours: request.state.otpless is not there before its call_next.",
+                f"Add it before {OURS}, which makes it an inner one.",
+            )
+    if any(layer.is_a("TrustedHostMiddleware", "HTTPSRedirectMiddleware") for layer in inside):
+        name = next(layer.name for layer in inside if layer.is_a("TrustedHostMiddleware", "HTTPSRedirectMiddleware"))
+        return warning(
+            f"{name} is inside ours: sessions of requests that it turns away are resolved all the same.",
+            f"Add it after {OURS}, so that it is outside.",
+        )
+    names = ", ".join(map(_named, outside)) or "nothing"
+    return ok(f"Outside ours: {names}; inside: {', '.join(map(_named, inside)) or 'nothing'}.")
+
+
+async def cors_order(setup: Setup) -> Outcome:
+    """CORS is outside: refusals need its headers, too."""
+    number, _ = _cors(setup)
+    if number > _ours(setup.app):
+        return problem(
+            "CORSMiddleware is inside ours: pages of other origins cannot read our refusals, and see a network error.",
+            f"Add CORSMiddleware after {OURS}: what is added last is outermost.",
+        )
+    return ok("CORSMiddleware is outside ours.")
+
+
+async def cors_headers(setup: Setup) -> Outcome:
+    """CORS lets our header through, both ways."""
+    _, cors = _cors(setup)
+    settings, header = setup.settings, setup.settings.header_name
+    if {"header", "authorization"}.isdisjoint(settings.token_sources):
+        return skipped("Only the cookie carries tokens.")
+    missing = [
+        argument
+        for argument in ("allow_headers", "expose_headers")
+        if not _covers(cors.arguments.get(argument), header, star=argument == "allow_headers")
+    ]
+    if not missing:
+        return ok(f"CORSMiddleware lets {header} in and out.")
+    effect = {
+        "allow_headers": "pages of other origins cannot send it",
+        "expose_headers": "they never see a swapped token, and are signed out when the old one is dead",
+    }
+    finding = (
+        f"CORSMiddleware lacks {header} in {' and '.join(missing)}: {'; '.join(effect[name] for name in missing)}."
+    )
+    arguments = ", ".join(f'{name}=[..., "{header}"]' for name in missing)
+    fix = f"CORSMiddleware({arguments})"
+    by_cookie = setup.uses_cookie and bool(cors.arguments.get("allow_credentials"))
+    return warning(finding, f"{fix}, unless these pages have cookies only.") if by_cookie else problem(finding, fix)
+
+
+async def cors_origins(setup: Setup) -> Outcome:
+    """Origins that may read answers may also sign in."""
+    _, cors = _cors(setup)
+    allowed = _texts(cors.arguments.get("allow_origins"))
+    if "*" in allowed and cors.arguments.get("allow_credentials"):
+        return problem(
+            'CORSMiddleware has allow_origins=["*"] with allow_credentials: any site reads what the cookie gives.',
+            "Name the origins, in allow_origins and in OTPLESS_TRUSTED_ORIGINS.",
+        )
+    trusted = setup.settings.trusted_origins
+    site = setup.known_site.origin if setup.known_site else None
+    missing = [each for each in allowed if each.rstrip("/").lower() not in {*trusted, site, "*"}]
+    if missing and setup.app.sign_in is not None:
+        return problem(
+            f"CORSMiddleware allows {', '.join(missing)}, which OTPLESS_TRUSTED_ORIGINS does not have: "
+            "signing in and out from there is a 403.",
+            f"OTPLESS_TRUSTED_ORIGINS={','.join([*trusted, *missing])}",
+        )
+    if not trusted and setup.app.sign_in is not None:
+        return warning(
+            "CORSMiddleware allows other origins, and OTPLESS_TRUSTED_ORIGINS has none: these cannot sign in or out.",
+            "Name them in OTPLESS_TRUSTED_ORIGINS.",
+        )
+    return ok("The origins that CORSMiddleware allows are trusted.")
+
+
+async def trusted_hosts(setup: Setup) -> Outcome:
+    """Hosts that are let in are hosts that the cookie is for."""
+    found = setup.app.layer("TrustedHostMiddleware")
+    if found is None:
+        return skipped("There is no TrustedHostMiddleware.")
+    hosts = _texts(found[1].arguments.get("allowed_hosts")) or ["*"]
+    site, domain = setup.known_site, setup.settings.cookie_domain
+    if site is not None and not any(_is_host(site.host, pattern) for pattern in hosts):
+        return problem(
+            f"TrustedHostMiddleware refuses {site.host}: it allows {', '.join(hosts)}.",
+            f'TrustedHostMiddleware(allowed_hosts=[..., "{site.host}"])',
+        )
+    if domain is not None and "*" not in hosts and not any(_is_in(host, domain) for host in hosts):
+        return problem(
+            f"The cookie is for {domain}, and TrustedHostMiddleware allows {', '.join(hosts)} only: browsers drop it.",
+            "OTPLESS_COOKIE_DOMAIN must be the end of an allowed host's name.",
+        )
+    return ok(f"TrustedHostMiddleware allows {', '.join(hosts)}.")
+
+
+def _asks_for_session(layer: Layer) -> bool:
+    """Whether a middleware's own code names `request.state.otpless`."""
+    code = [layer.arguments.get("dispatch"), getattr(layer.kind, "dispatch", None)]
+    return any(STATE_ATTRIBUTE in getattr(getattr(each, "__code__", None), "co_names", ()) for each in code)
+
+
+def _named(layer: Layer) -> str:
+    """Name a middleware; what `@app.middleware` made is known by its function."""
+    function = getattr(layer.arguments.get("dispatch"), "__name__", None)
+    return f"{layer.name} ({function})" if function else layer.name
+
+
+def _covers(value: object, header: str, *, star: bool) -> bool:
+    texts = [text.lower() for text in _texts(value)]
+    return header.lower() in texts or (star and "*" in texts)
+
+
+def _texts(value: object) -> Sequence[str]:
+    if isinstance(value, str):
+        return [value]
+    return [str(each) for each in value] if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def _is_host(host: str, pattern: str) -> bool:
+    return pattern in {"*", host} or (pattern.startswith("*") and host.endswith(pattern[1:]))
+
+
+def _is_in(host: str, domain: str) -> bool:
+    host, domain = host.removeprefix("*.").lower(), domain.removeprefix(".").lower()
+    return host == domain or host.endswith(f".{domain}")

@@ -1,0 +1,173 @@
+"""The session store: whether it can be reached and written, everybody shares it, and its clock agrees with ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from urllib.parse import unquote
+
+from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
+from fastapi_otpless_session.doctor.host import NETWORK_FILESYSTEMS, Host
+from fastapi_otpless_session.doctor.otpless import compared
+from fastapi_otpless_session.doctor.setup import Setup
+from fastapi_otpless_session.errors import ConfigurationError, StoreError
+from fastapi_otpless_session.stores import SessionStore, open_store
+from fastapi_otpless_session.stores.base import SessionRow
+
+LIFE = 0.2
+"""How many seconds the row lives that is written to see whether that works."""
+PURGE_BATCH = 500
+SHARED = "Use postgresql:// or redis:// for OTPLESS_STORE_URL."
+
+
+async def store(setup: Setup) -> Outcome:
+    """A row can be written, is found again, and is taken away."""
+    scheme, path = kind(setup), sqlite_path(setup)
+    if path is not None and (trouble := _folder_trouble(path)) is not None:
+        return trouble
+    try:
+        async with _opened(setup, path) as opened:
+            return await _written(opened, _shown(scheme, path))
+    except ConfigurationError as error:
+        text = str(error).removeprefix("OTPLESS_STORE_URL: ")
+        return problem(f"OTPLESS_STORE_URL: {text}.", "Write it as the text says, or install what it names.")
+    except StoreError as error:
+        return problem(f"{_shown(scheme, path)} cannot be used: {error}.", _remedy(scheme, path))
+
+
+async def store_clock(setup: Setup) -> Outcome:
+    """The clock that sessions go by agrees with ours."""
+    if kind(setup) in {"memory", "sqlite"}:
+        return skipped("The store goes by this host's clock.")
+    try:
+        async with _opened(setup, None) as opened:
+            started = time.monotonic()
+            theirs = await opened.now()
+            took = time.monotonic() - started
+            return compared(time.time() - took / 2 - theirs, took / 2, "This host's clock", "the store's")
+    except (ConfigurationError, StoreError) as error:
+        return skipped(f"The store's time is not known: {error}.")
+
+
+async def store_shared(setup: Setup) -> Outcome:
+    """All workers and hosts of the application see the same sessions."""
+    scheme, path = kind(setup), sqlite_path(setup)
+    if scheme == "memory":
+        return _memory(setup.host)
+    if path is None:
+        return ok("All workers and hosts share the store.")
+    return _sqlite(path, setup.host)
+
+
+def _memory(host: Host) -> Outcome:
+    if (host.workers or 1) > 1:
+        return problem(
+            f"memory:// with {host.workers} workers: each has sessions of its own, and signs out the others' users.",
+            "Use sqlite:///sessions.db for several workers of one machine, postgresql:// or redis:// for several.",
+        )
+    return warning(
+        "memory:// holds for one process: a restart signs everybody out, and so do uvicorn --workers, "
+        "WEB_CONCURRENCY or a second host.",
+        "Use sqlite:///sessions.db on one machine, postgresql:// or redis:// on several; for tests all is well.",
+    )
+
+
+def _sqlite(path: Path, host: Host) -> Outcome:
+    filesystem = host.filesystem(path)
+    if NETWORK_FILESYSTEMS.fullmatch(filesystem):
+        finding = f"{path} lies on {filesystem}: SQLite's locks do not hold there, and the file will be damaged."
+        return problem(finding, f"Put it on a local disk. {SHARED}")
+    if host.platform:
+        finding = f"{host.platform} may run the application on several hosts; each would have a {path.name} of its own."
+        return warning(finding, f"{SHARED} It is fine as long as there is one host, whose disk stays.")
+    if filesystem in {"overlay", "aufs"} and host.is_container:
+        finding = f"{path} lies in the container's own layer: the next container starts with nobody signed in."
+        return warning(finding, f"Put it on a volume, and its path into OTPLESS_STORE_URL. {SHARED}")
+    if filesystem in {"tmpfs", "ramfs"}:
+        finding = f"{path} lies in memory ({filesystem}): a restart of the host signs everybody out."
+        return warning(finding, "Put it on a disk, and its path into OTPLESS_STORE_URL.")
+    return ok(f"The workers of this machine share {path}; several machines would need PostgreSQL or Redis.")
+
+
+async def _written(opened: SessionStore, shown: str) -> Outcome:
+    name, token, refresh = f"doctor-{secrets.token_hex(16)}", secrets.token_bytes(32), secrets.token_bytes(32)
+    now = await opened.now()
+    row = SessionRow(session_id=name, user_id=name, created_at=now, last_seen_at=now, expires_at=now + LIFE)
+    await opened.create(row, token, refresh)
+    found = await opened.find(token)
+    if found is None and await opened.now() < row.expires_at:
+        return problem(f"{shown} takes a session, but does not have it afterwards.", "Is it a cache, or a replica?")
+    await asyncio.sleep(max(0.0, row.expires_at - await opened.now()) + 0.01)
+    await opened.purge(PURGE_BATCH)
+    over = "was deleted again" if await opened.get(name) is None else "goes with the expired ones"
+    return ok(f"{shown} can be reached and written: a row was written, found, and {over}.")
+
+
+@asynccontextmanager
+async def _opened(setup: Setup, path: Path | None) -> AsyncIterator[SessionStore]:
+    """Open the application's store, or one beside its file where there is no file yet: that is not ours to make.
+
+    Made by whoever runs the doctor, it might not be the application's to write.
+    """
+    scratch = _beside(path) if path is not None else None
+    opened = open_store(f"sqlite:///{scratch}") if scratch else setup.open_store()
+    try:
+        await opened.open()
+        yield opened
+    finally:
+        await opened.close()
+        if scratch:
+            await asyncio.to_thread(_remove, scratch)
+
+
+def _beside(path: Path) -> Path | None:
+    return None if path.exists() else path.with_name(f".otpless-doctor-{secrets.token_hex(4)}")
+
+
+def _remove(scratch: Path) -> None:
+    for path in scratch.parent.glob(f"{scratch.name}*"):  # SQLite's and the store's own companions, too
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def kind(setup: Setup) -> str:
+    """Return the scheme of the store's URL."""
+    return setup.settings.store_url.get_secret_value().partition("://")[0]
+
+
+def sqlite_path(setup: Setup) -> Path | None:
+    """Return the absolute path of a SQLite file."""
+    scheme, _, rest = setup.settings.store_url.get_secret_value().partition("://")
+    if scheme != "sqlite" or not rest[1:]:
+        return None
+    return Path(unquote(rest[1:])).absolute()
+
+
+def _folder_trouble(path: Path) -> Outcome | None:
+    if not path.parent.is_dir():
+        return problem(
+            f"There is no folder {path.parent} for OTPLESS_STORE_URL's file.",
+            f"Make it, and give it to the application's user: mkdir -p {path.parent}",
+        )
+    owner = path.stat().st_uid if path.exists() else path.parent.stat().st_uid
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and owner != 0:
+        return warning(
+            f"The doctor runs as root, who may write everything; {path} is another user's.",
+            "Run it as the user that the application runs as.",
+        )
+    return None
+
+
+def _shown(scheme: str, path: Path | None) -> str:
+    return str(path) if path is not None else f"The {scheme}:// store"
+
+
+def _remedy(scheme: str, path: Path | None) -> str:
+    if path is not None:
+        return f"Let the application's user write {path} and its folder; SQLite keeps two more files beside it."
+    return f"Start the server, or mend host, port, user and password in OTPLESS_STORE_URL ({scheme}://...)."

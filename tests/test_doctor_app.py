@@ -1,0 +1,266 @@
+"""`doctor` on applications with one thing wrong, on the cookie, and on the running site."""
+
+from __future__ import annotations
+
+import pytest
+from asgi import serving
+from conftest import make_settings
+from doctored import APP, Examine
+from processes import steady_port
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from fastapi_otpless_session.doctor.application import Place
+from fastapi_otpless_session.doctor.places import meets
+
+CORS = """
+from starlette.middleware.cors import CORSMiddleware
+
+def add_cors(**values):
+    app.add_middleware(CORSMiddleware, **{
+        "allow_origins": ["https://shop.example"],
+        "allow_headers": ["Content-Type", "X-Session-Token"],
+        "expose_headers": ["X-Session-Token"],
+        **values,
+    })
+"""
+TRUST = {"OTPLESS_TRUSTED_ORIGINS": "https://shop.example"}
+
+
+# The application
+
+
+@pytest.mark.parametrize(
+    ("check", "status", "text"),
+    [
+        pytest.param("middleware", "ok", "", id="as it should be"),
+        pytest.param("middleware", "problem", "app.user_middleware.clear()", id="no middleware"),
+        pytest.param("middleware", "problem", "app.add_middleware(OtplessSessionMiddleware)", id="twice"),
+        pytest.param(
+            "middleware",
+            "warning",
+            "outer = FastAPI(); outer.mount('/shop', app); app = outer",
+            id="in a mounted one only",
+        ),
+        pytest.param(
+            "mounted-apps", "ok", "inner = FastAPI(); app.mount('/admin', inner)", id="a mounted one without its own"
+        ),
+        pytest.param(
+            "mounted-apps",
+            "warning",
+            "inner = FastAPI(); inner.add_middleware(OtplessSessionMiddleware); app.mount('/admin', inner)",
+            id="a mounted one with its own",
+        ),
+        pytest.param("router", "ok", "", id="a router"),
+        pytest.param(
+            "router", "warning", "app = FastAPI(); app.add_middleware(OtplessSessionMiddleware)", id="no router"
+        ),
+        pytest.param(
+            "router", "warning", "app.include_router(create_session_router(), prefix='/again')", id="two routers"
+        ),
+        pytest.param("cors-order", "skipped", "", id="no CORS"),
+        pytest.param("cors-order", "ok", f"{CORS}\nadd_cors()", id="CORS outside"),
+        pytest.param(
+            "cors-order",
+            "problem",
+            f"{CORS}\nadd_cors()\napp.user_middleware.reverse()",
+            id="CORS inside",
+        ),
+        pytest.param(
+            "cors-order",
+            "ok",
+            "from starlette.middleware.cors import CORSMiddleware\napp = CORSMiddleware(app, allow_origins=['*'])",
+            id="CORS around the application",
+        ),
+        pytest.param("cors-headers", "ok", f"{CORS}\nadd_cors()", id="header exposed"),
+        pytest.param("cors-headers", "ok", f"{CORS}\nadd_cors(allow_headers=['*'])", id="all headers allowed"),
+        pytest.param("cors-headers", "problem", f"{CORS}\nadd_cors(expose_headers=[])", id="header not exposed"),
+        pytest.param("cors-headers", "problem", f"{CORS}\nadd_cors(allow_headers=[])", id="header not allowed"),
+        pytest.param(
+            "cors-headers",
+            "warning",
+            f"{CORS}\nadd_cors(expose_headers=[], allow_credentials=True)",
+            id="header not exposed, but there are cookies",
+        ),
+        pytest.param("cors-origins", "ok", f"{CORS}\nadd_cors()", id="a trusted origin"),
+        pytest.param(
+            "cors-origins",
+            "problem",
+            f"{CORS}\nadd_cors(allow_origins=['https://a.example'])",
+            id="an origin not trusted",
+        ),
+        pytest.param(
+            "cors-origins",
+            "problem",
+            f"{CORS}\nadd_cors(allow_origins=['*'], allow_credentials=True)",
+            id="everybody with credentials",
+        ),
+        pytest.param(
+            "middleware-order",
+            "ok",
+            "@app.middleware('http')\nasync def timed(request, call_next):\n    return await call_next(request)",
+            id="a middleware that does not ask",
+        ),
+        pytest.param(
+            "middleware-order",
+            "problem",
+            "@app.middleware('http')\nasync def greet(request, call_next):\n"
+            "    await request.state.otpless.session()\n    return await call_next(request)",
+            id="a middleware that asks too early",
+        ),
+        pytest.param(
+            "middleware-order",
+            "warning",
+            "from starlette.middleware.trustedhost import TrustedHostMiddleware\n"
+            "app.add_middleware(TrustedHostMiddleware, allowed_hosts=['shop.example'])\napp.user_middleware.reverse()",
+            id="hosts looked at too late",
+        ),
+        pytest.param(
+            "middleware-order",
+            "ok",
+            "from starlette.middleware.gzip import GZipMiddleware\napp.add_middleware(GZipMiddleware)",
+            id="GZip outside",
+        ),
+        pytest.param(
+            "cookie-name",
+            "problem",
+            "from starlette.middleware.sessions import SessionMiddleware\n"
+            "app.add_middleware(SessionMiddleware, secret_key='x', session_cookie='__Host-otpless_session')",
+            id="another middleware has our cookie",
+        ),
+        pytest.param(
+            "cookie-name",
+            "ok",
+            "from starlette.middleware.sessions import SessionMiddleware\n"
+            "app.add_middleware(SessionMiddleware, secret_key='x')",
+            id="another middleware has another cookie",
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_application_is_found(examine: Examine, check: str, status: str, text: str) -> None:
+    found = examine(app=f"{APP}\n{text}", **TRUST)
+    assert found[check] == status, found.text(check)
+
+
+def test_header_tokens_that_nobody_can_have_are_noticed(examine: Examine) -> None:
+    app = f"{APP}\napp = FastAPI(); app.add_middleware(OtplessSessionMiddleware)"
+    assert examine(app=app, OTPLESS_ACCEPT_UNKNOWN_TOKENS="false")["unknown-tokens"] == "warning"
+    assert examine(app=APP, OTPLESS_ACCEPT_UNKNOWN_TOKENS="false")["unknown-tokens"] == "ok"
+    assert "ACCEPT_UNKNOWN_TOKENS=false" in examine(app=APP, OTPLESS_ACCEPT_UNKNOWN_TOKENS="true").text(
+        "unknown-tokens"
+    )
+
+
+def test_path_globs_that_match_no_route_are_named(examine: Examine) -> None:
+    found = examine(app=APP, OTPLESS_REQUIRED_PATHS="/orders/*,/ordres/**", OTPLESS_EXEMPT_PATHS="/orders/help,/faq")
+    assert found["required-paths"] == "problem"
+    assert found.checks["required-paths"]["finding"].startswith("/ordres/** in ")
+    assert found["exempt-paths"] == "warning"
+    assert found.checks["exempt-paths"]["finding"].startswith("/faq in ")
+
+
+@pytest.mark.parametrize(
+    ("glob", "route", "meet"),
+    [
+        ("/account/**", "/account", True),
+        ("/account/**", "/account/{page}", True),
+        ("/account/**", "/accounts", False),
+        ("/**", "/", True),
+        ("/*", "/{page}", True),
+        ("/*", "/a/b", False),
+        ("/a/*/c", "/a/{x:int}/c", True),
+        ("/a/b", "/a/{x}", True),
+        ("/a/b", "/a/{x}/c", False),
+        ("/files/one/two", "/files/{path:path}", True),
+        ("/report-*", "/report-{year}.pdf", True),
+        ("/report-*", "/report-2026", True),
+        ("/report-2026.pdf", "/report-{year}.pdf", True),
+        ("/report-2026.txt", "/report-{year}.pdf", False),
+        ("/x", "/", False),
+    ],
+)
+def test_a_glob_meets_a_route_where_a_path_can_match_both(glob: str, route: str, meet: bool) -> None:
+    assert meets(glob, Place(route)) is meet
+
+
+def test_a_glob_meets_what_is_mounted() -> None:
+    assert meets("/static/css/**", Place("/static", is_open=True))
+    assert not meets("/assets/**", Place("/static", is_open=True))
+
+
+# The cookie, and the site
+
+
+@pytest.mark.parametrize(
+    ("check", "status", "site", "variables"),
+    [
+        ("cookie-secure", "ok", "https://shop.example", {}),
+        ("cookie-secure", "problem", "http://shop.example", {}),
+        ("cookie-secure", "warning", "http://localhost:8000", {}),
+        ("cookie-secure", "warning", "https://shop.example", {"OTPLESS_COOKIE_SECURE": "false"}),
+        ("cookie-samesite", "ok", None, {}),
+        ("cookie-samesite", "warning", None, {"OTPLESS_COOKIE_SAMESITE": "none"}),
+        ("cookie-samesite", "ok", None, {"OTPLESS_COOKIE_SAMESITE": "none", **TRUST}),
+        ("settings", "problem", None, {"OTPLESS_COOKIE_SAMESITE": "none", "OTPLESS_COOKIE_SECURE": "false"}),
+        ("cookie-domain", "ok", None, {}),
+        ("cookie-domain", "warning", "https://www.shop.example", {"OTPLESS_COOKIE_DOMAIN": "shop.example"}),
+        ("cookie-domain", "problem", "https://shop.example", {"OTPLESS_COOKIE_DOMAIN": "api.shop.example"}),
+        ("cookie-domain", "problem", None, {"OTPLESS_COOKIE_DOMAIN": "localhost"}),
+        ("cookie-domain", "problem", None, {"OTPLESS_COOKIE_DOMAIN": "127.0.0.1"}),
+        ("cookie-path", "problem", None, {"OTPLESS_COOKIE_PATH": "/orders"}),
+        ("cookie-path", "warning", None, {"OTPLESS_COOKIE_PATH": "/auth"}),
+        ("trusted-origins", "ok", None, TRUST),
+        ("trusted-origins", "warning", None, {"OTPLESS_TRUSTED_ORIGINS": "http://shop.example"}),
+        ("trusted-origins", "warning", "https://a.example", {"OTPLESS_TRUSTED_ORIGINS": "http://localhost:3000"}),
+        ("cookie-secure", "skipped", None, {"OTPLESS_TOKEN_SOURCES": "header"}),
+        ("proxy-headers", "warning", None, {"FORWARDED_ALLOW_IPS": "*"}),
+        ("proxy-headers", "ok", None, {"FORWARDED_ALLOW_IPS": "10.0.0.7"}),
+        ("proxy-headers", "warning", "https://shop.example", {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}),
+    ],
+)
+def test_flags_are_held_against_the_site(
+    examine: Examine, check: str, status: str, site: str | None, variables: dict[str, str]
+) -> None:
+    found = examine(*(["--site", site, "--timeout", "2"] if site else []), app=APP, **variables)
+    assert found[check] == status, found.text(check)
+
+
+def behind_proxy(app: ASGIApp, host: bytes | None) -> ASGIApp:
+    """Stand before an application as a proxy does that puts a host of its own into requests."""
+
+    async def proxied(scope: Scope, receive: Receive, send: Send) -> None:
+        if host is not None and scope["type"] == "http":
+            kept = [(name, value) for name, value in scope["headers"] if name != b"host"]
+            scope = {**scope, "headers": [*kept, (b"host", host)]}
+        await app(scope, receive, send)
+
+    return proxied
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "status", "says"),
+    [
+        (None, "", "ok", "takes requests of its own pages"),
+        (b"upstream:8000", "", "problem", "proxy changes the Host header"),
+        (None, "/elsewhere", "problem", "answers 404"),
+    ],
+    ids=["passed on", "changed", "another path"],
+)
+def test_a_running_site_says_whether_its_proxy_keeps_the_host(
+    examine: Examine, host: bytes | None, path: str, status: str, says: str
+) -> None:
+    from fastapi import FastAPI  # noqa: PLC0415 - the others are texts
+
+    from fastapi_otpless_session import OtplessSessionMiddleware, create_session_router  # noqa: PLC0415
+
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+    app.include_router(create_session_router(), prefix="/auth")
+    with serving(behind_proxy(app, host)) as site:
+        found = examine("--site", f"{site}{path}", app=APP)
+    assert found["same-origin"] == status
+    assert says in found.text("same-origin")
+
+
+def test_a_site_that_does_not_run_is_a_warning(examine: Examine) -> None:
+    found = examine("--site", f"http://127.0.0.1:{steady_port()}", app=APP)
+    assert found["same-origin"] == "warning"

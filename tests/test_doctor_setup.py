@@ -1,0 +1,328 @@
+"""`doctor` on settings, on OTPLESS and its faults, and on stores."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from backends import PostgresServer, RedisServer
+from conftest import make_settings
+from doctored import APP, SECRET, Examine
+from processes import steady_port
+
+from fastapi_otpless_session.doctor.host import Host
+from fastapi_otpless_session.doctor.setup import Setup
+from fastapi_otpless_session.doctor.store import store_shared
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
+from fastapi_otpless_session.tokens import new_key
+
+# Settings
+
+
+def test_settings_that_cannot_be_read_are_the_only_problem(examine: Examine) -> None:
+    found = examine(app=APP, OTPLESS_CLIENT_SECRET="", OTPLESS_VALIDATION_TTL="often")
+    assert found.status == 1
+    assert found.wrong() == {"settings": "problem"}
+    assert "OTPLESS_CLIENT_SECRET: is required" in found.text("settings")
+    assert "OTPLESS_VALIDATION_TTL: is not a number" in found.text("settings")
+
+
+def test_an_application_that_reads_wrong_settings_when_imported_is_a_problem_with_settings(examine: Examine) -> None:
+    app = "from fastapi_otpless_session import OtplessSettings\napp = OtplessSettings()"
+    found = examine(app=app, OTPLESS_CLIENT_ID="")
+    assert found.status == 1
+    assert found.wrong() == {"settings": "problem"}
+
+
+@pytest.mark.parametrize("argument", ["settings=settings", "sessions=OtplessSessions(settings)"])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["added", "wrapped"])
+def test_settings_given_in_code_are_those_that_count(examine: Examine, argument: str, wrapped: bool) -> None:
+    app = f"""
+    from fastapi import FastAPI
+    from fastapi_otpless_session import *
+    settings = OtplessSettings(store_url="memory://")
+    app = FastAPI()
+    if {wrapped}:
+        app = OtplessSessionMiddleware(app, {argument})
+    else:
+        app.add_middleware(OtplessSessionMiddleware, {argument})
+    """
+    found = examine(app=app)
+    assert found["store-shared"] == "warning"
+    assert "memory://" in found.text("store-shared")
+    assert found["middleware"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("keys", "status"),
+    [
+        pytest.param(new_key, "ok", id="one of its own"),
+        pytest.param(lambda: f"{new_key()},{new_key()}", "ok", id="two"),
+        pytest.param(lambda: f"{new_key()},derived", "ok", id="on the way to one"),
+        pytest.param(lambda: "derived", "warning", id="derived"),
+        pytest.param(lambda: f"derived,{new_key()}", "warning", id="derived seals"),
+        pytest.param(lambda: ",".join([new_key()] * 2), "warning", id="twice the same"),
+        pytest.param(lambda: "A" * 43, "problem", id="zeros"),
+        pytest.param(lambda: "dGhpcyBpcyBhIHZlcnkgc2VjcmV0IHBhc3N3b3JkISE", "problem", id="a sentence"),
+    ],
+)
+def test_the_key_ring_is_looked_at(examine: Examine, keys: Callable[[], str], status: str) -> None:
+    ring = keys()
+    found = examine(OTPLESS_ENCRYPTION_KEYS=ring)
+    assert found["encryption-keys"] == status
+    assert not any(key in found.out for key in ring.split(",") if key != "derived")
+
+
+# OTPLESS
+
+
+def test_credentials_that_otpless_refuses_are_told_from_a_token_that_it_does_not_know(
+    examine: Examine, url: str
+) -> None:
+    found = examine(otpless=url, OTPLESS_CLIENT_SECRET=SECRET)
+    assert found["credentials"] == "problem"
+    assert "refuses the client id and secret" in found.text("credentials")
+    assert found["jwks"] == found["clock"] == "ok"
+    assert found.status == 1
+    assert SECRET not in found.out + found.err
+
+
+@pytest.mark.parametrize("answer", ["success_false", "error"])
+def test_either_answer_to_a_made_up_token_means_that_credentials_were_taken(examine: Examine, answer: Any) -> None:
+    with serve(Emulator(EmulatorSettings(dead_token_answer=answer))) as url:
+        assert examine(otpless=url)["credentials"] == "ok"
+
+
+def test_nothing_is_spent_at_otpless(examine: Examine, emulator: Emulator, url: str) -> None:
+    examine(app=APP, otpless=url)
+    assert {call.path for call in emulator.calls} == {"/v1/sessions/validate-session", "/.well-known/jwks"}
+    assert emulator.sessions() == []
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault("status", status=500), Fault("reset"), Fault("hang"), Fault("html")], ids=lambda fault: fault.kind
+)
+def test_an_otpless_that_fails_is_not_said_to_refuse_credentials(
+    examine: Examine, emulator: Emulator, url: str, fault: Fault
+) -> None:
+    emulator.add_fault(fault)
+    found = examine(otpless=url, OTPLESS_REQUEST_TIMEOUT="0.5")
+    assert found["credentials"] == found["jwks"] == "problem"
+    assert "gives no usable answer" in found.text("credentials")
+
+
+def test_an_otpless_that_is_not_there_is_not_reached(examine: Examine) -> None:
+    found = examine(otpless=f"http://127.0.0.1:{steady_port()}")
+    assert "was not reached" in found.text("credentials")
+    assert found["clock"] == "skipped"
+
+
+def test_no_check_lasts_longer_than_its_deadline(examine: Examine, emulator: Emulator, url: str) -> None:
+    emulator.add_fault(Fault("hang"))
+    found = examine("--timeout", "0.3", otpless=url, OTPLESS_REQUEST_TIMEOUT="60", OTPLESS_REFRESH_TIMEOUT="60")
+    assert "No end after 0.3 s" in found.text("credentials")
+    assert "No end after 0.3 s" in found.text("jwks")
+
+
+def test_a_key_set_without_a_key_for_rs256_is_a_problem(examine: Examine, emulator: Emulator, url: str) -> None:
+    keys = {"keys": [{"kty": "EC", "crv": "P-256", "kid": "pk1", "x": "AA", "y": "AA"}]}
+    emulator.add_fault(Fault("status", "jwks", status=200, body=json.dumps(keys).encode()))
+    found = examine(otpless=url)
+    assert found["jwks"] == "problem"
+    assert "no usable key" in found.text("jwks")
+    assert found["credentials"] == "ok"
+
+
+def test_keys_that_are_not_usable_are_counted(examine: Examine, emulator: Emulator, url: str) -> None:
+    emulator.rotate_key()
+    assert "has 2 usable keys." in examine(otpless=url).text("jwks")
+
+
+def test_without_local_signature_checks_no_key_set_is_asked_for(examine: Examine, emulator: Emulator, url: str) -> None:
+    found = examine(app=APP, otpless=url, OTPLESS_JWKS_URL="")
+    assert found["jwks"] == "skipped"
+    assert found["signatures"] == "warning"
+    assert emulator.count("jwks") == 0
+
+
+@pytest.mark.parametrize(
+    ("ahead", "status", "says"),
+    [
+        (0, "ok", ""),
+        (3, "ok", ""),
+        (20, "warning", "behind"),
+        (-20, "warning", "ahead of"),
+        (600, "problem", "behind"),
+        (-600, "problem", "ahead of"),
+    ],
+)
+def test_clocks_that_differ_are_found_by_the_date_of_any_answer(
+    examine: Examine, ahead: float, status: str, says: str
+) -> None:
+    with otpless_with_clock(ahead) as url:
+        found = examine(otpless=url)
+    assert found["clock"] == status
+    assert says in found.text("clock")
+
+
+class _Skewed(BaseHTTPRequestHandler):
+    """Knows no session, and has a clock of its own."""
+
+    ahead = 0.0
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        body = b'{"message": "x", "errorCode": "7414", "description": "session not present"}'
+        self.send_response(400)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        moment = datetime.fromtimestamp((timestamp or time.time()) + self.ahead, UTC)
+        return format_datetime(moment, usegmt=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class otpless_with_clock:  # noqa: N801 - read as a function
+    """Serve an OTPLESS whose clock is ahead."""
+
+    def __init__(self, ahead: float) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("_Handler", (_Skewed,), {"ahead": ahead}))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+# The store
+
+
+def test_a_file_that_is_not_there_yet_is_not_made(examine: Examine, tmp_path: Path) -> None:
+    found = examine()
+    assert found["store"] == "ok"
+    assert "was deleted again" in found.text("store")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_into_a_file_is_undone(examine: Examine, tmp_path: Path, world: Any) -> None:
+    path = tmp_path / "sessions.db"
+    store = Setup(Host({}), make_settings(store_url=f"sqlite:///{path}")).open_store()
+    world.call(store.open)
+    world.call(store.close)
+    assert "was deleted again" in examine().text("store")
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda path: path.write_bytes(b"no database, and not a short text either" * 100), id="not SQLite"),
+        pytest.param(lambda path: path.mkdir(), id="a folder"),
+        pytest.param(
+            lambda path: sqlite3.connect(path).execute("CREATE TABLE sessions (x)").connection.close(), id="other"
+        ),
+    ],
+)
+def test_a_file_that_is_no_store_is_a_problem(examine: Examine, tmp_path: Path, make: Callable[[Path], Any]) -> None:
+    make(tmp_path / "sessions.db")
+    found = examine()
+    assert found["store"] == "problem"
+    assert found.status == 1
+    assert "sessions.db" in found.text("store")
+
+
+def test_a_folder_that_is_not_there_is_a_problem(examine: Examine, tmp_path: Path) -> None:
+    found = examine(OTPLESS_STORE_URL=f"sqlite:///{tmp_path}/missing/sessions.db")
+    assert found["store"] == "problem"
+    assert f"mkdir -p {tmp_path}/missing" in found.text("store")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_a_folder_that_nobody_may_write_is_a_problem(examine: Examine) -> None:
+    assert examine(OTPLESS_STORE_URL="sqlite:////proc/sessions.db")["store"] == "problem"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everything")
+def test_a_file_that_is_read_only_is_a_problem(examine: Examine, tmp_path: Path) -> None:
+    (tmp_path / "sessions.db").touch(0o400)
+    assert examine()["store"] == "problem"
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "postgresql"])
+def test_a_server_that_is_not_there_is_a_problem_and_its_password_is_not_shown(examine: Examine, scheme: str) -> None:
+    password = "canary-password"
+    url = f"{scheme}://user:{password}@127.0.0.1:{steady_port()}/0"
+    found = examine(OTPLESS_STORE_URL=url)
+    assert found["store"] == "problem"
+    assert found["store-clock"] == "skipped"
+    assert password not in found.out + found.err
+
+
+def test_a_redis_is_written_and_its_clock_compared(examine: Examine, redis_server: RedisServer) -> None:
+    found = examine(OTPLESS_STORE_URL=redis_server.url)
+    assert found["store"] == found["store-clock"] == found["store-shared"] == "ok"
+
+
+def test_a_redis_that_takes_no_writes_is_a_problem(examine: Examine, redis_server: RedisServer) -> None:
+    redis_server.pause()
+    found = examine("--timeout", "1", OTPLESS_STORE_URL=redis_server.url)
+    redis_server.resume()
+    assert found["store"] == "problem"
+
+
+def test_a_postgresql_is_written_and_its_clock_compared(
+    examine: Examine, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    assert postgres_server.pid
+    found = examine(OTPLESS_STORE_URL=postgres_url)
+    assert found["store"] == found["store-clock"] == found["store-shared"] == "ok"
+
+
+def test_memory_is_fine_for_one_process_only(examine: Examine) -> None:
+    assert examine(OTPLESS_STORE_URL="memory://")["store-shared"] == "warning"
+    found = examine(OTPLESS_STORE_URL="memory://", WEB_CONCURRENCY="4")
+    assert found["store-shared"] == "problem"
+    assert "4 workers" in found.text("store-shared")
+
+
+@pytest.mark.parametrize(
+    ("host", "status", "says"),
+    [
+        (Host({}, "/dev/sda1 / ext4 rw 0 0"), "ok", "several machines would need"),
+        (Host({"WEB_CONCURRENCY": "8"}, "/dev/sda1 / ext4 rw 0 0"), "ok", "workers of this machine"),
+        (Host({}, "/dev/sda1 / ext4 rw 0 0\nnas:/x /srv/data nfs4 rw 0 0"), "problem", "nfs4"),
+        (Host({}, "/dev/sda1 / ext4 rw 0 0\nnas:/x /srv nfs4 rw 0 0\n/dev/sdb /srv/data ext4 rw 0 0"), "ok", ""),
+        (Host({}, "overlay / overlay rw 0 0", is_container=True), "warning", "next container"),
+        (Host({}, "overlay / overlay rw 0 0\n/dev/sdb /srv/data ext4 rw 0 0", is_container=True), "ok", ""),
+        (Host({}, "tmpfs /srv tmpfs rw 0 0"), "warning", "restart"),
+        (Host({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, ""), "warning", "Kubernetes"),
+    ],
+    ids=["a disk", "workers", "NFS", "a disk below NFS", "a container", "a volume", "in memory", "Kubernetes"],
+)
+async def test_a_sqlite_file_is_for_the_workers_of_one_machine(host: Host, status: str, says: str) -> None:
+    settings = make_settings(store_url="sqlite:////srv/data/sessions.db")
+    found = await store_shared(Setup(host, settings))
+    assert found.status == status
+    assert says in found.finding
