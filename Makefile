@@ -64,7 +64,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$found"; "$$found" -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,redis,postgres]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,fast,redis,postgres]' --group dev
 	@touch $(STAMP)
 
 .PHONY: help demo test bench bench-growth lint format clean

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from fastapi_otpless_session import telemetry, tokens, wire
 from fastapi_otpless_session.breaker import Breaker
 from fastapi_otpless_session.errors import (
+    ConfigurationError,
     CredentialsRefusedError,
     OtplessSessionError,
     RefusalError,
@@ -33,6 +34,8 @@ T = TypeVar("T")
 class OtplessClient:
     """Talks to OTPLESS. Usable from several event loops; `http` is an `httpx.AsyncClient` or an `HttpSender` of yours.
 
+    Without `http`, the settings choose. Raises `ConfigurationError` where what they choose is not installed.
+
     Every method raises `UpstreamError` where OTPLESS gives no verdict: it was not reached in time, failed, or made no
     sense; `CredentialsRefusedError` where it refused the client's own credentials.
 
@@ -52,8 +55,10 @@ class OtplessClient:
         self._secret = settings.client_secret.get_secret_value()
         telemetry.salt_labels(settings.client_id, self._secret)
         self._owns_http = http is None
-        if http is None or isinstance(http, httpx.AsyncClient):
-            http = HttpxSender(http, connections=settings.max_upstream)
+        if http is None:
+            http = _sender(settings)
+        elif isinstance(http, httpx.AsyncClient):
+            http = HttpxSender(http)
         self._http: HttpSender = http
         self._monotonic = monotonic
         self._breaker = Breaker(monotonic)
@@ -175,6 +180,18 @@ class OtplessClient:
             self._breaker.succeeded()
         else:
             self._breaker.failed(began_at, error.retry_after)
+
+
+def _sender(settings: OtplessSettings) -> HttpSender:
+    if settings.http_client == "httpx":
+        return HttpxSender(connections=settings.max_upstream)
+    try:  # only imported where it is chosen: the package need not be there
+        from fastapi_otpless_session.http_aiohttp import AiohttpSender  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigurationError(
+            'OTPLESS_HTTP_CLIENT: aiohttp needs more packages: pip install "fastapi-otpless-session[fast]"'
+        ) from error
+    return AiohttpSender(connections=settings.max_upstream)
 
 
 def _held_back() -> UpstreamError:

@@ -1,5 +1,7 @@
 """The one seam to the network: send a request, get its answer, within a total deadline and a size.
 
+Here are the protocol and the adapter of httpx; `http_aiohttp.py` has the one of aiohttp, imported where it is chosen.
+
 httpx's own timeouts are per phase, so a server that drips a byte a second would beat them; the deadline here is total,
 connection included. Redirects are not followed (one would carry `clientSecret` along), the environment's proxies are
 not used, and nothing is sent twice except where no connection was made.
@@ -10,17 +12,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 import urllib.request
-import zlib
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from typing import Protocol
 
 import httpx
 
+from fastapi_otpless_session.body import Body
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.wire import Answer, Request
 
-BODY_LIMIT = 65_536
 KEEPALIVE_SECONDS = 60.0  # httpx's 5 would make most calls of a quiet application pay for a TLS handshake
 CONNECT_ATTEMPTS_MORE = 1
 
@@ -78,7 +79,8 @@ class HttpxSender:
             raise UpstreamError(f"OTPLESS did not answer within {deadline:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise UpstreamError(f"OTPLESS was not reached: {type(error).__name__}", unsent=True) from None
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as error:
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError) as error:
+            # UnicodeError: httpx writes the next request of a redirect even where none is followed, odd cookies and all
             raise UpstreamError(f"OTPLESS's answer was lost: {type(error).__name__}") from None
         except RuntimeError as error:  # a client that was given, and closed; after StreamError, which is one too
             raise UpstreamError(f"OTPLESS cannot be asked: {error}", unsent=client.is_closed) from None
@@ -119,40 +121,7 @@ class HttpxSender:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """Read the body, decoding step by step: 48 KB of gzip can hold 50 MB."""
-    decoder = _decoder(response.headers.get("content-encoding", "identity").strip().lower())
-    body = bytearray()
+    body = Body(response.headers.get("content-encoding", ""))
     async for chunk in response.aiter_raw():
-        body += decoder.decompress(chunk, BODY_LIMIT + 1 - len(body)) if decoder else chunk
-        if len(body) > BODY_LIMIT:
-            raise UpstreamError("OTPLESS's answer is larger than 64 KiB")
-    if decoder and not decoder.eof:
-        raise UpstreamError("OTPLESS's answer is cut short")
-    return bytes(body)
-
-
-class _Decoder:
-    """zlib's decompressor, its errors translated."""
-
-    def __init__(self, window_bits: int) -> None:
-        self._zlib = zlib.decompressobj(window_bits)
-
-    def decompress(self, chunk: bytes, limit: int) -> bytes:
-        try:
-            return self._zlib.decompress(chunk, limit)
-        except zlib.error:
-            raise UpstreamError("OTPLESS's answer does not decode") from None
-
-    @property
-    def eof(self) -> bool:
-        return self._zlib.eof
-
-
-def _decoder(encoding: str) -> _Decoder | None:
-    match encoding:
-        case "identity" | "":
-            return None
-        case "gzip" | "x-gzip" | "deflate":
-            return _Decoder(zlib.MAX_WBITS | 32)  # either header
-        case _:
-            raise UpstreamError("OTPLESS's answer has an encoding that was not asked for")
+        body.feed(chunk)
+    return body.whole()

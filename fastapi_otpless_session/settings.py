@@ -117,6 +117,7 @@ class OtplessSettings(BaseSettings):
     request_timeout: Deadline = 3
     refresh_timeout: Deadline = 10
     max_upstream: Annotated[int, Field(ge=1)] = 100
+    http_client: Annotated[Literal["httpx", "aiohttp"], BeforeValidator(_lower)] = "httpx"
     required_paths: Items = ()
     exempt_paths: Items = ()
     websocket_recheck: Deadline = 30

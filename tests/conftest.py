@@ -67,6 +67,12 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(params=["httpx", "aiohttp"])
+def http_client(request: pytest.FixtureRequest) -> str:
+    """The library that calls OTPLESS: what goes over sockets is the same with each of them."""
+    return str(request.param)
+
+
 def make_settings(**values: Any) -> OtplessSettings:
     """Settings for the emulator, in memory."""
     emulator = EmulatorSettings()

@@ -8,17 +8,21 @@ import gzip
 import json
 import logging
 import socket
+import ssl
 import threading
 import time
 import warnings
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import respx
+from certificates import CERTIFICATE, KEY, write_certificate
 from conftest import Clock
 from simulated import LoopTime, settle
 
@@ -39,6 +43,7 @@ SHORT = 0.4
 PATIENCE = 3.0
 """How long a deadline of `SHORT` may take on a busy machine."""
 THREADS = 3
+only_httpx = pytest.mark.parametrize("http_client", ["httpx"])
 
 
 def settings_for(url: str = BASE, **values: Any) -> OtplessSettings:
@@ -58,9 +63,10 @@ class Backend:
 
     emulator: Emulator
     url: str
+    http_client: str
 
     def client(self, **values: Any) -> OtplessClient:
-        return OtplessClient(settings_for(self.url, **values))
+        return OtplessClient(settings_for(self.url, http_client=self.http_client, **values))
 
     def sign_in(self) -> dict[str, str]:
         info: dict[str, str] = self.emulator.sign_in()["sessionInfo"]
@@ -68,10 +74,10 @@ class Backend:
 
 
 @pytest.fixture
-def backend() -> Iterator[Backend]:
+def backend(http_client: str) -> Iterator[Backend]:
     emulator = Emulator(EmulatorSettings(client_secret=SECRET))
     with serve(emulator) as url:
-        yield Backend(emulator, url)
+        yield Backend(emulator, url, http_client)
 
 
 @pytest.fixture
@@ -159,45 +165,98 @@ async def test_wrong_credentials_are_our_own_fault_and_logged_as_such(
     assert "another-secret" not in caplog.text
 
 
-@respx.mock
-async def test_a_call_is_one_post_with_credentials_json_and_no_compression(mocked: OtplessClient) -> None:
-    route = respx.post(VALIDATE).respond(json={"success": True})
-    await mocked.validate_session("a.b.c")
-    [call] = route.calls
-    assert call.request.headers["clientId"] == "demo-client"
-    assert call.request.headers["clientSecret"] == SECRET
-    assert call.request.headers["content-type"] == "application/json"
-    assert call.request.headers["accept-encoding"] == "identity"
-    assert json.loads(call.request.content) == {"sessionToken": "a.b.c"}
-
-
-@respx.mock
-@pytest.mark.parametrize("given", [False, True], ids=["our own", "given"])
-async def test_a_cookie_of_one_answer_is_not_carried_into_the_next_call(mocked: OtplessClient, given: bool) -> None:
-    headers = {"set-cookie": "session=of-somebody-else; Path=/; Secure"}
-    route = respx.post(VALIDATE).respond(json={"success": True}, headers=headers)
-    async with httpx.AsyncClient() as http:
-        client = OtplessClient(settings_for(), http=http) if given else mocked
-        await client.validate_session("a.b.c")
-        await client.validate_session("a.b.d")
-    assert "cookie" not in route.calls.last.request.headers
-
-
 class Babbler:
-    """A server that reads a request, says certain bytes, and hangs up."""
+    """A server that says certain bytes to each request, and hangs up unless it `keeps` its connections."""
 
-    def __init__(self, said: bytes) -> None:
+    def __init__(self, said: bytes, *, keeps: bool = False) -> None:
         self._said = said
+        self._keeps = keeps
+        self._connections: list[asyncio.Task[Any] | None] = []
+        self.heard: list[tuple[bytes, dict[str, str], bytes]] = []
+        """The requests: the first line, the headers by their names in lower case, the body."""
 
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(self._said)
+    @property
+    def connections(self) -> int:
+        """How many connections were made."""
+        return len(self._connections)
+
+    @asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        """Serve, and give the URL; its clients have to be closed before it ends."""
+        async with await asyncio.start_server(self._answer, "127.0.0.1", 0, limit=1 << 20) as server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            await asyncio.gather(*filter(None, self._connections), return_exceptions=True)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.append(asyncio.current_task())
+        while head := await _head(reader):
+            line, *lines = head.strip().split(b"\r\n")
+            headers = dict(header.decode().lower().split(": ", 1) for header in lines)
+            self.heard.append((line, headers, await reader.readexactly(int(headers.get("content-length", 0)))))
+            writer.write(self._said)
+            if not self._keeps:
+                break
         writer.close()
         await writer.wait_closed()
 
 
+async def _head(reader: asyncio.StreamReader) -> bytes:
+    """Return the next request's head; nothing where there is none."""
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
+
+
 OK = b"HTTP/1.1 200 OK\r\n"
 BODY = b'\r\n\r\n{"success": true}'
+
+
+async def test_a_call_is_one_post_with_credentials_json_and_no_compression(http_client: str) -> None:
+    babbler = Babbler(OK + BODY)
+    async with babbler.serve() as url, OtplessClient(settings_for(url, http_client=http_client)) as client:
+        assert await client.validate_session("a.b.c") is Verdict.VALID
+    [(line, headers, body)] = babbler.heard
+    assert line == b"POST /v1/sessions/validate-session HTTP/1.1"
+    assert headers["host"] == url.removeprefix("http://")
+    assert headers["clientid"] == "demo-client"
+    assert headers["clientsecret"] == SECRET
+    assert headers["content-type"] == "application/json"
+    assert headers["accept-encoding"] == "identity"
+    assert json.loads(body) == {"sessionToken": "a.b.c"}
+
+
+async def test_the_key_set_is_asked_for_without_credentials(http_client: str) -> None:
+    babbler = Babbler(OK + BODY)
+    async with babbler.serve() as url, OtplessClient(settings_for(url, http_client=http_client)) as client:
+        with pytest.raises(UpstreamError):
+            await client.verify(Emulator().sign_in()["sessionInfo"]["sessionToken"])
+    [(line, headers, body)] = babbler.heard
+    assert (line, body) == (b"GET /.well-known/jwks HTTP/1.1", b"")
+    assert headers["accept-encoding"] == "identity"
+    assert not {"clientid", "clientsecret", "cookie", "authorization"} & set(headers)
+
+
+async def test_a_cookie_of_one_answer_is_not_carried_into_the_next_call(http_client: str) -> None:
+    babbler = Babbler(OK + b"set-cookie: session=of-somebody-else; Path=/" + BODY)
+    async with babbler.serve() as url, OtplessClient(settings_for(url, http_client=http_client)) as client:
+        await client.validate_session("a.b.c")
+        await client.validate_session("a.b.d")
+    assert ["cookie" in headers for _, headers, _ in babbler.heard] == [False, False]
+
+
+@respx.mock
+async def test_an_http_client_that_was_given_carries_no_cookie_into_the_next_call_either() -> None:
+    headers = {"set-cookie": "session=of-somebody-else; Path=/; Secure"}
+    route = respx.post(VALIDATE).respond(json={"success": True}, headers=headers)
+    async with httpx.AsyncClient() as http:
+        client = OtplessClient(settings_for(), http=http)
+        await client.validate_session("a.b.c")
+        await client.validate_session("a.b.d")
+    assert http.cookies
+    assert "cookie" not in route.calls.last.request.headers
+
+
 BABBLE = {
     "nothing": b"",
     "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
@@ -227,28 +286,30 @@ BABBLE = {
 
 
 @pytest.mark.parametrize("said", BABBLE.values(), ids=BABBLE)
-async def test_whatever_a_server_says_instead_of_http_is_no_verdict(said: bytes) -> None:
-    async with await asyncio.start_server(Babbler(said).answer, "127.0.0.1", 0, limit=1 << 20) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with OtplessClient(settings_for(url)) as client:
-            with pytest.raises(UpstreamError) as caught:
-                await client.validate_session("a.b.c")
-            assert caught.value.unsent is False
+async def test_whatever_a_server_says_instead_of_http_is_no_verdict(said: bytes, http_client: str) -> None:
+    babbler = Babbler(said)
+    async with babbler.serve() as url, OtplessClient(settings_for(url, http_client=http_client)) as client:
+        with pytest.raises(UpstreamError) as caught:
+            await client.validate_session("a.b.c")
+        assert caught.value.unsent is False
+    assert len(babbler.heard) == 1
 
 
-@respx.mock
+def answering(body: bytes, *headers: tuple[str, str]) -> Fault:
+    """What makes the emulator answer every call with this."""
+    return Fault("status", status=200, body=body, headers=headers)
+
+
 @pytest.mark.parametrize(
     ("encoding", "compress"), [("gzip", gzip.compress), ("GZIP", gzip.compress), ("deflate", zlib.compress)]
 )
 async def test_an_answer_that_is_compressed_all_the_same_is_read(
-    mocked: OtplessClient, encoding: str, compress: Callable[[bytes], bytes]
+    backend: Backend, client: OtplessClient, encoding: str, compress: Callable[[bytes], bytes]
 ) -> None:
-    body = httpx.ByteStream(compress(b'{"success": true}'))
-    respx.post(VALIDATE).respond(stream=body, headers={"content-encoding": encoding})
-    assert await mocked.validate_session("a.b.c") is Verdict.VALID
+    backend.emulator.add_fault(answering(compress(b'{"success": true}'), ("content-encoding", encoding)))
+    assert await client.validate_session("a.b.c") is Verdict.VALID
 
 
-@respx.mock
 @pytest.mark.parametrize(
     ("body", "encoding"),
     [
@@ -259,23 +320,32 @@ async def test_an_answer_that_is_compressed_all_the_same_is_read(
         (gzip.compress(gzip.compress(b'{"success": true}', mtime=0), mtime=0), "gzip, gzip"),
     ],
 )
-async def test_an_answer_that_does_not_decode_is_no_verdict(mocked: OtplessClient, body: bytes, encoding: str) -> None:
-    respx.post(VALIDATE).respond(stream=httpx.ByteStream(body), headers={"content-encoding": encoding})
+async def test_an_answer_that_does_not_decode_is_no_verdict(
+    backend: Backend, client: OtplessClient, body: bytes, encoding: str
+) -> None:
+    backend.emulator.add_fault(answering(body, ("content-encoding", encoding)))
     with pytest.raises(UpstreamError):
-        await mocked.validate_session("a.b.c")
+        await client.validate_session("a.b.c")
 
 
-@respx.mock
+async def test_an_encoding_that_is_given_twice_is_two_encodings(backend: Backend, client: OtplessClient) -> None:
+    twice = gzip.compress(gzip.compress(b'{"success": true}'))
+    backend.emulator.add_fault(answering(twice, ("content-encoding", "gzip"), ("content-encoding", "gzip")))
+    with pytest.raises(UpstreamError, match="not asked for"):
+        await client.validate_session("a.b.c")
+
+
 @pytest.mark.parametrize(("size", "fits"), [(65_536, True), (65_537, False)])
-async def test_an_answer_may_have_64_kib(mocked: OtplessClient, size: int, fits: bool) -> None:
+async def test_an_answer_may_have_64_kib(backend: Backend, client: OtplessClient, size: int, fits: bool) -> None:
     body = b'{"success": true' + b" " * (size - 17) + b"}"
-    for content, headers in [(body, {}), (gzip.compress(body), {"content-encoding": "gzip"})]:
-        respx.post(VALIDATE).respond(stream=httpx.ByteStream(content), headers=headers)
+    for fault in (answering(body), answering(gzip.compress(body), ("content-encoding", "gzip"))):
+        backend.emulator.clear_faults()
+        backend.emulator.add_fault(fault)
         if fits:
-            assert await mocked.validate_session("a.b.c") is Verdict.VALID
+            assert await client.validate_session("a.b.c") is Verdict.VALID
         else:
             with pytest.raises(UpstreamError, match="64 KiB"):
-                await mocked.validate_session("a.b.c")
+                await client.validate_session("a.b.c")
 
 
 @respx.mock
@@ -390,13 +460,32 @@ async def test_nothing_is_sent_twice_after_a_lost_answer(
     assert backend.emulator.count("get-new-session-token") == 1
 
 
-async def test_where_no_connection_can_be_made_the_request_was_certainly_not_sent() -> None:
+async def test_where_no_connection_can_be_made_the_request_was_certainly_not_sent(http_client: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with OtplessClient(settings_for(url)) as client:
+    async with OtplessClient(settings_for(url, http_client=http_client)) as client:
         with pytest.raises(UpstreamError, match="was not reached") as caught:
             await client.validate_session("a.b.c")
     assert caught.value.unsent is True
+
+
+async def test_where_the_certificate_is_not_to_be_trusted_nothing_is_sent(http_client: str, tmp_path: Path) -> None:
+    write_certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / CERTIFICATE, tmp_path / KEY)
+    heard = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_server(listen, "127.0.0.1", 0, ssl=tls) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with OtplessClient(settings_for(url, http_client=http_client)) as client:
+            with pytest.raises(UpstreamError, match="was not reached") as caught:
+                await client.validate_session("a.b.c")
+    assert caught.value.unsent is True
+    assert heard == []
 
 
 async def test_the_environments_proxies_are_ignored(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,6 +526,34 @@ async def test_no_secret_and_no_token_reach_the_log_or_an_error(
     seen = caplog.text + "".join(map(repr, (record.args for record in caplog.records))) + "".join(errors)
     for secret in (SECRET, info["sessionToken"], info["refreshToken"], user["token"]):
         assert secret not in seen
+
+
+async def test_a_caller_that_goes_away_in_an_answer_leaves_nothing_of_it_to_the_next(
+    backend: Backend, client: OtplessClient
+) -> None:
+    backend.emulator.add_fault(Fault("drip", times=1, interval=SHORT / 10))
+    for number in range(2):
+        if number:
+            backend.emulator.add_fault(Fault("hang", times=1))
+        asked, left = backend.emulator.count("validate-session"), asyncio.create_task(client.validate_session("a.b.c"))
+        while backend.emulator.count("validate-session") == asked:  # noqa: ASYNC110 - the emulator has its own thread
+            await asyncio.sleep(0.01)
+        left.cancel()
+        await asyncio.wait([left])
+        assert left.cancelled()
+        assert await client.validate_session(backend.sign_in()["sessionToken"]) is Verdict.VALID
+
+
+async def test_connections_are_kept_and_there_are_never_more_than_calls_are_allowed(http_client: str) -> None:
+    babbler = Babbler(OK + b"content-length: 17" + BODY, keeps=True)
+    async with babbler.serve() as url:
+        settings = settings_for(url, http_client=http_client, max_upstream=4)
+        async with OtplessClient(settings) as client:
+            for _ in range(5):
+                await client.validate_session("a.b.c")
+            assert babbler.connections == 1
+            await asyncio.gather(*(client.validate_session("a.b.c") for _ in range(40)))
+            assert babbler.connections == 4
 
 
 # The breaker
@@ -844,6 +961,7 @@ async def test_a_token_of_another_algorithm_costs_no_fetch(keyring: Keyring) -> 
 # Whose connections these are
 
 
+@only_httpx
 async def test_an_http_client_that_was_given_is_not_closed(backend: Backend) -> None:
     info = backend.sign_in()
     async with httpx.AsyncClient() as http:
@@ -852,6 +970,7 @@ async def test_an_http_client_that_was_given_is_not_closed(backend: Backend) -> 
         assert not http.is_closed
 
 
+@only_httpx
 async def test_an_http_client_that_was_given_and_closed_is_no_verdict(backend: Backend) -> None:
     http = httpx.AsyncClient()
     await http.aclose()
@@ -860,6 +979,17 @@ async def test_an_http_client_that_was_given_and_closed_is_no_verdict(backend: B
     assert caught.value.unsent is True
 
 
+@respx.mock
+async def test_a_cookie_that_is_no_text_is_no_verdict_where_a_given_http_client_would_carry_it_on() -> None:
+    odd = [(b"location", b"/elsewhere"), (b"set-cookie", b"\xff=1; Path=/")]
+    respx.post(VALIDATE).mock(return_value=httpx.Response(302, headers=odd))
+    async with httpx.AsyncClient() as http:
+        with pytest.raises(UpstreamError) as caught:
+            await OtplessClient(settings_for(), http=http).validate_session("a.b.c")
+    assert caught.value.unsent is False
+
+
+@only_httpx
 async def test_a_given_http_client_does_not_follow_redirects_here_even_if_it_would(backend: Backend) -> None:
     info = backend.sign_in()
     backend.emulator.add_fault(Fault("redirect", location=f"{backend.url}/elsewhere"))

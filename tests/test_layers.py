@@ -21,7 +21,7 @@ LAYERS = [
         *("stores.sql_schema", "stores.sql_link", "stores.sql"),
         *("stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
     },
-    {"http", "client", "breaker", "gate", "keys"},
+    {"http", "http_aiohttp", "body", "client", "breaker", "gate", "keys"},
     {
         *("vault", "refresh", "revocation", "ending", "background", "strangers", "signin"),
         *("copies", "resolver", "sessions"),

@@ -110,7 +110,7 @@ def upstream() -> Iterator[tuple[Emulator, Clock, str]]:
 
 
 @pytest.fixture
-def stage(upstream: tuple[Emulator, Clock, str], request: pytest.FixtureRequest) -> Iterator[Stage]:
+def stage(upstream: tuple[Emulator, Clock, str], request: pytest.FixtureRequest, http_client: str) -> Iterator[Stage]:
     emulator, clock, url = upstream
     fault = getattr(request.node, "callspec", None) and request.node.callspec.params.get("fault")
     deadline = SHORT if fault and fault.kind in SLOW else PATIENCE
@@ -120,6 +120,7 @@ def stage(upstream: tuple[Emulator, Clock, str], request: pytest.FixtureRequest)
         jwks_url=f"{url}/.well-known/jwks",
         request_timeout=deadline,
         refresh_timeout=deadline,
+        http_client=http_client,
     )
     sessions = OtplessSessions(values, client=OtplessClient(values, monotonic=clock), clock=clock)
     app = add_routes(FastAPI())
