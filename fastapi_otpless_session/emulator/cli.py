@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what a refresh does to the refresh token (default: %(default)s)",
     )
     parser.add_argument(
+        "--control-host",
+        metavar="NAME",
+        type=_text,
+        action="append",
+        default=[],
+        help="a domain by which the page and the control API may be asked for, repeatable",
+    )
+    parser.add_argument(
         "--quirk",
         metavar="NAME=VALUE",
         type=_quirk,
@@ -56,6 +64,7 @@ def _settings(args: argparse.Namespace) -> EmulatorSettings:
         session_lifetime=args.session_lifetime,
         refresh_lifetime=args.refresh_lifetime,
         rotation=args.rotation,
+        control_hosts=tuple(args.control_host),
         **dict(args.quirk),
     )
 

@@ -1,4 +1,4 @@
-"""The control API under `/_emulator/`: what the demo and tests in other processes steer the emulator with."""
+"""The control API under `/_emulator/`: what the page, the demo and tests in other processes steer the emulator with."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -17,11 +17,12 @@ from fastapi_otpless_session.emulator.bodies import (
     text_field,
 )
 from fastapi_otpless_session.emulator.calls import CallLog
-from fastapi_otpless_session.emulator.faults import Fault, FaultBook
+from fastapi_otpless_session.emulator.faults import DESCRIPTIONS, Fault, FaultBook
 from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX, Latency
 from fastapi_otpless_session.emulator.profiles import person
 from fastapi_otpless_session.emulator.sdk import OtpDesk
 from fastapi_otpless_session.emulator.state import State
+from fastapi_otpless_session.emulator.wire import PUBLISHED
 
 _SIGN_IN_TEXTS = ("user_id", "mobile", "email", "name", "channel")
 _SIGN_IN_LIFETIMES = ("session_lifetime", "refresh_lifetime")
@@ -45,6 +46,7 @@ class Control:
             Route(CONTROL_PREFIX + "state", self._state),
             Route(CONTROL_PREFIX + "calls", self._calls, methods=["GET"]),
             Route(CONTROL_PREFIX + "calls", self._reset_calls, methods=["DELETE"]),
+            Route(CONTROL_PREFIX + "faults", self._fault_kinds, methods=["GET"]),
             Route(CONTROL_PREFIX + "faults", self._clear_faults, methods=["DELETE"]),
             self._command("faults", self._add_fault),
             self._command("sign_in", self._sign_in),
@@ -92,6 +94,10 @@ class Control:
     async def _reset_calls(self, _request: Request) -> Response:
         self.log.reset()
         return JSONResponse({"success": True})
+
+    async def _fault_kinds(self, _request: Request) -> Response:
+        armed = [_fault_as_json(fault) for fault in self.faults.faults()]
+        return JSONResponse({"kinds": DESCRIPTIONS, "paths": sorted(PUBLISHED), "armed": armed})
 
     async def _clear_faults(self, _request: Request) -> Response:
         self.faults.clear()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
@@ -11,15 +12,18 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute
-from starlette.types import ASGIApp
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session.emulator.bodies import RefusedError
 from fastapi_otpless_session.emulator.calls import Call, CallLog
 from fastapi_otpless_session.emulator.control import Control
 from fastapi_otpless_session.emulator.faults import Fault, FaultBook
-from fastapi_otpless_session.emulator.gate import Gate, Latency
+from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX, Gate, Latency, is_control
+from fastapi_otpless_session.emulator.guard import Guard
 from fastapi_otpless_session.emulator.keys import KeyRing
+from fastapi_otpless_session.emulator.live import Live
+from fastapi_otpless_session.emulator.page import description, page
 from fastapi_otpless_session.emulator.profiles import person
 from fastapi_otpless_session.emulator.sdk import OtpDesk, OtpMessage, Sdk
 from fastapi_otpless_session.emulator.settings import EmulatorSettings
@@ -47,7 +51,7 @@ class Emulator:
         self._latency = Latency()
         self._desk = OtpDesk(clock)
         self.app: ASGIApp = Gate(
-            _application(self._routes()),
+            _Sides(_open_side(self._open_routes()), _guarded_side(self._control_routes(), settings.control_hosts)),
             log=self._log,
             faults=self._faults,
             latency=self._latency,
@@ -55,9 +59,17 @@ class Emulator:
             decoy=self._decoy,
         )
 
-    def _routes(self) -> list[BaseRoute]:
-        control = Control(self._state, self._log, self._faults, self._latency, self._desk)
-        return [*Wire(self._state).routes(), *control.routes(), *Sdk(self._state, self._desk).routes()]
+    def _open_routes(self) -> list[BaseRoute]:
+        return [Route("/", page), *Wire(self._state).routes(), *Sdk(self._state, self._desk).routes()]
+
+    def _control_routes(self) -> list[BaseRoute]:
+        parts = (self._state, self._log, self._faults, self._latency, self._desk)
+        return [
+            Route(CONTROL_PREFIX, page),
+            Route(CONTROL_PREFIX + "events", Live(*parts).events),
+            Route(CONTROL_PREFIX + "openapi.json", description),
+            *Control(*parts).routes(),
+        ]
 
     # Sessions
 
@@ -127,7 +139,7 @@ class Emulator:
 
     @property
     def calls(self) -> list[Call]:
-        """The calls so far, in the order of their arrival."""
+        """The newest 100,000 calls so far, in the order of their arrival."""
         return self._log.calls()
 
     def count(self, path_suffix: str) -> int:
@@ -196,11 +208,31 @@ class Emulator:
         return {"token": user["token"], "sessionToken": info["sessionToken"], "refreshToken": info["refreshToken"]}
 
 
-def _application(routes: list[BaseRoute]) -> ASGIApp:
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """What every page may call, and what steers the emulator."""
+
+    anyones: ASGIApp
+    guarded: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        guarded = scope["type"] == "http" and is_control(scope["path"])
+        await (self.guarded if guarded else self.anyones)(scope, receive, send)
+
+
+def _open_side(routes: list[BaseRoute]) -> ASGIApp:
     # The page with the SDK's script is of another origin.
     anyone = Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+    return _application(routes, anyone)
+
+
+def _guarded_side(routes: list[BaseRoute], names: tuple[str, ...]) -> ASGIApp:
+    return _application(routes, Middleware(Guard, names=names))
+
+
+def _application(routes: list[BaseRoute], middleware: Middleware) -> ASGIApp:
     handlers = {RefusedError: _refused, HTTPException: _http_error}
-    return Starlette(routes=routes, middleware=[anyone], exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=[middleware], exception_handlers=handlers)
 
 
 async def _refused(_request: Request, error: Exception) -> Response:

@@ -1,17 +1,6 @@
 """Faults: which calls fail, and how each kind of failure looks from the other end of the wire.
 
-The kinds:
-
-- "status": `status`, `headers` and `body` instead of an answer
-- "hang": no answer until the client goes (in the same process: until its call is cancelled)
-- "drip": the real answer, one byte every `interval` seconds
-- "truncated": the real answer with a larger content length, then the end of the connection
-- "reset": the connection is reset before an answer
-- "garbage", "html", "deep", "wrong_types", "duplicate_keys": 200 with a body that cannot be trusted
-- "gzip_bomb", "huge": 200 with far too much, compressed or not
-- "redirect": 307 to `location`
-- "other_session": the real answer, but for another session
-- "act_then_hang", "act_then_reset": the call has its effect, its answer is lost
+`DESCRIPTIONS` says what each kind does.
 """
 
 import asyncio
@@ -22,7 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,6 +33,26 @@ FaultKind = Literal[
     "act_then_hang",
     "act_then_reset",
 ]
+
+DESCRIPTIONS: dict[FaultKind, str] = {
+    "status": "An error status with a short message, or whatever status, headers and body you say.",
+    "hang": "No answer at all: the call waits until the client gives up.",
+    "reset": "The connection is reset before an answer.",
+    "act_then_hang": "The call has its effect, but its answer never comes.",
+    "act_then_reset": "The call has its effect, but the connection is reset before the answer.",
+    "drip": "The real answer, slowly: one byte at each interval.",
+    "truncated": "The real answer, but the connection ends before all the bytes that were promised.",
+    "garbage": "200 with bytes that are not JSON.",
+    "html": "200 with an HTML page, as a captive portal or a proxy sends it.",
+    "wrong_types": "200 with JSON whose fields have other types than documented.",
+    "duplicate_keys": "200 with JSON that says success twice: false, then true.",
+    "deep": "200 with JSON that nests 100,000 lists.",
+    "huge": "200 with 50 MB of JSON.",
+    "gzip_bomb": "200 with less than 50 KB that unpack to 50 MB.",
+    "redirect": "307 to somewhere else, where credentials and tokens must not follow.",
+    "other_session": "The real answer, but about somebody else's session.",
+}
+"""What each kind of fault does, in one sentence."""
 
 _MEGABYTE = 1 << 20
 _HUGE_MEGABYTES = 50
@@ -89,10 +98,17 @@ class Fault:
 
 
 @dataclass(slots=True)
-class _Armed:
+class Armed:
+    """A fault that waits for its calls: how many it still spares, and how many are left to fail (None: all)."""
+
     fault: Fault
     skip: int
     left: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """What the page shows of the fault."""
+        fault = self.fault
+        return {"kind": fault.kind, "path": fault.path, "status": fault.status, "skip": self.skip, "left": self.left}
 
 
 class FaultBook:
@@ -100,11 +116,11 @@ class FaultBook:
 
     def __init__(self, default_paths: frozenset[str]) -> None:
         self._default_paths = default_paths
-        self._armed: list[_Armed] = []
+        self._armed: list[Armed] = []
 
     def add(self, fault: Fault) -> None:
         """Arm a fault."""
-        self._armed.append(_Armed(fault, fault.skip, fault.times))
+        self._armed.append(Armed(fault, fault.skip, fault.times))
 
     def clear(self) -> None:
         """Disarm all faults."""
@@ -112,7 +128,11 @@ class FaultBook:
 
     def faults(self) -> list[Fault]:
         """The faults that are armed."""
-        return [armed.fault for armed in list(self._armed)]
+        return [armed.fault for armed in self.armed()]
+
+    def armed(self) -> list[Armed]:
+        """The faults that are armed, with how far they have got."""
+        return list(self._armed)
 
     def take(self, path: str) -> Fault | None:
         """The fault that a call to `path` meets, if any; counts the call."""
@@ -124,7 +144,7 @@ class FaultBook:
     def _concerns(self, fault: Fault, path: str) -> bool:
         return path in self._default_paths if fault.path is None else path.endswith(fault.path)
 
-    def _spend(self, armed: _Armed) -> Fault:
+    def _spend(self, armed: Armed) -> Fault:
         if armed.left is not None:
             armed.left -= 1
             if armed.left == 0:
@@ -132,7 +152,7 @@ class FaultBook:
         return armed.fault
 
 
-def _is_due(armed: _Armed) -> bool:
+def _is_due(armed: Armed) -> bool:
     if armed.skip == 0:
         return True
     armed.skip -= 1

@@ -59,7 +59,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        if scope["type"] != "http" or scope["method"] == "OPTIONS" or not _may_fail(scope["path"]):
+        if scope["type"] != "http" or scope["method"] == "OPTIONS" or is_control(scope["path"]):
             await self._app(scope, receive, send)
             return
         path = scope["path"]
@@ -75,6 +75,7 @@ class Gate:
         if fault is None:
             await self._app(scope, receive, send)
         else:
+            scope[CALL_SCOPE_KEY].fault = fault.kind
             await play(fault, Exchange(self._app, scope, receive, send, transport, self._decoy))
 
     def _open(self, path: str) -> OpenCall:
@@ -83,14 +84,15 @@ class Gate:
         return OpenCall(path, self._clock())
 
 
-def _may_fail(path: str) -> bool:
-    return not path.startswith(CONTROL_PREFIX) or path.startswith(SDK_PREFIX)
+def is_control(path: str) -> bool:
+    """Whether the path belongs to the control API, which steers, and is neither logged nor delayed nor ever fails."""
+    return path.startswith(CONTROL_PREFIX) and not path.startswith(SDK_PREFIX)
 
 
 def _logged(send: Send, call: OpenCall) -> Send:
     async def logged(message: Message) -> None:
         if message["type"] == "http.response.start":
-            call.status = message["status"]
+            call.answered(message["status"])
         await send(message)
 
     return logged

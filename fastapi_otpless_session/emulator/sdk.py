@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fastapi_otpless_session.emulator.bodies import RefusedError, optional_text, read_object, text_field
@@ -107,7 +107,7 @@ class OtpDesk:
 
 
 class Sdk:
-    """The SDK's scripts and endpoints, and the page that shows the phone."""
+    """The SDK's scripts and endpoints."""
 
     def __init__(self, state: State, desk: OtpDesk) -> None:
         self._state = state
@@ -116,7 +116,6 @@ class Sdk:
     def routes(self) -> list[Route]:
         """The routes of all of it."""
         return [
-            Route("/", _phone),
             Route("/v4/auth.js", _script("auth.js")),
             Route("/v4/headless.js", _script("headless.js")),
             self._call("initiate", self._initiate),
@@ -213,10 +212,6 @@ def _delivery(to: Recipient) -> str:
 
 def _static(name: str) -> str:
     return (files(__package__ or "") / "static" / name).read_text("utf-8")
-
-
-async def _phone(_request: Request) -> Response:
-    return HTMLResponse(_static("phone.html"))
 
 
 def _script(name: str) -> Callable[[Request], Awaitable[Response]]:

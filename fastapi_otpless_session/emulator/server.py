@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from fastapi_otpless_session.emulator.emulator import Emulator
+from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX
 
 _POLL_SECONDS = 0.005
 
@@ -43,7 +44,8 @@ def run(emulator: Emulator, host: str = "127.0.0.1", port: int = 8701) -> None:
     uvicorn = _uvicorn()
     with _bound(host, port) as listener:
         server = uvicorn.Server(_config(uvicorn, emulator))
-        print(f"OTPLESS emulator on {_url(listener)} (Ctrl-C ends it)", flush=True)  # noqa: T201
+        url = _url(listener)
+        print(f"OTPLESS emulator on {url} (its page: {url}{CONTROL_PREFIX} - Ctrl-C ends it)", flush=True)  # noqa: T201
         # After its own clean end, uvicorn raises the signal once more.
         with suppress(KeyboardInterrupt):
             _run(server, listener)

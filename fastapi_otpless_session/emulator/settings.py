@@ -21,7 +21,10 @@ against both answers:
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-_BASICS = ("client_id", "client_secret", "app_id", "issuer", "session_lifetime", "refresh_lifetime", "rotation")
+_BASICS = (
+    *("client_id", "client_secret", "app_id", "issuer", "session_lifetime", "refresh_lifetime", "rotation"),
+    "control_hosts",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,8 @@ class EmulatorSettings:
 
     `rotation` is "fixed" (a refresh gives back the same refresh token), "rotating" (a new one each time, old
     ones keep working) or "strict" (each works once; presenting a used one revokes the whole session). The
-    fields after it are the quirks that the module's description lists.
+    fields after it are the quirks that the module's description lists. `control_hosts` are names by which
+    browsers may steer the emulator, beside addresses, `localhost` and other names that nobody can own.
 
     Raises ValueError for a value that is not one of a setting's choices.
     """
@@ -54,6 +58,7 @@ class EmulatorSettings:
     one_time_token_refusal: Literal["401/7301", "400/7301", "401/7415", "400/7414"] = "401/7301"
     error_code_type: Literal["string", "int"] = "string"
     revoke_accepts_expired: bool = False
+    control_hosts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

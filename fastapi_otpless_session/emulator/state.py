@@ -4,11 +4,15 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from fastapi_otpless_session.emulator.keys import KeyRing
 from fastapi_otpless_session.emulator.profiles import Person, device, identities, iso, network
 from fastapi_otpless_session.emulator.settings import EmulatorSettings
+
+_SHOWN = 6
+"""How many of a token's last characters the page shows: enough to tell two apart, and the first ones are all alike."""
 
 
 class Standing(Enum):
@@ -22,7 +26,10 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A snapshot of a session. Times are in seconds since the epoch; the counts are of live tokens."""
+    """A snapshot of a session. Times are in seconds since the epoch; the counts are of live tokens.
+
+    `generation` is 1 at first and grows by one with each refresh.
+    """
 
     session_id: str
     user_id: str
@@ -32,6 +39,7 @@ class SessionRecord:
     last_active_at: float
     session_tokens: int
     refresh_tokens: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Session:
     session_lifetime: float
     refresh_lifetime: float
     revoked: bool = False
+    generation: int = 1
     session_tokens: dict[str, float] = field(default_factory=dict, repr=False)
     refresh_tokens: dict[str, float] = field(default_factory=dict, repr=False)
     used_refresh_tokens: set[str] = field(default_factory=set, repr=False)
@@ -84,7 +93,23 @@ class Session:
             last_active_at=self.last_active_at,
             session_tokens=_live(self.session_tokens, now),
             refresh_tokens=_live(self.refresh_tokens, now),
+            generation=self.generation,
         )
+
+    def as_json(self, now: float) -> dict[str, Any]:
+        """What the page shows of the session: of each kind only the newest token, which lives longest."""
+        return {
+            "sessionId": self.session_id,
+            "userId": self.who.user_id,
+            "knownAs": self.who.name or self.who.mobile or self.who.email,
+            "foreign": self.foreign,
+            "revoked": self.revoked,
+            "generation": self.generation,
+            "startedAt": self.started_at,
+            "lastActiveAt": self.last_active_at,
+            "sessionToken": _newest(self.session_tokens, now, self.session_lifetime),
+            "refreshToken": _newest(self.refresh_tokens, now, self.refresh_lifetime),
+        }
 
 
 @dataclass(slots=True)
@@ -165,6 +190,10 @@ class State:
         """All sessions, in the order of their start."""
         return list(self._sessions.values())
 
+    def newest(self, most: int) -> tuple[int, list[Session]]:
+        """How many sessions there are, and the newest of them, the newest first."""
+        return len(self._sessions), list(islice(reversed(self._sessions.values()), most))
+
     def get(self, session_id: str) -> Session:
         """The session with this id. Raises KeyError when there is none."""
         return self._sessions[session_id]
@@ -194,6 +223,7 @@ class State:
         if self.settings.refresh_kills_old_token:
             session.session_tokens.clear()
         session.last_active_at = self.clock()
+        session.generation += 1
         return Pair(session.session_id, self._new_session_token(session), self._rotated(session, refresh_token))
 
     def punish_reuse(self, session: Session, refresh_token: str) -> None:
@@ -278,6 +308,13 @@ class State:
             "name": who.name or "",
         }
         return self.keys.sign(claims)
+
+
+def _newest(tokens: dict[str, float], now: float, lifetime: float) -> dict[str, Any] | None:
+    for token, expires_at in list(islice(reversed(tokens.items()), 1)):
+        if now < expires_at:
+            return {"shortened": "…" + token[-_SHOWN:], "expiresAt": expires_at, "lifetime": lifetime}
+    return None
 
 
 def _live(tokens: dict[str, float], now: float) -> int:

@@ -30,6 +30,9 @@ _NOT_PRESENT = (400, "7414", "session not present")
 _NOT_ACTIVE = (401, "7415", "session is not in active state")
 _BAD_REQUEST = (400, "7400", "request is not valid")
 
+_Answer = tuple[str, Response]
+"""An answer, and in a few words what it was: for the page, so without any token."""
+
 
 class Wire:
     """The calls, as handlers over a state."""
@@ -50,18 +53,18 @@ class Wire:
             Route(CONFIGURATION, self._configuration),
         ]
 
-    def _call(self, path: str, field: str, answer: Callable[[str, OpenCall], Response]) -> Route:
+    def _call(self, path: str, field: str, answer: Callable[[str, OpenCall], _Answer]) -> Route:
         return Route(path, _endpoint(self._settings, field, answer), methods=["POST"])
 
-    def _validate_session(self, token: str, call: OpenCall) -> Response:
+    def _validate_session(self, token: str, call: OpenCall) -> _Answer:
         found = self._presented(token, call)
         if found.session is not None and found.standing is Standing.LIVE:
             found.session.last_active_at = self._state.clock()
-            return JSONResponse({"success": True})
+            return "valid", JSONResponse({"success": True})
         foreign = found.standing is Standing.FOREIGN
         wanted = self._settings.foreign_token_answer if foreign else self._settings.dead_token_answer
         if wanted == "success_false":
-            return JSONResponse({"success": False})
+            return "success: false", JSONResponse({"success": False})
         return self._verdict(found)
 
     def _presented(self, token: str, call: OpenCall) -> Found:
@@ -70,7 +73,7 @@ class Wire:
             found = self._state.find_refresh_token(token)
         return _noted(found, call)
 
-    def _refresh(self, token: str, call: OpenCall) -> Response:
+    def _refresh(self, token: str, call: OpenCall) -> _Answer:
         found = _noted(self._state.find_refresh_token(token), call)
         if found.session is None or found.standing is Standing.FOREIGN:
             return self._verdict(found)
@@ -78,14 +81,14 @@ class Wire:
             self._state.punish_reuse(found.session, token)
             return self._verdict(found)
         pair = self._state.refresh(found.session, token)
-        return JSONResponse({"success": True, "data": pair.as_json()})
+        return "new session token", JSONResponse({"success": True, "data": pair.as_json()})
 
-    def _details(self, token: str, call: OpenCall) -> Response:
+    def _details(self, token: str, call: OpenCall) -> _Answer:
         found = _noted(self._state.find_session_token(token), call)
         if found.session is None or found.standing is not Standing.LIVE:
             return self._verdict(found)
         found.session.last_active_at = self._state.clock()
-        return JSONResponse(self._description(found.session))
+        return "details", JSONResponse(self._description(found.session))
 
     def _description(self, session: Session) -> dict[str, Any]:
         return {
@@ -98,19 +101,19 @@ class Wire:
             "network": network(),
         }
 
-    def _revoke(self, token: str, call: OpenCall) -> Response:
+    def _revoke(self, token: str, call: OpenCall) -> _Answer:
         found = _noted(self._state.find_session_token(token), call)
         if found.session is None or not self._may_revoke(found, found.session):
             return self._verdict(found)
         found.session.revoke()
-        return JSONResponse({"success": True})
+        return "revoked", JSONResponse({"success": True})
 
     def _may_revoke(self, found: Found, session: Session) -> bool:
         if found.standing is Standing.DEAD:
             return self._settings.revoke_accepts_expired and not session.revoked
         return found.standing is Standing.LIVE
 
-    def _validate_token(self, token: str, call: OpenCall) -> Response:
+    def _validate_token(self, token: str, call: OpenCall) -> _Answer:
         call.session_id = self._state.one_time_session_id(token)
         redeemed = self._state.redeem(token)
         if redeemed is None:
@@ -119,9 +122,9 @@ class Wire:
         answer = self._state.sign_in_answer(redeemed.session, token)
         if self._settings.validate_token_session_info:
             answer["sessionInfo"] = redeemed.pair.as_json()
-        return JSONResponse(answer)
+        return "who signed in", JSONResponse(answer)
 
-    def _verdict(self, found: Found) -> Response:
+    def _verdict(self, found: Found) -> _Answer:
         return _failure(self._settings, _NOT_ACTIVE if found.standing is Standing.DEAD else _NOT_PRESENT)
 
     async def _jwks(self, _request: Request) -> Response:
@@ -141,16 +144,21 @@ class Wire:
 
 
 def _endpoint(
-    settings: EmulatorSettings, field: str, answer: Callable[[str, OpenCall], Response]
+    settings: EmulatorSettings, field: str, answer: Callable[[str, OpenCall], _Answer]
 ) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
+    async def answered(request: Request, call: OpenCall) -> _Answer:
         if not _authentic(request, settings):
-            return JSONResponse({"message": "The client id or the client secret is wrong."}, 401)
+            return "wrong credentials", JSONResponse({"message": "The client id or the client secret is wrong."}, 401)
         try:
             token = await _token(request, field)
         except RefusedError as error:
             return _failure(settings, _BAD_REQUEST, error.message)
-        return answer(token, request.scope[CALL_SCOPE_KEY])
+        return answer(token, call)
+
+    async def endpoint(request: Request) -> Response:
+        call: OpenCall = request.scope[CALL_SCOPE_KEY]
+        call.outcome, response = await answered(request, call)
+        return response
 
     return endpoint
 
@@ -177,11 +185,11 @@ def _noted(found: Found, call: OpenCall) -> Found:
     return found
 
 
-def _failure(settings: EmulatorSettings, kind: tuple[int, str, str], message: str | None = None) -> Response:
+def _failure(settings: EmulatorSettings, kind: tuple[int, str, str], message: str | None = None) -> _Answer:
     status, code, description = kind
     body = {
         "message": message or "Request error: " + description,
         "errorCode": int(code) if settings.error_code_type == "int" else code,
         "description": description,
     }
-    return JSONResponse(body, status)
+    return f"{code} {description}", JSONResponse(body, status)
