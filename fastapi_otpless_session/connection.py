@@ -34,7 +34,10 @@ SIGN_IN_MARK = "fastapi_otpless_session.sign_in"
 class RequestSession:
     """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
 
-    __slots__ = ("_copy", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scope", "sessions", "transport")
+    __slots__ = (
+        *("_copy", "_headers", "_is_safe", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scheme"),
+        *("sessions", "transport"),
+    )
 
     def __init__(
         self,
@@ -45,7 +48,10 @@ class RequestSession:
     ) -> None:
         self.sessions = sessions
         self.transport = transport
-        self._scope = scope
+        # Not the scope itself, which leads here: nobody but the garbage collector could free the two.
+        self._headers = scope["headers"]
+        self._scheme = scope.get("scheme", "")
+        self._is_safe = scope.get("method") in SAFE_METHODS  # a websocket has none
         self._offered = offered
         self._presented: Presented | None = None
         self._copy: Copy | None = None
@@ -57,7 +63,7 @@ class RequestSession:
     def presented(self) -> Presented:
         """The credentials that the request carries."""
         if self._presented is None:
-            self._presented = self.transport.find(self._scope, self._offered)
+            self._presented = self.transport.find(self._headers, self._offered)
         return self._presented
 
     @property
@@ -85,7 +91,7 @@ class RequestSession:
     @property
     def is_cross_site(self) -> bool:
         """Whether the request comes from another site."""
-        return self.transport.is_cross_site(self._scope)
+        return self.transport.is_cross_site(self._headers, self._scheme)
 
     async def session(self) -> Session | None:
         """Return the session, or None where there is none or no verdict.
@@ -155,6 +161,11 @@ class RequestSession:
             self._copy = self.sessions.at_once(self._token)
         return self._copy is not None
 
+    @property
+    def has_swap(self) -> bool:
+        """Whether the response has a new token to carry."""
+        return isinstance(self._outcome, Session) and self._outcome.refreshed
+
     async def _resolve(self, max_age: float | None) -> Session | SessionReason:
         reason = self._unusable()
         if reason is not None:
@@ -168,7 +179,7 @@ class RequestSession:
             return SessionReason.CONFLICT
         if not presented.tokens:
             return SessionReason.MISSING
-        if presented.is_cookie_only and self._is_unsafe and self.is_cross_site:
+        if presented.is_cookie_only and not self._is_safe and self.is_cross_site:
             return SessionReason.CROSS_SITE
         return None
 
@@ -177,27 +188,20 @@ class RequestSession:
         (token,) = self.presented.tokens
         return token
 
-    @property
-    def _is_unsafe(self) -> bool:
-        return self._scope["type"] == "websocket" or self._scope["method"] not in SAFE_METHODS
+    def note(self, message: MutableMapping[str, Any]) -> None:
+        """Note in the start of a response that it depends on the session, which was asked for."""
+        message["headers"] = headers = list(message.get("headers", ()))
+        self.transport.vary(headers)
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
-        """Write into the start of a response what the session has to say: `Vary`, and a swapped token.
-
-        A token is written after one more look that the session was not ended meanwhile.
-        """
-        if not self.was_asked_for:
-            return
-        headers = list(message.get("headers", ()))
-        message["headers"] = headers
-        self.transport.vary(headers)
-        if not isinstance(self._outcome, Session) or not self._outcome.refreshed:
+        """Write a swapped token into the start of a response, after one more look that the session was not ended."""
+        session, headers = self._outcome, message["headers"]
+        if not isinstance(session, Session):
             return
         try:
-            life = await self.sessions.remaining_life(self._outcome)
+            life = await self.sessions.remaining_life(session)
             if life is not None:
-                token = self._outcome.token.get_secret_value()
-                self.transport.write_session(headers, self.presented.channels, token, life)
+                self.transport.write_session(headers, self.presented.channels, session.token.get_secret_value(), life)
         except StoreError as error:
             telemetry.logger.warning("The swapped token goes out with the next response: %s", error)
         except CookieTooLargeError as error:

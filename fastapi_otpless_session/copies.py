@@ -27,28 +27,20 @@ class Copy:
     """By the store's clock: until then there is nothing to do about the session but to serve it."""
 
 
-class Copies:
-    """The copies by digest, at most `REMEMBERED`; the least recently used goes first."""
+class Copies(Lru[bytes, Copy]):
+    """The copies by digest, at most `REMEMBERED`."""
 
     def __init__(self, settings: OtplessSettings) -> None:
+        super().__init__(REMEMBERED)
         self._duties = Duties(settings)
-        self._entries: Lru[bytes, Copy] = Lru(REMEMBERED)
 
-    def get(self, digest: bytes) -> Copy | None:
-        """Return what this worker has, however old it is."""
-        return self._entries.get(digest)
-
-    def put(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
+    def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
         """Keep an active row, whose current token has this digest and these claims."""
-        self._entries.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims)))
+        self.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims)))
 
     def renew(self, digest: bytes, copy: Copy, now: float, at: float) -> None:
         """Keep a copy whose row was read again, and is the same."""
-        self._entries.put(digest, Copy(copy.row, copy.claims, now, at, copy.first_duty))
-
-    def drop(self, digest: bytes) -> None:
-        """Forget a copy."""
-        self._entries.drop(digest)
+        self.put(digest, Copy(copy.row, copy.claims, now, at, copy.first_duty))
 
 
 class Duties:

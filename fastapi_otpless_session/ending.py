@@ -33,6 +33,10 @@ class Endings:
         """Remember that a session has ended."""
         self._known.put(session_id, reason)
 
+    def has_over(self, digest: bytes, session_id: str) -> bool:
+        """Whether this worker knows that a token or its session is over."""
+        return digest in self._signed_out or session_id in self._known
+
     def is_signed_out(self, digest: bytes) -> bool:
         """Whether a token was signed out in this worker while the store could not take note of it."""
         return self._signed_out.get(digest) is not None

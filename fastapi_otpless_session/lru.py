@@ -38,5 +38,9 @@ class Lru(Generic[K, V]):
         """Forget an entry."""
         self._entries.pop(key, None)
 
+    def __contains__(self, key: K) -> bool:
+        """Whether there is an entry; asking is no use of it."""
+        return key in self._entries
+
     def __len__(self) -> int:
         return len(self._entries)

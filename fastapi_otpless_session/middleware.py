@@ -65,13 +65,15 @@ class OtplessSessionMiddleware:
         return self._made
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sessions, transport = self._ready()
+        sessions, transport = self._made or self._ready()
         request = RequestSession(sessions, transport, scope)
         scope.setdefault("state", {})[STATE_NAME] = request
 
         async def send_with_session(message: Message) -> None:
             if message["type"] == "http.response.start" and request.was_asked_for:
-                await request.write(message)
+                request.note(message)
+                if request.has_swap:
+                    await request.write(message)
             await send(message)
 
         if transport.is_required(scope, self._root_path) and not request.is_admitted():

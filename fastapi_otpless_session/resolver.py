@@ -99,7 +99,7 @@ class Resolver:
             return None
         digest = self._vault.digest(token)
         copy = self._copies.get(digest)
-        if copy is None or self._endings.is_signed_out(digest) or self._endings.reason(copy.row.session_id):
+        if copy is None or self._endings.has_over(digest, copy.row.session_id):
             return None
         age = time.monotonic() - copy.at
         if age < self._settings.store_ttl:
@@ -178,7 +178,7 @@ class Resolver:
             return None
         outcome = await self._seen(settled)
         if not outcome.stale and outcome.row is not copy.row:
-            self._copies.put(asked.digest, outcome.row, copy.claims, copy.now, copy.at)
+            self._copies.keep(asked.digest, outcome.row, copy.claims, copy.now, copy.at)
         return outcome
 
     async def _known(
@@ -207,7 +207,7 @@ class Resolver:
                 self._copies.drop(asked.digest)
             return outcome
         if outcome.token == asked.token and not outcome.stale:
-            self._copies.put(asked.digest, outcome.row, claims, now, read_at)
+            self._copies.keep(asked.digest, outcome.row, claims, now, read_at)
         return session_of(outcome)
 
     async def _judged(self, row: SessionRow, now: float, max_age: float | None) -> Current | SessionReason:

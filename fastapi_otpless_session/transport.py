@@ -43,27 +43,15 @@ ALONE = {channel: frozenset({channel}) for channel in Channel}
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """The credentials of one request: each distinct token with its channels, and whether a name occurred twice."""
+    """The credentials of one request: each distinct token with its channels."""
 
     tokens: Mapping[str, frozenset[Channel]] = field(repr=False)
-    repeated: bool = False
-
-    @property
-    def in_conflict(self) -> bool:
-        """Whether it is unclear which credential counts."""
-        return self.repeated or len(self.tokens) > 1
-
-    @property
-    def channels(self) -> frozenset[Channel]:
-        """All channels that carried something."""
-        if len(self.tokens) == 1:
-            return next(iter(self.tokens.values()))
-        return frozenset().union(*self.tokens.values())
-
-    @property
-    def is_cookie_only(self) -> bool:
-        """Whether a browser may have sent it without the page's doing."""
-        return self.channels == ALONE[Channel.COOKIE]
+    channels: frozenset[Channel] = frozenset()
+    """All channels that carried something."""
+    in_conflict: bool = False
+    """Whether it is unclear which credential counts."""
+    is_cookie_only: bool = False
+    """Whether a browser may have sent it without the page's doing."""
 
 
 NOTHING = Presented({})
@@ -97,11 +85,11 @@ class Transport:
 
     # In
 
-    def find(self, scope: Mapping[str, Any], offered: str | None = None) -> Presented:
+    def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
         """Return what a request presents; `offered` is a token from the websocket subprotocols."""
         seen: list[tuple[str, Channel]] = [(offered, Channel.SUBPROTOCOL)] if offered else []
         bearers: list[str] = []
-        for name, value in scope["headers"]:
+        for name, value in headers:
             channel = self._names.get(name)
             if channel is None:
                 continue
@@ -114,8 +102,8 @@ class Transport:
         if any(bearers):  # else they are other API keys, however many
             seen += [(token, Channel.AUTHORIZATION) for token in bearers]
         if len(seen) == 1 and seen[0][0]:
-            token, channel = seen[0]
-            return Presented({token: ALONE[channel]})
+            ((token, channel),) = seen
+            return Presented({token: ALONE[channel]}, ALONE[channel], is_cookie_only=channel is Channel.COOKIE)
         return _presented(seen) if seen else NOTHING
 
     def _cookies(self, header: str) -> Iterable[str]:
@@ -142,26 +130,28 @@ class Transport:
         """
         if self._required is None:
             return False
-        paths = _spellings(_route_path(scope, root_path))
-        for path in paths:
-            if _matches(self._required, path):
+        path = _route_path(scope, root_path) if root_path or scope.get("root_path") else scope["path"]
+        is_tidy = path[:1] == "/" and not ("//" in path or "/." in path or "\\" in path)
+        paths = (path,) if is_tidy else _spellings(path)
+        for spelling in paths:
+            if self._required.fullmatch(spelling) or _matches_otherwise(self._required, spelling):
                 break
         else:
             return False
         if self._exempt is not None and all(self._exempt.fullmatch(path) for path in paths):
             return False
-        return not _is_preflight(scope)
+        return scope.get("method") != "OPTIONS" or not _is_preflight(scope)
 
-    def is_cross_site(self, scope: Mapping[str, Any]) -> bool:
+    def is_cross_site(self, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:
         """Whether a request comes from another site, by Fetch metadata or else by its origin."""
-        sites, origins = _values(scope, b"sec-fetch-site"), _values(scope, b"origin")
+        sites, origins = _values(headers, b"sec-fetch-site"), _values(headers, b"origin")
         if sites and OWN_SITES.issuperset(sites):
             return False
         if len(origins) == 1 and origins[0].lower() in self._trusted:
             return False
         if sites:
             return True
-        return bool(origins) and not (len(origins) == 1 and _is_own(origins[0].lower(), scope))
+        return bool(origins) and not (len(origins) == 1 and _is_own(origins[0].lower(), headers, scheme))
 
     # Out
 
@@ -218,51 +208,51 @@ def _presented(seen: list[tuple[str, Channel]]) -> Presented:
             tokens[token] |= ALONE[channel]
         elif token and len(tokens) < MOST_TOKENS:  # an empty one is nothing, but its name occurred
             tokens[token] = ALONE[channel]
-    channels = [channel for _, channel in seen]
-    return Presented(tokens, repeated=len(channels) != len(set(channels)))
+    names = [channel for _, channel in seen]
+    is_repeated = len(names) != len(set(names))
+    channels = frozenset[Channel]().union(*tokens.values())
+    is_cookie_only = channels == ALONE[Channel.COOKIE]
+    return Presented(tokens, channels, in_conflict=is_repeated or len(tokens) > 1, is_cookie_only=is_cookie_only)
 
 
 def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
     """Return the path that the router matches: without the prefix that the application is served under."""
-    path, root = str(scope["path"]), str(root_path or scope.get("root_path", ""))
+    path: str = scope["path"]
+    root: str = root_path or scope.get("root_path", "")
     if root and (path == root or path.startswith(root + "/")):
         return path[len(root) :] or "/"
     return path
 
 
-def _matches(globs: re.Pattern[str], path: str) -> bool:
-    """Whether a path matches with a slash at its end or without: the router redirects between those."""
-    return bool(globs.fullmatch(path) or globs.fullmatch(path.rstrip("/")) or globs.fullmatch(path + "/"))
+def _matches_otherwise(globs: re.Pattern[str], path: str) -> bool:
+    """Whether a path matches with a slash more at its end, or without: the router redirects between those."""
+    return bool(globs.fullmatch(path.rstrip("/")) or globs.fullmatch(path + "/"))
 
 
-def _spellings(path: str) -> tuple[str, ...]:
-    """Return a path as it came and, where that differs, as a folder of files reads it (`StaticFiles`).
+def _spellings(path: str) -> tuple[str, str]:
+    """Return a path as it came, and as a folder of files reads it (`StaticFiles`).
 
     There `/a//b`, `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`; no server takes them out before.
     """
-    if path[:1] == "/" and not ("//" in path or "/." in path or "\\" in path):
-        return (path,)
     plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/"))
     return path, plain + "/" if path.endswith("/") and plain != "/" else plain
 
 
-def _values(scope: Mapping[str, Any], name: bytes) -> list[str]:
-    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in headers if key == name]
 
 
 def _is_preflight(scope: Mapping[str, Any]) -> bool:
-    if scope.get("method") != "OPTIONS":
-        return False
     return {b"origin", b"access-control-request-method"} <= {name for name, _ in scope["headers"]}
 
 
-def _is_own(origin: str, scope: Mapping[str, Any]) -> bool:
+def _is_own(origin: str, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:
     """Whether an origin's host and port are those of `Host`, default ports normalised."""
-    scheme, _, place = origin.partition("://")
-    port, hosts = DEFAULT_PORTS.get(scheme), _values(scope, b"host")
+    its_scheme, _, place = origin.partition("://")
+    port, hosts = DEFAULT_PORTS.get(its_scheme), _values(headers, b"host")
     if port is None or len(hosts) != 1:
         return False
-    if scheme == "http" and scope.get("scheme") in {"https", "wss"}:  # the reverse may be a proxy that ends TLS
+    if its_scheme == "http" and scheme in {"https", "wss"}:  # the reverse may be a proxy that ends TLS
         return False
     return bool(place) and place.removesuffix(port) == hosts[0].lower().removesuffix(port)
 

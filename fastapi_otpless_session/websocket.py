@@ -57,16 +57,22 @@ class GuardedSocket:
         if self._is_closed:
             return
         if message["type"] == "websocket.accept":
-            await self._request.write(message)
+            await self._write(message)
             if self._has_own_subprotocol(message):
                 message["subprotocol"] = SUBPROTOCOL
             self._is_open = True
         elif message["type"] == "websocket.http.response.start":
-            await self._request.write(message)
+            await self._write(message)
         elif message["type"] == "websocket.close":
             self._is_closed = True
         await self._send(message)
         self._watch()
+
+    async def _write(self, message: Message) -> None:
+        if self._request.was_asked_for:
+            self._request.note(message)
+        if self._request.has_swap:
+            await self._request.write(message)
 
     def _has_own_subprotocol(self, message: Message) -> bool:
         return self._request.is_offered and not message.get("subprotocol")
