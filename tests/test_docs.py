@@ -6,16 +6,20 @@ What single pages promise is in `test_readme.py`; what holds for all of them is 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import commands
 import diagrams
 import pytest
+import yaml  # type: ignore[import-untyped]
 from pages import NOT_OURS, ROOT, Block, Page, blocks, pages, read, tables
 
 import fastapi_otpless_session
@@ -27,8 +31,9 @@ NODE = shutil.which("node")
 PYTHON = [block for block in blocks("python") if not re.match(r"# \S+\.py\b", block.text)]
 """But for the files of a project, which begin with their name: `test_plugin_docs.py` puts that together and runs it."""
 TESTS = [block for block in PYTHON if re.search(r"^\s*(async )?def test_|^class Test", block.text, re.MULTILINE)]
-CHECKED = {"python", "ini", "sh", "mermaid", "js", "html", "nginx", "conf", ""}
-"""The languages of blocks. `conf` is a server's of others; what is for Redis is tried by `test_store_redis.py`."""
+CHECKED = {"python", "ini", "sh", "mermaid", "js", "html", "nginx", "json", "toml", "yaml", "conf", "text", ""}
+"""The languages of blocks. `conf` is a server's of others; what is for Redis is tried by `test_store_redis.py`. `text`
+is what a program prints."""
 LOOP_SCOPE = "asyncio_default_fixture_loop_scope=function"
 """What pytest-asyncio wants to be told, or it warns."""
 PLANNED = {"docs/observability.md"}
@@ -105,6 +110,15 @@ class TestCode:
         file.write_text("\n".join(found), encoding="utf-8")
         ran = subprocess.run([NODE, "--check", file], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 - our own page
         assert ran.returncode == 0, ran.stderr
+
+    @pytest.mark.parametrize("block", blocks("json", "toml", "yaml"), ids=str)
+    def test_data_can_be_read(self, block: Block) -> None:
+        readers: dict[str, Callable[[str], object]] = {
+            "json": json.loads,
+            "toml": tomllib.loads,
+            "yaml": yaml.safe_load,
+        }
+        assert readers[block.language](block.text) is not None
 
     @pytest.mark.parametrize("block", blocks("nginx"), ids=str)
     def test_what_is_for_nginx_has_its_form(self, block: Block) -> None:
