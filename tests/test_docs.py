@@ -13,14 +13,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import commands
 import diagrams
 import pytest
 import yaml  # type: ignore[import-untyped]
-from pages import NOT_OURS, ROOT, Block, Page, blocks, pages, read, tables
+from pages import NOT_OURS, README, ROOT, Block, Page, blocks, pages, read, tables
 
 import fastapi_otpless_session
 from example_app.settings import ShopSettings
@@ -111,20 +110,19 @@ class TestCode:
         ran = subprocess.run([NODE, "--check", file], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 - our own page
         assert ran.returncode == 0, ran.stderr
 
-    @pytest.mark.parametrize("block", blocks("json", "toml", "yaml"), ids=str)
-    def test_data_can_be_read(self, block: Block) -> None:
-        readers: dict[str, Callable[[str], object]] = {
-            "json": json.loads,
-            "toml": tomllib.loads,
-            "yaml": yaml.safe_load,
-        }
-        assert readers[block.language](block.text) is not None
+    @pytest.mark.parametrize("block", blocks("nginx", "json", "toml", "yaml"), ids=str)
+    def test_data_and_configurations_can_be_read(self, block: Block) -> None:
+        readers = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load, "nginx": _read_nginx}
+        assert readers[block.language](block.text)
 
-    @pytest.mark.parametrize("block", blocks("nginx"), ids=str)
-    def test_what_is_for_nginx_has_its_form(self, block: Block) -> None:
-        lines = [line.partition("#")[0].strip() for line in block.text.splitlines()]
-        assert [line for line in lines if line and not line.endswith((";", "{", "}"))] == []
-        assert block.text.count("{") == block.text.count("}")
+
+def _read_nginx(text: str) -> list[str]:
+    """Return the lines of a configuration for nginx. Raises `ValueError` where one has no end."""
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    kept = [line for line in lines if line]
+    if text.count("{") != text.count("}") or not all(line.endswith((";", "{", "}")) for line in kept):
+        raise ValueError(text)
+    return kept
 
 
 def _is_setting(variable: str) -> bool:
@@ -226,3 +224,45 @@ class TestWatching:
             line = re.match(r"`(\D+?)[ :]*(?:\d|`)", row[0])
             assert line is not None, row
             assert f'"{line[1]}' in source, line[1]
+
+
+class TestCheckers:
+    """What looks at the pages sees a mistake."""
+
+    @pytest.mark.parametrize(
+        "diagram",
+        [
+            "sequenceDiagram\n participant A\n A->>B: hello",
+            "sequenceDiagram\n participant A\n A-->A: hello",
+            "sequenceDiagram\n participant A\n loop always\n A->>A: hello",
+            "sequenceDiagram\n participant A\n A->>A: one; two",
+            "stateDiagram-v2\n One : first\n One --> Two",
+            "stateDiagram-v2\n One : first\n One -> One",
+            "flowchart\n A --> B",
+        ],
+    )
+    def test_a_diagram_that_would_not_be_drawn_is_told(self, diagram: str) -> None:
+        assert diagrams.faults(diagram)
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "make coffee",
+            'pip install "fastapi-otpless-session[oracle]"',
+            "pip install somebody-elses",
+            "python -m fastapi_otpless_session keygem",
+            "python -m fastapi_otpless_session emulator --prot 1",
+            "OTPLESS_STORE=memory:// make demo",
+            "uvicorn main:app --wrokers 4",
+            "frobnicate",
+        ],
+    )
+    def test_a_command_that_does_not_exist_is_told(self, command: str) -> None:
+        assert commands.faults(command)
+
+    def test_a_link_that_leads_nowhere_is_told(self) -> None:
+        page = read(README)
+        assert _leads_somewhere(page, "docs/faq.md#cookies")
+        assert not _leads_somewhere(page, "docs/faq.md#biscuits")
+        assert not _leads_somewhere(page, "docs/fax.md")
+        assert not _leads_somewhere(page, "../elsewhere.md")
