@@ -86,7 +86,8 @@ def _run() -> int:
             note = "OTPLESS    the real one, with the credentials from the environment or .env (no emulator)"
         _check_settings()
         greeting = f"\nShop       {url}\n{note}\n\nCtrl-C stops everything.\n"
-        config = uvicorn.Config(create_app(), log_level="warning", ws="none", timeout_graceful_shutdown=3)
+        # The live page needs websockets. Named, for else uvicorn starts without the package and refuses each handshake.
+        config = uvicorn.Config(create_app(), log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=3)
         server = Server(config, greeting)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, server.stop)
@@ -109,10 +110,13 @@ def _start_emulator(stack: ExitStack, given: Given, missing: list[str]) -> str:
         "OTPLESS_JWKS_URL": f"{url}/.well-known/jwks",
         "OTPLESS_ISSUER": settings.issuer,
         "OTPLESS_STORE_URL": "sqlite:///demo.db",
-        # Ask OTPLESS each time, so that an expired token shows at the very next click.
+        # Ask OTPLESS each time, so that an expired token shows at the very next click …
         "OTPLESS_VALIDATION_TTL": "0",
+        # … and soon where a websocket is open.
+        "OTPLESS_WEBSOCKET_RECHECK": os.environ.get("OTPLESS_WEBSOCKET_RECHECK", "5"),
         "SHOP_APP_ID": settings.app_id,
         "SHOP_SDK_URL": f"{url}/v4/auth.js",
+        "SHOP_HEADLESS_URL": f"{url}/v4/headless.js",
         "SHOP_EMULATOR_URL": url,
     }
     note = f"Emulator   {url} (its phone shows the codes)"

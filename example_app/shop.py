@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -16,7 +20,11 @@ class Product:
     name: str
     about: str
     rupees: int
-    picture: str
+
+    @property
+    def price(self) -> str:
+        """The price as people write it."""
+        return f"₹{self.rupees}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +39,10 @@ class Order:
 PRODUCTS = {
     product.id: product
     for product in (
-        Product("assam", "Assam Breakfast", "Malty and strong. Takes milk well. 100 g", 320, "🍂"),
-        Product("darjeeling", "Darjeeling First Flush", "Light, floral, picked in March. 50 g", 540, "🌿"),
-        Product("masala", "Masala Chai", "Cardamom, ginger, clove, black pepper. 100 g", 280, "🌶️"),
-        Product("rose", "Rose & Hibiscus", "No caffeine, deep red, good on ice. 80 g", 260, "🌺"),
+        Product("assam", "Assam Breakfast", "Malty and strong. Takes milk well. 100 g", 320),
+        Product("darjeeling", "Darjeeling First Flush", "Light, floral, picked in March. 50 g", 540),
+        Product("masala", "Masala Chai", "Cardamom, ginger, clove, black pepper. 100 g", 280),
+        Product("rose", "Rose & Hibiscus", "No caffeine, deep red, good on ice. 80 g", 260),
     )
 }
 
@@ -44,6 +52,7 @@ class Orders:
     """The orders of all customers, by OTPLESS's user id."""
 
     _by_user: dict[str, list[Order]] = field(default_factory=dict)
+    _followers: dict[str, set[asyncio.Event]] = field(default_factory=lambda: defaultdict(set))
     _last_number: int = 1000
 
     def of(self, user_id: str) -> list[Order]:
@@ -55,4 +64,16 @@ class Orders:
         self._last_number += 1
         order = Order(self._last_number, product, datetime.now(UTC))
         self._by_user[user_id] = [order, *self.of(user_id)][:_ORDERS_KEPT]
+        for placed in self._followers[user_id]:
+            placed.set()
         return order
+
+    @contextmanager
+    def following(self, user_id: str) -> Iterator[asyncio.Event]:
+        """Give an event that is set whenever the customer orders something. It tells this process only."""
+        placed = asyncio.Event()
+        self._followers[user_id].add(placed)
+        try:
+            yield placed
+        finally:
+            self._followers[user_id].discard(placed)

@@ -1,4 +1,4 @@
-// The little that the pages need a script for: clocks, times, and buttons that call the session router.
+// What all pages share: clocks, times, messages, and buttons that call the session router.
 "use strict";
 
 /** Shows a message at the top of the page; screen readers read it out. */
@@ -21,6 +21,18 @@ async function call(method, url) {
   }
 }
 
+// The tabs of a browser share the cookie, but only a request would tell them that it is gone.
+const tabs = "BroadcastChannel" in window ? new BroadcastChannel("chai-corner") : null;
+
+function askToSignIn(why) {
+  const next = location.pathname + location.search;
+  location.assign("/sign-in?" + new URLSearchParams({ next, why }));
+}
+
+if (tabs && document.body.hasAttribute("data-signed-in")) {
+  tabs.addEventListener("message", ({ data }) => data === "signed-out" && askToSignIn("signed_out"));
+}
+
 async function press(button) {
   const { method, url, done, killed } = button.dataset;
   button.disabled = true;
@@ -31,15 +43,22 @@ async function press(button) {
   } else if (!answer.ok) {
     flash(answer.message || "That didn't work. Try again.", "bad");
   } else if (killed) {
-    flash(killed, "note");
-    document.querySelectorAll("[data-expires-at]").forEach((clock) => (clock.dataset.expiresAt = "killed"));
-    tick();
+    showKilled(killed);
   } else {
+    if (url.startsWith("/auth/logout")) tabs?.postMessage("signed-out");
     location.assign(done);
   }
 }
 
+/** Says that the token is dead, on the clocks too. */
+function showKilled(text) {
+  flash(text, "note");
+  document.querySelectorAll("[data-expires-at]").forEach((clock) => (clock.dataset.expiresAt = "killed"));
+  tick();
+}
+
 function remaining(expiresAt) {
+  if (!expiresAt) return "…";
   if (expiresAt === "killed") return "0:00 (expired just now)";
   const seconds = Math.floor((Date.parse(expiresAt) - Date.now()) / 1000);
   if (seconds <= 0) return "0:00 (the next click renews it)";
@@ -55,17 +74,26 @@ function tick() {
   }
 }
 
+/** A moment in the visitor's own time zone. */
+function localTime(text) {
+  return new Date(text).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+}
+
 for (const button of document.querySelectorAll("button[data-url]")) {
   button.addEventListener("click", () => press(button));
 }
 for (const time of document.querySelectorAll("time")) {
-  time.textContent = new Date(time.dateTime).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+  time.textContent = localTime(time.dateTime);
 }
 for (const link of document.querySelectorAll("nav a")) {
-  if (link.pathname === location.pathname) link.setAttribute("aria-current", "page");
+  if (link.pathname === location.pathname && !link.hash) link.setAttribute("aria-current", "page");
 }
-if (location.search === "?swapped") {
+if (new URLSearchParams(location.search).has("swapped")) {
   history.replaceState(null, "", location.pathname); // said once; not again after a reload
+}
+const retry = document.querySelector("[data-retry-after]");
+if (retry) {
+  setTimeout(() => location.assign(retry.href), retry.dataset.retryAfter * 1000);
 }
 // A page that comes back by the back button may show a session that is over.
 addEventListener("pageshow", (event) => event.persisted && location.reload());

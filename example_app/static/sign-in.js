@@ -1,4 +1,4 @@
-// OTPLESS's script calls otpless(user) when somebody has proved who they are.
+// The cookie shop's sign-in. OTPLESS's script calls otpless(user) when somebody has proved who they are.
 "use strict";
 
 async function otpless(user) {
@@ -11,7 +11,7 @@ async function otpless(user) {
       body: JSON.stringify(user),
     });
     if (answer.ok) {
-      location.replace(document.getElementById("otpless-login-page").dataset.next);
+      location.replace(document.getElementById("sign-in-trouble").dataset.next);
       return;
     }
     trouble.textContent = (await answer.json()).detail.message;

@@ -1,0 +1,54 @@
+// Frontend-driven: the OTPLESS SDK keeps and renews the tokens, and the server only checks what it is sent.
+"use strict";
+
+let token = null;
+const frontendTabs = "BroadcastChannel" in window ? new BroadcastChannel("chai-corner-frontend") : null;
+
+/** Lets the SDK find a living token. Without one the SDK has forgotten the session, or OTPLESS can't be reached. */
+async function renew() {
+  const session = await OTPlessVerifySession();
+  const before = token;
+  token = session.success ? session.sessionToken : null;
+  if (before && token && before !== token) flash("The SDK renewed your token just now — you didn't notice.", "good");
+  return token;
+}
+
+async function send(path, options = {}) {
+  const attempt = () => {
+    const headers = new Headers(options.headers);
+    if (token) headers.set("X-Session-Token", token);
+    return fetch(path, { ...options, headers, credentials: "omit" });
+  };
+  const answer = await attempt();
+  if (answer.status !== 401) return answer;
+  if (await renew()) return attempt();
+  leave("session_expired");
+  return answer;
+}
+
+async function signOut() {
+  await send("/auth/logout", { method: "POST" }); // holds at once, on every worker
+  await OTPlessLogout();
+  token = null;
+  frontendTabs?.postMessage("signed-out");
+  leave();
+}
+
+const app = new App({
+  fetch: send,
+  socket: (path) => new WebSocket(location.origin.replace("http", "ws") + path, ["otpless-session", token]),
+  signOut,
+  isSignedIn: renew,
+});
+
+frontendTabs?.addEventListener("message", () => leave());
+
+/** The headless form calls this when somebody has signed in. */
+window.otpless = async () => {
+  if (await renew()) await app.open();
+};
+
+renew().then((found) => {
+  if (found) app.open();
+  else find("sign-in-view").hidden = false;
+});
