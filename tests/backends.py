@@ -289,8 +289,15 @@ def find_postgres() -> Path | None:
     return next(whole, None)
 
 
+def find_chromium() -> str | None:
+    """Return the path of Chromium, for the tests in a browser: `TEST_CHROMIUM`, or the one on the PATH."""
+    return os.environ.get("TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+
+
 NO_REDIS = "redis-server is not installed (Debian: apt-get install redis-server)"
 NO_POSTGRES = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
+NO_CHROMIUM = "Chromium is not installed (Debian: apt-get install chromium)"
+
 FoundT = TypeVar("FoundT", str, Path)
 
 
@@ -309,14 +316,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     if isinstance(report.longrepr, tuple):
         _, _, message = report.longrepr
-        if message.removeprefix("Skipped: ") in (NO_REDIS, NO_POSTGRES):
+        if message.removeprefix("Skipped: ") in (NO_REDIS, NO_POSTGRES, NO_CHROMIUM):
             report.longrepr = (__file__, required.__code__.co_firstlineno, message)
     return report
 
 
 def missing() -> list[str]:
     """Return a sentence for each server that cannot be tested with."""
-    found = {NO_REDIS: find_redis(), NO_POSTGRES: find_postgres()}
+    found = {NO_REDIS: find_redis(), NO_POSTGRES: find_postgres(), NO_CHROMIUM: find_chromium()}
     return [otherwise for otherwise, place in found.items() if place is None]
 
 

@@ -27,10 +27,10 @@ async function send(path, options = {}) {
 }
 
 async function signOut() {
-  await send("/auth/logout", { method: "POST" }); // holds at once, on every worker
-  await OTPlessLogout();
-  token = null;
+  const answer = await send("/auth/logout", { method: "POST" }); // holds at once, on every worker
+  if (!answer.ok) throw new Error("You could not be signed out. Try again.");
   frontendTabs?.postMessage("signed-out");
+  await OTPlessLogout();
   leave();
 }
 
@@ -38,7 +38,8 @@ const app = new App({
   fetch: send,
   socket: (path) => new WebSocket(location.origin.replace("http", "ws") + path, ["otpless-session", token]),
   signOut,
-  isSignedIn: renew,
+  // Ended here is the end, even while OTPLESS has yet to hear of it.
+  isSignedIn: async (reason) => reason !== "session_revoked" && Boolean(await renew()),
 });
 
 frontendTabs?.addEventListener("message", () => leave());

@@ -10,8 +10,8 @@ const STATES = {
 };
 
 /**
- * `open()` gives the websocket. `isSignedIn()`, a promise, is asked when it was closed: the server may have said why, but
- * of a handshake that failed browsers tell a page nothing. `over(reason)` is called once, when the session has ended.
+ * `open()` gives the websocket. `isSignedIn(reason)`, a promise, is asked when it was closed: the server may have said
+ * why, but of a handshake that failed browsers tell a page nothing. `over(reason)` is called once, when the session has ended.
  */
 function follow({ open, isSignedIn, heard, over }) {
   const place = document.getElementById("live-state");
@@ -23,7 +23,7 @@ function follow({ open, isSignedIn, heard, over }) {
   }
 
   async function lost({ reason }) {
-    if (!(await isSignedIn())) {
+    if (!(await isSignedIn(reason))) {
       show("over");
       over(reason || "session_expired");
       return;
