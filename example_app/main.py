@@ -68,12 +68,12 @@ def _sign_in_url(request: Request, why: str) -> str:
 def _refusal_page(request: Request, error: RefusalError) -> Response:
     headers = dict(error.headers or {})
     if isinstance(error, SessionUnavailableError):
-        again = request.url.path if request.method == "GET" else "/"
-        body = render("unavailable", again=again, seconds=headers.get("Retry-After", "5"))
-        title = "One moment"
+        title, again = "One moment", request.url.path if request.method == "GET" else "/"
+        body = render("unavailable", title=title, again=again, seconds=headers.get("Retry-After", "5"))
     else:
-        body, title = render("refused", message=error.message), "That didn't work"
-    response = page(request, title, body, badge=Html(), status=error.status_code)
+        title = "That didn't work"
+        body = render("refused", title=title, message=error.message)
+    response = page(request, title, body, badge=Html(), heading=False, status=error.status_code)
     response.headers.update(headers)
     return response
 

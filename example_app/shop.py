@@ -39,10 +39,10 @@ class Order:
 PRODUCTS = {
     product.id: product
     for product in (
-        Product("assam", "Assam Breakfast", "Malty and strong. Takes milk well. 100 g", 320),
-        Product("darjeeling", "Darjeeling First Flush", "Light, floral, picked in March. 50 g", 540),
-        Product("masala", "Masala Chai", "Cardamom, ginger, clove, black pepper. 100 g", 280),
-        Product("rose", "Rose & Hibiscus", "No caffeine, deep red, good on ice. 80 g", 260),
+        Product("assam", "Assam Breakfast", "Malty and strong. Takes milk well. 100\u00a0g", 320),
+        Product("darjeeling", "Darjeeling First Flush", "Light, floral, picked in March. 50\u00a0g", 540),
+        Product("masala", "Masala Chai", "Cardamom, ginger, clove, black pepper. 100\u00a0g", 280),
+        Product("rose", "Rose & Hibiscus", "No caffeine, deep red, good on ice. 80\u00a0g", 260),
     )
 }
 

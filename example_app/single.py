@@ -43,9 +43,11 @@ async def frontend(request: Request, session: OptionalSession, shop: Shop, why: 
 
 
 def _app(request: Request, shop: ShopSettings, way: str, why: str, *, signed_in: bool) -> Response:
-    title = "Tea, fresh from the hills"
     if signed_in:  # a page has no token to send with its own request: it was the cookie
-        return page(request, "One way at a time", render("app_taken", here=f"/{way}"), badge=Html(), nav="nav_app")
+        title = "One way at a time"
+        body = render("app_taken", title=title, here=f"/{way}")
+        return page(request, title, body, badge=Html(), nav="nav_app", heading=False)
+    title = "Tea, fresh from the hills"
     if not shop.app_id:
         return page(request, title, render("sign_in_unset"), badge=Html(), nav="nav_app")
     body = render(

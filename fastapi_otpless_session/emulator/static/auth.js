@@ -10,7 +10,7 @@ const STYLE = `
          background: var(--paper); color: var(--ink); font: 1rem/1.45 system-ui, sans-serif; }
   h2, p { margin: 0; } h2 { font-size: 1.15rem; } p { color: var(--soft); font-size: .9rem; }
   p[role=alert] { color: var(--bad); } p[role=alert]:empty { display: none; }
-  .row { display: grid; grid-template-columns: 5rem 1fr; gap: .6rem; }
+  .row { display: grid; grid-template-columns: 5rem 1fr; gap: .6rem; align-items: end; }
   label { display: grid; gap: .25rem; font-size: .85rem; color: var(--soft); }
   input { font: inherit; font-size: 1rem; color: var(--ink); background: transparent; min-width: 0;
           padding: .55rem .65rem; border: 1px solid var(--line); border-radius: .5rem; }
