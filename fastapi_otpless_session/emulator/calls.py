@@ -6,8 +6,8 @@ from itertools import islice
 from time import perf_counter
 from typing import Any
 
-KEPT = 100_000
-"""How many calls are remembered one by one: some 20 MB. Older ones are counted only."""
+KEPT = 50_000
+"""How many calls are remembered one by one: some 17 MB. Older ones are counted only."""
 
 
 @dataclass(frozen=True, slots=True)

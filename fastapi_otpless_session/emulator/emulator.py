@@ -139,7 +139,7 @@ class Emulator:
 
     @property
     def calls(self) -> list[Call]:
-        """The newest 100,000 calls so far, in the order of their arrival."""
+        """The newest 50,000 calls so far, in the order of their arrival."""
         return self._log.calls()
 
     def count(self, path_suffix: str) -> int:

@@ -422,5 +422,7 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 
+byId("variables").textContent =
+  `OTPLESS_BASE_URL=${location.origin}\nOTPLESS_JWKS_URL=${location.origin}/.well-known/jwks`;
 makeUp();
 connect();
