@@ -13,6 +13,8 @@ help:
 	@echo 'make bench    what a request costs: table, docs/bench.json, docs/bench.svg   BENCH_ARGS="--only believed --rounds 15"'
 	@echo 'make bench-growth  what stores cost by how many sessions they hold   STORES= SIZES='
 	@echo 'make lint     lint and check types only'
+	@echo 'make types    what other type checkers see of the public names'
+	@echo 'make wheel    build the packages, install them in empty environments and try them there'
 	@echo 'make format   format the code and mend what the linter can'
 	@echo 'make clean    remove the virtual environment, caches and reports'
 
@@ -45,6 +47,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# pyright finds the package by the environment that is active: with --verifytypes it takes no other's word for it.
+types: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes fastapi_otpless_session --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright tests/typing_public.py
+
+wheel: $(STAMP)
+	$(BIN)/pytest tests/wheel_check.py
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -67,4 +77,4 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,fast,redis,postgres]' --group dev
 	@touch $(STAMP)
 
-.PHONY: help demo test bench bench-growth lint format clean
+.PHONY: help demo test bench bench-growth lint types wheel format clean

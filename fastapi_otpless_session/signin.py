@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -28,10 +29,13 @@ LONGEST_SUMMARY = 256
 IsStored = Callable[[str, str], Awaitable[bool]]
 
 
+_AS_SENT = ConfigDict(alias_generator=to_camel, validate_by_name=True, hide_input_in_errors=True)
+
+
 class SessionInfo(BaseModel):
     """The SDK's `sessionInfo`."""
 
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = _AS_SENT
 
     session_id: str | None = None
     session_token: str = Field(repr=False)
@@ -41,7 +45,7 @@ class SessionInfo(BaseModel):
 class OtplessUser(BaseModel):
     """What the frontend SDK hands to its callback. Only these fields are looked at; the others are ignored."""
 
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = _AS_SENT
 
     token: str | None = Field(default=None, repr=False)
     user_id: str | None = None

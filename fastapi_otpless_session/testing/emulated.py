@@ -86,7 +86,7 @@ class EmulatedOtpless:
         self._client = OtplessClient(settings, http=self._http, monotonic=clock.monotonic)
         # Neither is the sessions' own: an application whose lifespan ends would close them, and forget everybody.
         self._store = open_store(settings.store_url.get_secret_value(), clock=clock)
-        self.sessions = OtplessSessions(settings, store=self._store, client=self._client, clock=clock)
+        self.sessions: OtplessSessions = OtplessSessions(settings, store=self._store, client=self._client, clock=clock)
         """The sessions of the application."""
         self._credentials = Credentials(settings)
         self._thread = ThreadPoolExecutor(1, "otpless-testing")
