@@ -56,7 +56,7 @@ class OtplessClient:
         telemetry.salt_labels(settings.client_id, self._secret)
         self._owns_http = http is None
         if http is None:
-            http = _sender(settings)
+            http = new_sender(settings)
         elif isinstance(http, httpx.AsyncClient):
             http = HttpxSender(http)
         self._http: HttpSender = http
@@ -182,7 +182,8 @@ class OtplessClient:
             self._breaker.failed(began_at, error.retry_after)
 
 
-def _sender(settings: OtplessSettings) -> HttpSender:
+def new_sender(settings: OtplessSettings) -> HttpSender:
+    """Return what sends requests, as `OTPLESS_HTTP_CLIENT` says. Raises `ConfigurationError` where it is missing."""
     if settings.http_client == "httpx":
         return HttpxSender(connections=settings.max_upstream)
     try:  # only imported where it is chosen: the package need not be there

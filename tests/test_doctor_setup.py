@@ -214,6 +214,18 @@ class otpless_with_clock:  # noqa: N801 - read as a function
         self._server.server_close()
 
 
+def test_otpless_is_asked_through_the_chosen_http_client(
+    examine: Examine, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = examine(otpless=url, OTPLESS_HTTP_CLIENT="aiohttp")
+    assert found["extras"] == found["credentials"] == found["jwks"] == found["clock"] == "ok"
+    monkeypatch.setitem(sys.modules, "fastapi_otpless_session.http_aiohttp", None)
+    found = examine(otpless=url)
+    assert found["extras"] == "problem"
+    assert "fastapi-otpless-session[fast]" in found.text("extras")
+    assert found["credentials"] == "skipped"
+
+
 # The store
 
 

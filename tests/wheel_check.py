@@ -24,7 +24,7 @@ import pytest
 from pages import README, ROOT
 from processes import PATIENCE, steady_port, wait_until
 
-EXTRAS = ("cli", "redis", "postgres")
+EXTRAS = ("cli", "fast", "postgres", "redis")
 LONG = 600.0
 """How many seconds a build or an installation may take."""
 PYTHON_BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
+from fastapi_otpless_session.client import new_sender
 from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.setup import Setup
+from fastapi_otpless_session.errors import ConfigurationError
 from fastapi_otpless_session.settings import DERIVED_KEY
 
 DISTRIBUTION = "fastapi-otpless-session"
@@ -57,7 +59,11 @@ async def extras(setup: Setup) -> Outcome:
             "The application has websocket routes, and uvicorn refuses them without the websockets package.",
             'pip install "uvicorn[standard]", or pip install websockets',
         )
-    return ok("The packages for the application's routes are there.")
+    try:
+        new_sender(setup.settings)
+    except ConfigurationError as error:
+        return problem(f"{error}.", "Install it, or leave OTPLESS_HTTP_CLIENT unset.")
+    return ok("The packages for settings and routes are there.")
 
 
 async def encryption_keys(setup: Setup) -> Outcome:

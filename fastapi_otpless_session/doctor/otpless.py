@@ -14,10 +14,10 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
 from fastapi_otpless_session import wire
-from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
+from fastapi_otpless_session.client import new_sender
+from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.setup import Setup
-from fastapi_otpless_session.errors import CredentialsRefusedError, UpstreamError
-from fastapi_otpless_session.http import HttpxSender
+from fastapi_otpless_session.errors import ConfigurationError, CredentialsRefusedError, UpstreamError
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import SHORTEST_KEY_BITS
 
@@ -110,7 +110,10 @@ async def _ask(settings: OtplessSettings) -> wire.Answer:
 
 async def _send(settings: OtplessSettings, request: wire.Request) -> wire.Answer:
     """Send a request as the application would, with its deadline."""
-    sender = HttpxSender(connections=1)
+    try:
+        sender = new_sender(settings)
+    except ConfigurationError as error:
+        raise NotApplicableError(f"OTPLESS cannot be asked. {error}") from None
     try:
         return await sender.send(request, deadline=settings.request_timeout)
     finally:
