@@ -11,6 +11,7 @@ help:
 	@echo 'make test     lint, check types and run the tests              PYTEST_ARGS= MINIMUM_COVERAGE= REQUIRE_SERVERS='
 	@echo 'make test SLOW=1   … and the long ones: loads, outages, fleets of workers'
 	@echo 'make bench    what a request costs: table, docs/bench.json, docs/bench.svg   BENCH_ARGS="--only believed --rounds 15"'
+	@echo 'make bench-peers   … and what people use instead, in an environment of their own   BENCH_ARGS='
 	@echo 'make bench-growth  what stores cost by how many sessions they hold   STORES= SIZES='
 	@echo 'make lint     lint and check types only'
 	@echo 'make types    what other type checkers see of the public names'
@@ -37,6 +38,10 @@ test: lint
 	fi
 
 bench: $(STAMP)
+	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
+
+# Their versions are theirs to choose: what they need is no part of this package's environment.
+bench-peers: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
 
 bench-growth: $(STAMP)
@@ -77,4 +82,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cli,fast,redis,postgres]' --group dev
 	@touch $(STAMP)
 
-.PHONY: help demo test bench bench-growth lint types wheel format clean
+$(PEERS)/.installed: tests/bench/peers/requirements.txt | $(STAMP)
+	$(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+.PHONY: help demo test bench bench-peers bench-growth lint types wheel format clean
