@@ -289,15 +289,18 @@ async def supertokens() -> AsyncIterator[Peer]:
 # fastapi-users
 
 
-def fastapi_users(strategy: str) -> Open:
-    """Sessions of fastapi-users in Redis or in the database; its users are in SQLite, as in its documentation."""
+def fastapi_users(strategy: str, *, users_in_memory: bool = False) -> Open:
+    """Sessions of fastapi-users in Redis or in the database, and its users in SQLite, as its documentation has it.
+
+    `users_in_memory`: they cost nothing to look up, so that what is measured is the library and Redis.
+    """
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Peer]:
         import users
 
         with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder), strategy == "redis") as url:
-            async with users.application(Path(folder), url) as (app, text):
+            async with users.application(Path(folder), url, in_memory=users_in_memory) as (app, text):
                 yield Peer(app, bearer(text))
 
     return opened
@@ -337,6 +340,7 @@ LIBRARIES = (
     Library("peer-auth0", "Auth0", auth0),
     Library("peer-stytch", "Stytch", stytch),
     Library("peer-supertokens", "SuperTokens", supertokens),
-    Library("peer-users-redis", "fastapi-users, Redis", fastapi_users("redis")),
-    Library("peer-users-database", "fastapi-users, database", fastapi_users("database")),
+    Library("peer-users", "fastapi-users, Redis, users in memory", fastapi_users("redis", users_in_memory=True)),
+    Library("peer-users-redis", "fastapi-users, Redis, users in SQLite", fastapi_users("redis")),
+    Library("peer-users-database", "fastapi-users, all in SQLite", fastapi_users("database")),
 )

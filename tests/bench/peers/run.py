@@ -69,7 +69,7 @@ def main() -> None:
         measure.clock = time.process_time
     logging.disable(logging.CRITICAL)
     rows = uvloop.run(run(options.only, options.rounds))
-    installed = {each.name.lower(): each.version for each in distributions()}
+    installed = {each.name.lower().replace("_", "-"): each.version for each in distributions()}
     packages = {name: installed.get(name, "not installed") for name in libraries.PACKAGES}
     json.dump({"rows": rows, "packages": packages}, sys.stdout)
 
