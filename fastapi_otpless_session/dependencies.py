@@ -43,11 +43,11 @@ class _Secured(SecurityDependency, Generic[T]):
     """
 
     scheme_name = "OtplessBearer"
-    model = HTTPBearer(bearerFormat="JWT", description="The OTPLESS session token.")
+    model: HTTPBearer = HTTPBearer(bearerFormat="JWT", description="The OTPLESS session token.")
 
     def __init__(self, ask: Callable[[HTTPConnection], Awaitable[T]]) -> None:
         self._ask = ask
-        self.__name__ = ask.__name__
+        self.__name__: str = ask.__name__
         self.__doc__ = ask.__doc__
 
     async def __call__(

@@ -80,12 +80,13 @@ class OtplessSessions:
         client: OtplessClient | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.settings = settings = settings or OtplessSettings()
+        settings = settings or OtplessSettings()
+        self.settings: OtplessSettings = settings
         self._owns_store, self._owns_client = store is None, client is None
         self._store = store = store or open_store(settings.store_url.get_secret_value(), clock=clock)
         self._client = client = client or OtplessClient(settings)
         self._vault = vault = Vault(settings)
-        self.is_open = False
+        self.is_open: bool = False
         self._clock = clock
         self._background = background = Background(drain=settings.refresh_timeout)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)

@@ -16,18 +16,22 @@ import secrets
 
 from opentelemetry import metrics
 
-logger = logging.getLogger("fastapi_otpless_session")
+logger: logging.Logger = logging.getLogger("fastapi_otpless_session")
 
 _meter = metrics.get_meter("fastapi_otpless_session")
 
-resolutions = _meter.create_counter("otpless.session.resolutions", "{resolution}", "Sessions asked for, by outcome.")
-refreshes = _meter.create_counter(
+resolutions: metrics.Counter = _meter.create_counter(
+    "otpless.session.resolutions", "{resolution}", "Sessions asked for, by outcome."
+)
+refreshes: metrics.Counter = _meter.create_counter(
     "otpless.session.refreshes", "{refresh}", "Refreshes by role (leader, follower) and outcome."
 )
-upstream_duration = _meter.create_histogram(
+upstream_duration: metrics.Histogram = _meter.create_histogram(
     "otpless.upstream.duration", "s", "Duration of calls to OTPLESS, by call and outcome."
 )
-reuses = _meter.create_counter("otpless.session.reuses", "{token}", "Superseded tokens presented too late.")
+reuses: metrics.Counter = _meter.create_counter(
+    "otpless.session.reuses", "{token}", "Superseded tokens presented too late."
+)
 
 
 _salt = secrets.token_bytes(32)
