@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -105,7 +105,7 @@ Time = Annotated[datetime, BeforeValidator(_from_milliseconds), AfterValidator(_
 class _Documented(BaseModel):
     """A record of OTPLESS's, read tolerantly: unknown fields are kept, unreadable ones are as if missing."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         alias_generator=AliasGenerator(validation_alias=to_camel),
         validate_by_name=True,
         extra="allow",
