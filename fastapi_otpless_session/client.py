@@ -143,8 +143,11 @@ class OtplessClient:
         try:
             if self._breaker.refuses():  # at once, rather than after waiting for a place
                 raise _held_back()
-            async with self._gate.pass_through(known=known, deadline=ends_at - self._monotonic()):
+            place = await self._gate.enter(known=known, deadline=ends_at - self._monotonic())
+            try:
                 return await self._guarded(request, read, ends_at)
+            finally:
+                place.leave()
         except OtplessSessionError as error:
             raise bare(error) from None
 

@@ -9,8 +9,7 @@ event loop as they do. The wait ends by the one deadline that the call itself ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.loops import PerLoop
@@ -21,6 +20,26 @@ SHARE_OF_WAITING = 0.8
 a refresh whose answer is lost may cost its session."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The places on one event loop."""
+
+    all: asyncio.Semaphore
+    strangers: asyncio.Semaphore
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A place that is held."""
+
+    gates: tuple[asyncio.Semaphore, ...]
+
+    def leave(self) -> None:
+        """Give the place back."""
+        for gate in self.gates:
+            gate.release()
+
+
 class Gate:
     """`limit` calls at once; those for tokens that nobody here knows get half of that at most.
 
@@ -28,24 +47,33 @@ class Gate:
     """
 
     def __init__(self, limit: int) -> None:
-        strangers = max(1, int(limit * SHARE_OF_STRANGERS))
-        self._all = PerLoop(lambda: asyncio.Semaphore(limit))
-        self._strangers = PerLoop(lambda: asyncio.Semaphore(strangers))
+        self._limit = limit
+        self._places: PerLoop[_Places] = PerLoop(self._new_places)
 
-    @asynccontextmanager
-    async def pass_through(self, *, known: bool, deadline: float) -> AsyncIterator[None]:
-        """Hold a place. Raises `UpstreamError` where none gets free early enough in the call's `deadline` seconds."""
-        gates = [await self._all.get()] if known else [await self._strangers.get(), await self._all.get()]
-        held: list[asyncio.Semaphore] = []
+    async def enter(self, *, known: bool, deadline: float) -> Pass:
+        """Take a place. Raises `UpstreamError` where none gets free early enough in `deadline` seconds."""
+        places = await self._places.get()
+        gates = (places.all,) if known else (places.strangers, places.all)
+        if not any(gate.locked() for gate in gates):  # as a rule; then the wait needs no deadline, which costs a timer
+            return await _take(gates)
         try:
-            try:
-                async with asyncio.timeout(deadline * SHARE_OF_WAITING):
-                    for gate in gates:
-                        await gate.acquire()
-                        held.append(gate)
-            except TimeoutError:
-                raise UpstreamError("too many calls to OTPLESS are under way", unsent=True) from None
-            yield
-        finally:
-            for gate in held:
-                gate.release()
+            async with asyncio.timeout(deadline * SHARE_OF_WAITING):
+                return await _take(gates)
+        except TimeoutError:
+            raise UpstreamError("too many calls to OTPLESS are under way", unsent=True) from None
+
+    def _new_places(self) -> _Places:
+        strangers = max(1, int(self._limit * SHARE_OF_STRANGERS))
+        return _Places(asyncio.Semaphore(self._limit), asyncio.Semaphore(strangers))
+
+
+async def _take(gates: tuple[asyncio.Semaphore, ...]) -> Pass:
+    held: tuple[asyncio.Semaphore, ...] = ()
+    try:
+        for gate in gates:
+            await gate.acquire()
+            held = (*held, gate)
+    except BaseException:
+        Pass(held).leave()
+        raise
+    return Pass(held)

@@ -214,7 +214,7 @@ def _success(answer: Answer) -> dict[str, Any]:
 
 def _object(answer: Answer) -> dict[str, Any]:
     try:
-        body = json.loads(answer.body, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        body = _DECODER.decode(answer.body.decode("utf-8-sig"))
         body = _writable(body) if b"\\u" in answer.body else body
     except (ValueError, RecursionError):
         raise _nonsense("the body is not JSON") from None
@@ -252,6 +252,10 @@ def _finite(text: str) -> float:
     if math.isinf(number):
         raise ValueError("a number is out of range")
     return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+"""Made once: `json.loads` would make one for each answer."""
 
 
 def _pair(data: object) -> TokenPair:

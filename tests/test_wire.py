@@ -186,6 +186,8 @@ def test_disliking_one_request_does_not_mean_that_otpless_fails(read: Read, stat
 GARBAGE = {
     "empty": b"",
     "not json": b'{"success": tr\x00\xff',
+    "UTF-16": '{"success": true, "userId": "MO-1", "sessionId": "s-1"}'.encode("utf-16"),
+    "half a character": b'{"success": true, "userId": "MO-1", "sessionId": "s-1", "plan": "\xed\xa0\x80"}',
     "html": b"<!doctype html>",
     "a list": b"[]",
     "a string": b'"success"',
