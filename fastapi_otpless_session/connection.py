@@ -157,8 +157,10 @@ class RequestSession:
 
         The record that an application sees of it is made when something asks for that.
         """
-        if self._outcome is None and self._copy is None and self._unusable() is None:
-            self._copy = self.sessions.at_once(self._token)
+        if self._outcome is None and self._copy is None:
+            self._outcome = self._unusable()
+            if self._outcome is None:
+                self._copy = self.sessions.at_once(self._token)
         return self._copy is not None
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.session import is_over
@@ -15,8 +16,7 @@ REMEMBERED = 10_000
 SEEN_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """What a store had for a digest: read at `at` by the worker's monotonic clock, when the store's said `now`."""
 
     row: SessionRow

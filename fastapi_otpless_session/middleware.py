@@ -103,10 +103,9 @@ class OtplessSessionMiddleware:
         outcome = await request.resolve()
         if not isinstance(outcome, SessionReason):
             return None
-        error = refusal(outcome)
         if self._on_refusal is None:
-            return JSONResponse(error.body, error.status_code, error.headers)
-        answer = self._on_refusal(HTTPConnection(scope), error)
+            return _REFUSALS.get(outcome) or _answer(refusal(outcome))
+        answer = self._on_refusal(HTTPConnection(scope), refusal(outcome))
         return await answer if inspect.isawaitable(answer) else answer
 
     def _routes(self, scope: Scope) -> Any:
@@ -173,3 +172,13 @@ def _is_sign_in(scope: Mapping[str, Any], routes: Any) -> bool:
             inner = getattr(child.get("endpoint"), "routes", ())
             return SIGN_IN_MARK in probe or _is_sign_in({**probe, **child}, inner)
     return False
+
+
+def _answer(error: RefusalError) -> Response:
+    return JSONResponse(error.body, error.status_code, error.headers)
+
+
+_REFUSALS: dict[SessionReason, Response] = {
+    reason: _answer(refusal(reason)) for reason in SessionReason if reason is not SessionReason.UNAVAILABLE
+}
+"""The answers that are the same each time. What is written into a response's headers goes into a copy of them."""

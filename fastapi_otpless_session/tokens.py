@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -30,6 +31,7 @@ from fastapi_otpless_session.session import LAST_SECOND
 
 TOKEN_LIMIT = 8192
 ID_LIMIT = 256
+HEADERS_REMEMBERED = 100
 ALGORITHM = "RS256"
 SHORTEST_KEY_BITS = 2048
 FOREIGN_KEY_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64"})
@@ -109,8 +111,13 @@ def kid(token: str) -> str:
 
 
 def _plain_header(token: str) -> dict[str, Any]:
+    return _read_header(token[: token.find(".") + 1])
+
+
+@lru_cache(HEADERS_REMEMBERED)  # all tokens of a key have the same
+def _read_header(part: str) -> dict[str, Any]:
     try:
-        header = jwt.get_unverified_header(token)
+        header = jwt.get_unverified_header(f"{part}e30.")  # the rest is not looked at
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenError("unreadable header") from None
     if header.get("alg") != ALGORITHM or FOREIGN_KEY_HEADERS & header.keys():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi_otpless_session.errors import CookieTooLargeError
 from fastapi_otpless_session.settings import OtplessSettings
@@ -38,14 +37,10 @@ class Channel(StrEnum):
     SUBPROTOCOL = "subprotocol"
 
 
-ALONE = {channel: frozenset({channel}) for channel in Channel}
-
-
-@dataclass(frozen=True, slots=True)
-class Presented:
+class Presented(NamedTuple):
     """The credentials of one request: each distinct token with its channels."""
 
-    tokens: Mapping[str, frozenset[Channel]] = field(repr=False)
+    tokens: Mapping[str, frozenset[Channel]]
     channels: frozenset[Channel] = frozenset()
     """All channels that carried something."""
     in_conflict: bool = False
@@ -53,7 +48,14 @@ class Presented:
     is_cookie_only: bool = False
     """Whether a browser may have sent it without the page's doing."""
 
+    def __repr__(self) -> str:
+        """Name the channels only: the tokens are secret."""
+        return f"Presented(channels={sorted(self.channels)})"
 
+
+AUTHORIZATION, HEADER, COOKIE, OFFERED = (frozenset({channel}) for channel in Channel)
+"""Each channel alone. They are made once, for an enum's member takes its time to hash."""
+Seen = list[tuple[str, frozenset[Channel]]]
 NOTHING = Presented({})
 
 
@@ -61,7 +63,7 @@ class Transport:
     """The wire side of the settings; everything that does not change is computed once."""
 
     def __init__(self, settings: OtplessSettings) -> None:
-        self._sources = frozenset(settings.token_sources)
+        self._sources = frozenset(Channel(source) for source in settings.token_sources)
         self._header = settings.header_name.lower().encode()
         self._header_name = settings.header_name
         self._cookie = settings.cookie
@@ -74,36 +76,32 @@ class Transport:
         self._vary = [name for name, _ in self._looked_at()]
         self._vary_bytes = ", ".join(self._vary).encode()
 
-    def _looked_at(self) -> list[tuple[str, Channel]]:
+    def _looked_at(self) -> list[tuple[str, frozenset[Channel]]]:
         """Return the names of the headers that are read, and what comes in by each."""
-        names = [
-            ("Authorization", Channel.AUTHORIZATION),
-            (self._header_name, Channel.HEADER),
-            ("Cookie", Channel.COOKIE),
-        ]
-        return [(name, channel) for name, channel in names if channel.value in self._sources]
+        names = [("Authorization", AUTHORIZATION), (self._header_name, HEADER), ("Cookie", COOKIE)]
+        return [(name, channel) for name, channel in names if channel & self._sources]
 
     # In
 
     def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
         """Return what a request presents; `offered` is a token from the websocket subprotocols."""
-        seen: list[tuple[str, Channel]] = [(offered, Channel.SUBPROTOCOL)] if offered else []
+        seen: Seen = [(offered, OFFERED)] if offered else []
         bearers: list[str] = []
         for name, value in headers:
             channel = self._names.get(name)
             if channel is None:
                 continue
-            if channel is Channel.AUTHORIZATION:
+            if channel is HEADER:
+                seen.append((value.decode("latin-1").strip(" \t"), HEADER))
+            elif channel is AUTHORIZATION:
                 bearers.append(_bearer(value.decode("latin-1")))
-            elif channel is Channel.HEADER:
-                seen.append((value.decode("latin-1").strip(" \t"), channel))
             elif self._cookie_bytes in value:
-                seen += [(token, channel) for token in self._cookies(value.decode("latin-1"))]
+                seen += [(token, COOKIE) for token in self._cookies(value.decode("latin-1"))]
         if any(bearers):  # else they are other API keys, however many
-            seen += [(token, Channel.AUTHORIZATION) for token in bearers]
+            seen += [(token, AUTHORIZATION) for token in bearers]
         if len(seen) == 1 and seen[0][0]:
             ((token, channel),) = seen
-            return Presented({token: ALONE[channel]}, ALONE[channel], is_cookie_only=channel is Channel.COOKIE)
+            return Presented({token: channel}, channel, False, channel is COOKIE)
         return _presented(seen) if seen else NOTHING
 
     def _cookies(self, header: str) -> Iterable[str]:
@@ -115,7 +113,7 @@ class Transport:
     def take_subprotocol(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         """Take a token that a browser's websocket offers as a subprotocol out of the scope; return both."""
         offered = list(scope.get("subprotocols", ()))
-        if "header" not in self._sources or SUBPROTOCOL not in offered[:-1]:
+        if Channel.HEADER not in self._sources or SUBPROTOCOL not in offered[:-1]:
             return dict(scope), None
         token = offered.pop(offered.index(SUBPROTOCOL) + 1)
         kept = [(name, value) for name, value in scope["headers"] if name != b"sec-websocket-protocol"]
@@ -201,18 +199,17 @@ def _bearer(value: str) -> str:
     return token if scheme.lower() == "bearer" and has_token_shape(token) else ""
 
 
-def _presented(seen: list[tuple[str, Channel]]) -> Presented:
+def _presented(seen: Seen) -> Presented:
     tokens: dict[str, frozenset[Channel]] = {}
     for token, channel in seen:
         if token in tokens:
-            tokens[token] |= ALONE[channel]
+            tokens[token] |= channel
         elif token and len(tokens) < MOST_TOKENS:  # an empty one is nothing, but its name occurred
-            tokens[token] = ALONE[channel]
-    names = [channel for _, channel in seen]
-    is_repeated = len(names) != len(set(names))
+            tokens[token] = channel
+    is_repeated = len(seen) != len({channel for _, channel in seen})
     channels = frozenset[Channel]().union(*tokens.values())
-    is_cookie_only = channels == ALONE[Channel.COOKIE]
-    return Presented(tokens, channels, in_conflict=is_repeated or len(tokens) > 1, is_cookie_only=is_cookie_only)
+    in_conflict = is_repeated or len(tokens) > 1
+    return Presented(tokens, channels, in_conflict=in_conflict, is_cookie_only=channels == COOKIE)
 
 
 def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
