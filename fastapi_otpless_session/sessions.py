@@ -107,6 +107,11 @@ class OtplessSessions:
         )
         self._details: Lru[bytes, tuple[SessionDetails, float]] = Lru(DETAILS_REMEMBERED)
 
+    @property
+    def store(self) -> SessionStore:
+        """Where the sessions are kept."""
+        return self._store
+
     # Life
 
     async def open(self) -> None:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import httpx
 import pytest
 from asgi import serving
 from conftest import make_settings
 from doctored import APP, Examine
+from fastapi import FastAPI, Request, Response
+from fastapi.testclient import TestClient
 from processes import steady_port
+from starlette.middleware.base import RequestResponseEndpoint
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_otpless_session import (
+    OtplessClient,
+    OtplessSessionMiddleware,
+    OtplessSessions,
+    OtplessSettings,
+    create_session_router,
+)
 from fastapi_otpless_session.doctor.application import Place
 from fastapi_otpless_session.doctor.places import meets
+from fastapi_otpless_session.emulator import Emulator
 
 CORS = """
 from starlette.middleware.cors import CORSMiddleware
@@ -61,7 +77,7 @@ TRUST = {"OTPLESS_TRUSTED_ORIGINS": "https://shop.example"}
         pytest.param("cors-order", "ok", f"{CORS}\nadd_cors()", id="CORS outside"),
         pytest.param(
             "cors-order",
-            "problem",
+            "warning",
             f"{CORS}\nadd_cors()\napp.user_middleware.reverse()",
             id="CORS inside",
         ),
@@ -73,12 +89,22 @@ TRUST = {"OTPLESS_TRUSTED_ORIGINS": "https://shop.example"}
         ),
         pytest.param("cors-headers", "ok", f"{CORS}\nadd_cors()", id="header exposed"),
         pytest.param("cors-headers", "ok", f"{CORS}\nadd_cors(allow_headers=['*'])", id="all headers allowed"),
-        pytest.param("cors-headers", "problem", f"{CORS}\nadd_cors(expose_headers=[])", id="header not exposed"),
+        pytest.param("cors-headers", "ok", f"{CORS}\nadd_cors(expose_headers=[])", id="no list that overwrites ours"),
+        pytest.param(
+            "cors-headers", "problem", f"{CORS}\nadd_cors(expose_headers=['X-Page'])", id="header not exposed"
+        ),
+        pytest.param(
+            "cors-headers",
+            "problem",
+            "from starlette.middleware.cors import CORSMiddleware\n"
+            "app = CORSMiddleware(app, allow_headers=['*'], expose_headers=['X-Page'])",
+            id="header not exposed by what is wrapped around",
+        ),
         pytest.param("cors-headers", "problem", f"{CORS}\nadd_cors(allow_headers=[])", id="header not allowed"),
         pytest.param(
             "cors-headers",
             "warning",
-            f"{CORS}\nadd_cors(expose_headers=[], allow_credentials=True)",
+            f"{CORS}\nadd_cors(expose_headers=['X-Page'], allow_credentials=True)",
             id="header not exposed, but there are cookies",
         ),
         pytest.param("cors-origins", "ok", f"{CORS}\nadd_cors()", id="a trusted origin"),
@@ -248,10 +274,6 @@ def behind_proxy(app: ASGIApp, host: bytes | None) -> ASGIApp:
 def test_a_running_site_says_whether_its_proxy_keeps_the_host(
     examine: Examine, host: bytes | None, path: str, status: str, says: str
 ) -> None:
-    from fastapi import FastAPI  # noqa: PLC0415 - the others are texts
-
-    from fastapi_otpless_session import OtplessSessionMiddleware, create_session_router  # noqa: PLC0415
-
     app = FastAPI()
     app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
     app.include_router(create_session_router(), prefix="/auth")
@@ -264,3 +286,76 @@ def test_a_running_site_says_whether_its_proxy_keeps_the_host(
 def test_a_site_that_does_not_run_is_a_warning(examine: Examine) -> None:
     found = examine("--site", f"http://127.0.0.1:{steady_port()}", app=APP)
     assert found["same-origin"] == "warning"
+
+
+# What it calls a problem is one
+
+
+def other_origin(app: FastAPI) -> TestClient:
+    """A page of a trusted origin, as far as headers go."""
+    return TestClient(app, base_url="https://api.example", headers={"Origin": "https://shop.example"})
+
+
+def with_cors(settings: OtplessSettings, *, outside: bool = True, **values: Any) -> FastAPI:
+    app = FastAPI()
+    cors = {"allow_origins": ["https://shop.example"], "allow_headers": ["X-Session-Token"], **values}
+    layers: list[Callable[[], None]] = [
+        lambda: app.add_middleware(OtplessSessionMiddleware, settings=settings),
+        lambda: app.add_middleware(CORSMiddleware, **cors),
+    ]
+    for add in layers if outside else reversed(layers):
+        add()
+    app.include_router(create_session_router(), prefix="/auth")
+    return app
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_cors_inside_does_not_see_what_required_paths_refuse(outside: bool) -> None:
+    settings = make_settings(required_paths=["/account/**"], trusted_origins=["https://shop.example"])
+    answer = other_origin(with_cors(settings, outside=outside)).get("/account/1")
+    assert answer.status_code == 401
+    assert ("access-control-allow-origin" in answer.headers) is outside
+
+
+@pytest.mark.parametrize(
+    ("expose", "seen"), [(["X-Session-Token"], True), ([], True), (["X-Page"], False)], ids=["ours", "none", "others"]
+)
+def test_a_list_of_exposed_headers_overwrites_ours(expose: list[str], seen: bool) -> None:
+    emulator = Emulator()
+    settings = make_settings(trusted_origins=["https://shop.example"])
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
+    app = FastAPI()
+    app.add_middleware(
+        OtplessSessionMiddleware, sessions=OtplessSessions(settings, client=OtplessClient(settings, http=http))
+    )
+    app.add_middleware(CORSMiddleware, allow_origins=["https://shop.example"], expose_headers=expose)
+    app.include_router(create_session_router(), prefix="/auth")
+    answer = other_origin(app).post("/auth/login?channel=header", json=emulator.sign_in())
+    assert answer.status_code == 200
+    assert ("X-Session-Token" in answer.headers["access-control-expose-headers"]) is seen
+
+
+def test_an_origin_that_is_not_trusted_cannot_sign_out() -> None:
+    assert other_origin(with_cors(make_settings())).post("/auth/logout").status_code == 403
+    trusting = make_settings(trusted_origins=["https://shop.example"])
+    assert other_origin(with_cors(trusting)).post("/auth/logout").status_code == 204
+
+
+@pytest.mark.parametrize("allowed", [["X-Session-Token"], []], ids=["allowed", "not allowed"])
+def test_a_header_that_is_not_allowed_fails_the_preflight(allowed: list[str]) -> None:
+    preflight = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "X-Session-Token"}
+    answer = other_origin(with_cors(make_settings(), allow_headers=allowed)).options("/orders", headers=preflight)
+    assert (answer.status_code == 200) is bool(allowed)
+
+
+def test_a_middleware_outside_of_ours_has_no_session_to_ask_for() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+
+    @app.middleware("http")
+    async def greet(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        await request.state.otpless.session()
+        return await call_next(request)
+
+    with pytest.raises(AttributeError, match="otpless"):
+        TestClient(app).get("/")

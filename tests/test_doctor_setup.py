@@ -312,6 +312,26 @@ def test_a_postgresql_is_written_and_its_clock_compared(
     assert found["store"] == found["store-clock"] == found["store-shared"] == "ok"
 
 
+def test_a_store_of_the_applications_own_is_tried_too(examine: Examine, tmp_path: Path) -> None:
+    app = f"""
+    from fastapi import FastAPI
+    from fastapi_otpless_session import *
+    from fastapi_otpless_session.stores.sqlite import SqliteStore
+
+    class OwnStore(SqliteStore):
+        pass
+
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, sessions=OtplessSessions(store=OwnStore("{tmp_path}/own.db")))
+    """
+    found = examine(app=app)
+    assert found["store"] == "ok"
+    assert "The store (OwnStore)" in found.text("store")
+    assert found["store-shared"] == "skipped"
+    (tmp_path / "own.db").write_bytes(b"no database" * 100)
+    assert examine(app=app)["store"] == "problem"
+
+
 def test_memory_is_fine_for_one_process_only(examine: Examine) -> None:
     assert examine(OTPLESS_STORE_URL="memory://")["store-shared"] == "warning"
     found = examine(OTPLESS_STORE_URL="memory://", WEB_CONCURRENCY="4")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,15 +72,20 @@ class Application:
         return next((place.path for place in self.places if place.is_sign_in), None)
 
     @property
+    def sessions(self) -> OtplessSessions | None:
+        """The sessions that the middleware was given in code."""
+        return next((each for each in self._given if isinstance(each, OtplessSessions)), None)
+
+    @property
     def settings(self) -> OtplessSettings | None:
         """The settings that the middleware was given in code."""
-        if self.ours is None:
-            return None
-        given = list(self.layers[self.ours].arguments.values())
-        sessions = next((each for each in given if isinstance(each, OtplessSessions)), None)
-        if sessions is not None:
-            return sessions.settings
-        return next((each for each in given if isinstance(each, OtplessSettings)), None)
+        if self.sessions is not None:
+            return self.sessions.settings
+        return next((each for each in self._given if isinstance(each, OtplessSettings)), None)
+
+    @property
+    def _given(self) -> Sequence[Any]:
+        return () if self.ours is None else list(self.layers[self.ours].arguments.values())
 
     def layer(self, name: str) -> tuple[int, Layer] | None:
         """Return the outermost middleware of a class, by its name, and where it stands."""

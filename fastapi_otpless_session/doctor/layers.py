@@ -73,12 +73,13 @@ async def order(setup: Setup) -> Outcome:
 async def cors_order(setup: Setup) -> Outcome:
     """CORS is outside: refusals need its headers, too."""
     number, _ = _cors(setup)
-    if number > _ours(setup.app):
-        return problem(
-            "CORSMiddleware is inside ours: pages of other origins cannot read our refusals, and see a network error.",
-            f"Add CORSMiddleware after {OURS}: what is added last is outermost.",
-        )
-    return ok("CORSMiddleware is outside ours.")
+    if number < _ours(setup.app):
+        return ok("CORSMiddleware is outside ours.")
+    fix = f"Add CORSMiddleware after {OURS}: what is added last is outermost."
+    if setup.settings.required_paths:
+        finding = "CORSMiddleware is inside ours: pages of other origins see a network error in place of a refusal."
+        return problem(finding, fix)
+    return warning("CORSMiddleware is inside ours, and would not see what OTPLESS_REQUIRED_PATHS refuses.", fix)
 
 
 async def cors_headers(setup: Setup) -> Outcome:
@@ -87,20 +88,17 @@ async def cors_headers(setup: Setup) -> Outcome:
     settings, header = setup.settings, setup.settings.header_name
     if {"header", "authorization"}.isdisjoint(settings.token_sources):
         return skipped("Only the cookie carries tokens.")
-    missing = [
-        argument
-        for argument in ("allow_headers", "expose_headers")
-        if not _covers(cors.arguments.get(argument), header, star=argument == "allow_headers")
-    ]
+    allowed, exposed = _texts(cors.arguments.get("allow_headers")), _exposed(cors)
+    lacking = {
+        "allow_headers": ("pages of other origins cannot send it", not _has(allowed, header)),
+        "expose_headers": ("its list overwrites ours, and pages never see a swapped token", not _has(exposed, header)),
+    }
+    if not exposed:  # without a list of its own, CORSMiddleware leaves ours alone
+        del lacking["expose_headers"]
+    missing = {name: effect for name, (effect, is_missing) in lacking.items() if is_missing}
     if not missing:
         return ok(f"CORSMiddleware lets {header} in and out.")
-    effect = {
-        "allow_headers": "pages of other origins cannot send it",
-        "expose_headers": "they never see a swapped token, and are signed out when the old one is dead",
-    }
-    finding = (
-        f"CORSMiddleware lacks {header} in {' and '.join(missing)}: {'; '.join(effect[name] for name in missing)}."
-    )
+    finding = f"CORSMiddleware lacks {header} in {' and '.join(missing)}: {'; '.join(missing.values())}."
     arguments = ", ".join(f'{name}=[..., "{header}"]' for name in missing)
     fix = f"CORSMiddleware({arguments})"
     by_cookie = setup.uses_cookie and bool(cors.arguments.get("allow_credentials"))
@@ -165,9 +163,15 @@ def _named(layer: Layer) -> str:
     return f"{layer.name} ({function})" if function else layer.name
 
 
-def _covers(value: object, header: str, *, star: bool) -> bool:
-    texts = [text.lower() for text in _texts(value)]
-    return header.lower() in texts or (star and "*" in texts)
+def _has(headers: Sequence[str], header: str) -> bool:
+    return not {"*", header.lower()}.isdisjoint(text.lower() for text in headers)
+
+
+def _exposed(cors: Layer) -> Sequence[str]:
+    """The headers that CORS exposes; one that is wrapped around the application has them ready as a header."""
+    ready = cors.arguments.get("simple_headers", {})
+    listed = ready.get("Access-Control-Expose-Headers", "").split(", ")
+    return _texts(cors.arguments.get("expose_headers")) or [name for name in listed if name]
 
 
 def _texts(value: object) -> Sequence[str]:

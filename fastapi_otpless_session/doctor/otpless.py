@@ -36,7 +36,7 @@ async def credentials(setup: Setup) -> Outcome:
     try:
         verdict = wire.read_validation(await _ask(settings))
     except CredentialsRefusedError as error:
-        address = f" If they are right, so must be OTPLESS_BASE_URL ({settings.base_url})."
+        address = f" If they are right, OTPLESS_BASE_URL is not: {settings.base_url}"
         return problem(f"{where} refuses the client id and secret. {error}.", OWN_CREDENTIALS + address)
     except UpstreamError as error:
         return problem(f"{where} gives no usable answer. {error}.", WAY_OUT)

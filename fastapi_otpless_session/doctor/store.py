@@ -37,7 +37,7 @@ async def store(setup: Setup) -> Outcome:
         text = str(error).removeprefix("OTPLESS_STORE_URL: ")
         return problem(f"OTPLESS_STORE_URL: {text}.", "Write it as the text says, or install what it names.")
     except StoreError as error:
-        return problem(f"{_shown(scheme, path)} cannot be used: {error}.", _remedy(scheme, path))
+        return problem(f"{_shown(scheme, path)} cannot be used: {error}.", _remedy(path))
 
 
 async def store_clock(setup: Setup) -> Outcome:
@@ -56,6 +56,8 @@ async def store_clock(setup: Setup) -> Outcome:
 
 async def store_shared(setup: Setup) -> Outcome:
     """All workers and hosts of the application see the same sessions."""
+    if setup.own_store is not None:
+        return skipped("The application brings a store of its own; whether several hosts share it, it must know.")
     scheme, path = kind(setup), sqlite_path(setup)
     if scheme == "memory":
         return _memory(setup.host)
@@ -67,12 +69,12 @@ async def store_shared(setup: Setup) -> Outcome:
 def _memory(host: Host) -> Outcome:
     if (host.workers or 1) > 1:
         return problem(
-            f"memory:// with {host.workers} workers: each has sessions of its own, and signs out the others' users.",
+            f"memory:// with {host.workers} workers: none knows who signed in at another, and answers 401.",
             "Use sqlite:///sessions.db for several workers of one machine, postgresql:// or redis:// for several.",
         )
     return warning(
-        "memory:// holds for one process: a restart signs everybody out, and so do uvicorn --workers, "
-        "WEB_CONCURRENCY or a second host.",
+        "memory:// is for one process: a restart signs everybody out, and with uvicorn --workers, WEB_CONCURRENCY or a "
+        "second host none knows who signed in at another.",
         "Use sqlite:///sessions.db on one machine, postgresql:// or redis:// on several; for tests all is well.",
     )
 
@@ -136,14 +138,16 @@ def _remove(scratch: Path) -> None:
 
 
 def kind(setup: Setup) -> str:
-    """Return the scheme of the store's URL."""
+    """Return the scheme of the store's URL, or the name of the application's own."""
+    if setup.own_store is not None:
+        return type(setup.own_store).__name__
     return setup.settings.store_url.get_secret_value().partition("://")[0]
 
 
 def sqlite_path(setup: Setup) -> Path | None:
     """Return the absolute path of a SQLite file."""
     scheme, _, rest = setup.settings.store_url.get_secret_value().partition("://")
-    if scheme != "sqlite" or not rest[1:]:
+    if setup.own_store is not None or scheme != "sqlite" or not rest[1:]:
         return None
     return Path(unquote(rest[1:])).absolute()
 
@@ -164,10 +168,10 @@ def _folder_trouble(path: Path) -> Outcome | None:
 
 
 def _shown(scheme: str, path: Path | None) -> str:
-    return str(path) if path is not None else f"The {scheme}:// store"
+    return str(path) if path is not None else f"The store ({scheme})"
 
 
-def _remedy(scheme: str, path: Path | None) -> str:
+def _remedy(path: Path | None) -> str:
     if path is not None:
         return f"Let the application's user write {path} and its folder; SQLite keeps two more files beside it."
-    return f"Start the server, or mend host, port, user and password in OTPLESS_STORE_URL ({scheme}://...)."
+    return "Start the server, or mend host, port, user and password in OTPLESS_STORE_URL."
