@@ -1,0 +1,419 @@
+"""`client.js` in a real browser: against answers that the test gives, and against an API of another origin."""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from asgi import serving
+from browser import Browser, Window
+from conftest import make_settings
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse
+from processes import PATIENCE
+
+from fastapi_otpless_session import (
+    CurrentSession,
+    OtplessClient,
+    OtplessSessionMiddleware,
+    OtplessSessions,
+    create_session_router,
+)
+from fastapi_otpless_session.emulator import Emulator
+from fastapi_otpless_session.script import client_script
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Route
+
+SITE = "https://shop.example"
+HEADER = "X-Session-Token"
+STORED = "Object.entries(localStorage).find(([key]) => key.startsWith('otpless-session-token'))?.[1] ?? null"
+PAGE = """<!doctype html><title>Shop</title><link rel="icon" href="data:,">
+<script>window.events = []; window.before = window.otpless;</script>
+{before}<script src="{script}" {attributes}></script>
+<script>
+  for (const name of ["signed-in", "signed-out", "sign-in-failed"]) {{
+    window.otplessSession && otplessSession.on(name, (detail) => events.push([name, detail && detail.code]));
+  }}
+</script>"""
+EXPIRED = {"detail": {"code": "session_expired", "message": "The session has expired."}}
+SIGN_IN = "otplessSession.signIn({ token: 'once' })"
+NO_STORAGE = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied'); } });"
+FULL_STORAGE = "Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); };"
+
+
+def token(issued_at: int, session: str = "session-1") -> str:
+    """A token as OTPLESS writes them; to a browser a signature is only letters."""
+    payload = {"sub": session, "iat": issued_at, "exp": issued_at + 600, "name": "Åsa"}
+    parts = ({"alg": "RS256"}, payload)
+    return ".".join([*(urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts), "c2ln"])
+
+
+OLD, NEW, NEWEST = token(100), token(200), token(300)
+
+
+class Site:
+    """https://shop.example, with `client.js`. What it answers to requests is what the test says."""
+
+    def __init__(self, window: Window, *, header: str = HEADER, before: str = "", attributes: str = "") -> None:
+        self.window = window
+        self.header = header
+        self.held: list[Route] = []
+        self.seen: list[tuple[str, str | None]] = []
+        self._page = PAGE.format(script="/auth/client.js?v=1", before=before, attributes=attributes)
+        self._answers: dict[str, dict[str, Any]] = {}
+        window.context.route("**/*", self._route)
+
+    def answers(self, path: str, status: int = 200, body: Any = None, swap: str | None = None, **headers: str) -> None:
+        """Answer requests to a path from now on."""
+        if swap is not None:
+            headers[self.header] = swap
+        self._answers[path] = {"status": status, "json": {} if body is None else body, "headers": headers}
+
+    def hold(self, page: Page) -> None:
+        """Let a page request something, `last`, and leave it without an answer."""
+        page.evaluate("window.last = otplessSession.fetch('/slow'); 0")
+        deadline = time.monotonic() + PATIENCE
+        while not self.held:
+            assert time.monotonic() < deadline, "the request does not come"
+            page.wait_for_timeout(10)  # only this lets Playwright tell of it
+
+    def release(self, **answer: Any) -> None:
+        """Answer the request that has waited longest."""
+        swap = answer.pop("swap", None)
+        headers = {self.header: swap} if swap else {}
+        self.held.pop(0).fulfill(status=200, json={}, headers=headers, **answer)
+
+    def _route(self, route: Route) -> None:
+        path = route.request.url.removeprefix(SITE)
+        if path == "/":
+            route.fulfill(content_type="text/html", body=self._page)
+        elif path.startswith("/auth/client.js"):
+            route.fulfill(content_type="text/javascript", body=client_script(self.header).body.decode())
+        else:
+            self.seen.append((path, route.request.headers.get(self.header.lower())))
+            if path in self._answers:
+                route.fulfill(**self._answers[path])
+            else:
+                self.held.append(route)
+
+    def tab(self) -> Page:
+        return self.window.tab(f"{SITE}/")
+
+    def signed_in_tab(self, swap: str = OLD) -> Page:
+        page = self.tab()
+        self.answers("/auth/login?channel=header", body={"id": "session-1"}, swap=swap)
+        assert page.evaluate(SIGN_IN) == {"id": "session-1"}
+        return page
+
+
+def fetched(page: Page, path: str) -> int:
+    return int(page.evaluate("path => otplessSession.fetch(path).then(({ status }) => status)", path))
+
+
+def stored(page: Page) -> str | None:
+    found: str | None = page.evaluate(STORED)
+    return found
+
+
+def is_signed_in(page: Page) -> bool:
+    return bool(page.evaluate("otplessSession.signedIn"))
+
+
+def events(page: Page) -> list[list[str | None]]:
+    found: list[list[str | None]] = page.evaluate("events.splice(0)")
+    return found
+
+
+@pytest.fixture
+def site(browser: Browser) -> Site:
+    return Site(browser.window())
+
+
+class TestToken:
+    def test_it_is_stored_sent_and_replaced_when_the_server_swaps_it(self, site: Site) -> None:
+        page = site.signed_in_tab(OLD)
+        assert (stored(page), is_signed_in(page), events(page)) == (OLD, True, [["signed-in", None]])
+        site.answers("/orders", swap=NEW)
+        assert fetched(page, "/orders") == 200
+        site.answers("/orders")
+        assert fetched(page, f"{SITE}/orders") == 200
+        assert site.seen == [("/auth/login?channel=header", None), ("/orders", OLD), ("/orders", NEW)]
+        assert events(page) == []  # a swap is nobody's business
+
+    def test_the_header_is_the_one_that_the_server_named(self, browser: Browser) -> None:
+        site = Site(browser.window(), header="X-Chai")
+        page = site.signed_in_tab()
+        site.answers("/orders", swap=NEW)
+        fetched(page, "/orders")
+        assert (site.seen[-1], stored(page)) == (("/orders", OLD), NEW)
+
+    def test_an_older_token_that_comes_late_does_not_replace_a_newer_one(self, site: Site) -> None:
+        slow, quick = site.signed_in_tab(OLD), site.tab()
+        site.hold(slow)
+        site.answers("/quick", swap=NEWEST)
+        fetched(quick, "/quick")
+        site.release(swap=NEW)
+        assert slow.evaluate("last.then(({ status }) => status)") == 200
+        assert {stored(slow), stored(quick)} == {NEWEST}
+
+    def test_a_newer_token_that_comes_late_replaces_an_older_one(self, site: Site) -> None:
+        slow, quick = site.signed_in_tab(OLD), site.tab()
+        site.hold(slow)
+        site.answers("/quick", swap=NEW)
+        fetched(quick, "/quick")
+        site.release(swap=NEWEST)
+        slow.evaluate("last.then(({ status }) => status)")
+        assert {stored(slow), stored(quick)} == {NEWEST}
+
+    @pytest.mark.parametrize("meanwhile", [None, token(50, "session-2")], ids=["signed-out", "somebody-else"])
+    def test_a_late_token_brings_no_session_back(self, site: Site, meanwhile: str | None) -> None:
+        page, other = site.signed_in_tab(OLD), site.tab()
+        site.hold(page)
+        site.answers("/auth/logout", 204)
+        other.evaluate("otplessSession.signOut()")
+        if meanwhile is not None:
+            site.answers("/auth/login?channel=header", swap=meanwhile)
+            other.evaluate(SIGN_IN)
+        site.release(swap=NEWEST)
+        page.evaluate("last.then(({ status }) => status)")
+        assert stored(page) == meanwhile
+
+    def test_two_tabs_that_write_at_once_end_with_the_newer_token(self, site: Site) -> None:
+        page, other = site.signed_in_tab(NEW), site.tab()
+        key = page.evaluate("Object.keys(localStorage)[0]")
+        other.evaluate("([key, token]) => localStorage.setItem(key, token)", [key, OLD])
+        page.wait_for_function("([key, token]) => localStorage.getItem(key) === token", arg=[key, NEW])
+        assert events(page) == [["signed-in", None]]
+
+    def test_a_cookie_stays_at_home(self, site: Site) -> None:
+        site.window.context.add_cookies([{"name": "otpless_session", "value": OLD, "url": SITE}])
+        page = site.signed_in_tab()
+        site.answers("/orders")
+        with page.expect_request("**/orders") as sent:
+            fetched(page, "/orders")
+        assert "cookie" not in sent.value.all_headers()
+        with page.expect_request("**/orders") as sent:
+            page.evaluate("otplessSession.fetch('/orders', { credentials: 'include' }).then(() => 0)")
+        assert "cookie" in sent.value.all_headers()
+
+    def test_requests_keep_what_they_have(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.answers("/orders")
+        made = "new Request('/orders', { method: 'PUT', body: 'x', headers: { 'X-Own': '1' } })"
+        with page.expect_request("**/orders") as sent:
+            page.evaluate(f"otplessSession.fetch({made}).then(() => 0)")
+        assert (sent.value.method, sent.value.post_data) == ("PUT", "x")
+        assert sent.value.headers["x-own"] == "1"
+        assert sent.value.headers[HEADER.lower()] == OLD
+
+    @pytest.mark.parametrize("call", ["fetch", "socket"])
+    @pytest.mark.parametrize(
+        "address", ["https://elsewhere.example/x", "//elsewhere.example/x", "https://shop.example:1/"]
+    )
+    def test_no_other_site_gets_it(self, site: Site, call: str, address: str) -> None:
+        page = site.signed_in_tab()
+        attempt = f"(async () => otplessSession.{call}({json.dumps(address)}))().catch((error) => error.name)"
+        assert page.evaluate(attempt) == "TypeError"
+        assert [path for path, _ in site.seen] == ["/auth/login?channel=header"]
+
+
+class TestEnd:
+    def test_a_401_of_ours_signs_all_tabs_out_and_says_why(self, site: Site) -> None:
+        page, other = site.signed_in_tab(), site.tab()
+        events(page)
+        site.window.refusals = {"401"}
+        site.answers("/orders", 401, EXPIRED)
+        assert fetched(page, "/orders") == 401
+        assert (stored(page), events(page)) == (None, [["signed-out", "session_expired"]])
+        other.wait_for_function("events.length")
+        assert (is_signed_in(other), events(other)) == (False, [["signed-out", None]])
+
+    def test_a_401_that_the_application_restyled_is_told_by_its_realm(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {"401"}
+        site.answers("/orders", 401, "Please sign in", **{"WWW-Authenticate": 'Bearer realm="otpless"'})
+        fetched(page, "/orders")
+        assert not is_signed_in(page)
+
+    @pytest.mark.parametrize(
+        ("status", "body"),
+        [
+            (401, {"detail": "Wrong PIN"}),
+            (401, {"detail": {"code": "wrong_pin"}}),
+            (403, EXPIRED),
+            (503, {"detail": {"code": "session_unavailable"}}),
+        ],
+        ids=["its-own", "its-own-code", "forbidden", "outage"],
+    )
+    def test_other_refusals_sign_nobody_out(self, site: Site, status: int, body: Any) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {str(status)}
+        site.answers("/orders", status, body)
+        assert fetched(page, "/orders") == status
+        assert (stored(page), events(page)) == (OLD, [["signed-in", None]])
+
+    def test_a_401_about_an_older_token_is_not_about_the_one_that_there_is(self, site: Site) -> None:
+        page, other = site.signed_in_tab(OLD), site.tab()
+        site.window.refusals = {"401"}
+        site.hold(page)
+        site.answers("/orders", swap=NEW)
+        fetched(other, "/orders")
+        site.held.pop().fulfill(status=401, json=EXPIRED)
+        assert page.evaluate("last.then(({ status }) => status)") == 401
+        assert stored(page) == NEW
+
+    def test_signing_out_ends_the_session_in_every_tab(self, site: Site) -> None:
+        page, other = site.signed_in_tab(), site.tab()
+        site.answers("/auth/logout", 204)
+        page.evaluate("otplessSession.signOut()")
+        assert (site.seen[-1], stored(page)) == (("/auth/logout", OLD), None)
+        assert events(page) == [["signed-in", None], ["signed-out", None]]
+        other.wait_for_function("events.length")
+        assert events(other) == [["signed-out", None]]
+        page.evaluate("otplessSession.signOut()")
+        assert site.seen[-2:] == [("/auth/login?channel=header", None), ("/auth/logout", OLD)]  # not asked again
+
+    def test_everywhere_is_the_route_for_all_sessions(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.answers("/auth/logout-all", 204)
+        page.evaluate("otplessSession.signOut({ everywhere: true })")
+        assert (site.seen[-1][0], is_signed_in(page)) == ("/auth/logout-all", False)
+
+    def test_a_sign_out_that_failed_does_not_look_like_one(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {"503"}
+        site.answers("/auth/logout", 503, {"detail": {"code": "session_unavailable", "message": "Try again."}})
+        failure = "otplessSession.signOut().catch(({ message, code, status }) => [message, code, status])"
+        assert page.evaluate(failure) == ["Try again.", "session_unavailable", 503]
+        assert is_signed_in(page)
+
+    @pytest.mark.parametrize(("reason", "ends"), [("session_revoked", True), ("kitchen_closed", False)])
+    def test_a_websocket_that_is_closed_for_its_session_signs_out(self, site: Site, reason: str, ends: bool) -> None:
+        page = site.signed_in_tab()
+        page.route_web_socket("**/live", lambda socket: socket.close(code=1008, reason=reason))
+        closed = (
+            "new Promise((done) => otplessSession.socket('/live', 'chat').addEventListener('close', () => done(1)))"
+        )
+        page.evaluate(closed)
+        assert is_signed_in(page) is not ends
+        assert events(page)[1:] == ([["signed-out", reason]] if ends else [])
+
+
+class TestTabs:
+    def test_a_tab_learns_of_a_sign_in_and_of_somebody_else_s_but_not_of_a_swap(self, site: Site) -> None:
+        waiting = site.tab()
+        page = site.signed_in_tab()
+        waiting.wait_for_function("events.length")
+        assert events(waiting) == [["signed-in", None]]
+        site.answers("/orders", swap=NEW)
+        fetched(page, "/orders")
+        waiting.wait_for_function(f"{STORED} === {json.dumps(NEW)}")
+        site.answers("/auth/login?channel=header", swap=token(400, "session-2"))
+        page.evaluate(SIGN_IN)
+        waiting.wait_for_function("events.length")
+        assert events(waiting) == [["signed-in", None]]
+
+    @pytest.mark.parametrize("storage", [NO_STORAGE, FULL_STORAGE], ids=["none", "full"])
+    def test_without_storage_a_tab_keeps_its_own_token(self, site: Site, storage: str) -> None:
+        site.window.context.add_init_script(storage)
+        page = site.signed_in_tab()
+        site.answers("/orders", swap=NEW)
+        fetched(page, "/orders")
+        fetched(page, "/orders")
+        assert site.seen[-1] == ("/orders", NEW)
+        site.answers("/auth/logout", 204)
+        page.evaluate("otplessSession.signOut()")
+        assert (is_signed_in(page), events(page)) == (False, [["signed-in", None], ["signed-out", None]])
+
+
+class TestPage:
+    def test_the_sdk_s_callback_signs_in_and_tells_of_a_failure(self, site: Site) -> None:
+        page = site.tab()
+        site.window.refusals = {"401"}
+        refused = {"detail": {"code": "sign_in_refused", "message": "The sign-in could not be verified."}}
+        site.answers("/auth/login?channel=header", 401, refused)
+        page.evaluate("otpless({ token: 'once' })")
+        page.wait_for_function("events.length")
+        assert events(page) == [["sign-in-failed", "sign_in_refused"]]
+        site.answers("/auth/login?channel=header", swap=OLD)
+        page.evaluate("otpless({ token: 'once' })")
+        page.wait_for_function("events.length")
+        assert events(page) == [["signed-in", None]]
+
+    def test_a_callback_of_the_page_s_own_stays(self, browser: Browser) -> None:
+        site = Site(browser.window(), before="<script>function otpless() { return 'mine'; }</script>")
+        assert site.tab().evaluate("otpless()") == "mine"
+
+    def test_a_header_that_cors_hides_is_said(self, site: Site) -> None:
+        page = site.tab()
+        site.answers("/auth/login?channel=header")
+        assert "expose_headers" in page.evaluate(f"{SIGN_IN}.catch(({{ message }}) => message)")
+
+    def test_a_listener_can_go_and_an_event_that_there_is_not_is_said(self, site: Site) -> None:
+        page = site.tab()
+        page.evaluate("otplessSession.on('signed-in', () => events.push(['mine', null]))()")
+        assert page.evaluate("(() => { try { otplessSession.on('x', 1); } catch ({ name }) { return name; } })()")
+        site.answers("/auth/login?channel=header", swap=OLD)
+        page.evaluate(SIGN_IN)
+        assert events(page) == [["signed-in", None]]
+
+
+@pytest.fixture
+def api() -> Iterator[tuple[str, str, Emulator]]:
+    """The page's origin, the API's, and its OTPLESS."""
+    emulator, shop = Emulator(), FastAPI()
+    addresses: list[str] = []
+
+    @shop.get("/", response_class=HTMLResponse)
+    async def page() -> str:
+        return PAGE.format(script=f"{addresses[0]}/auth/client.js", before="", attributes="")
+
+    with serving(shop) as origin:
+        settings = make_settings(trusted_origins=[origin], validation_ttl=0)
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
+        app = FastAPI()
+        app.add_middleware(
+            OtplessSessionMiddleware, sessions=OtplessSessions(settings, client=OtplessClient(settings, http=http))
+        )
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin],
+            allow_methods=["*"],
+            allow_headers=["Content-Type", HEADER],
+            expose_headers=[HEADER],
+        )
+        app.include_router(create_session_router(), prefix="/auth")
+
+        @app.get("/orders")
+        async def orders(session: CurrentSession) -> str:
+            return session.user_id
+
+        with serving(app) as address:
+            addresses.append(address)
+            yield origin, address, emulator
+
+
+def test_a_page_of_another_origin_signs_in_swaps_and_signs_out(
+    api: tuple[str, str, Emulator], browser: Browser
+) -> None:
+    origin, address, emulator = api
+    window = browser.window()
+    page = window.tab(origin)
+    user = emulator.sign_in(name="Asha")
+    assert page.evaluate("user => otplessSession.signIn(user)", user)["name"] == "Asha"
+    before = stored(page)
+    emulator.expire(user["sessionInfo"]["sessionId"])
+    assert page.evaluate("otplessSession.fetch('/orders').then((answer) => answer.json())") == user["userId"]
+    assert stored(page) not in {None, before}
+    page.evaluate("otplessSession.signOut()")
+    window.refusals = {"401"}
+    assert fetched(page, f"{address}/orders") == 401
+    assert not is_signed_in(page)
+    assert emulator.session(user["sessionInfo"]["sessionId"]).revoked
