@@ -47,7 +47,8 @@ ARGUMENTS = (
 MILLISECONDS = 1000
 DESKTOP = {"width": 1200, "height": 800}
 PHONE = {"width": 360, "height": 740}
-REFUSED = re.compile(r"Failed to load resource: the server responded with a status of (\d+)|status: (\d+)")
+REFUSED = re.compile(r"Failed to load resource: the server responded with a status of (\d+)")
+REFUSED_HANDSHAKE = re.compile(r"WebSocket connection to .* failed: HTTP Authentication failed")
 Scheme = Literal["light", "dark"]
 
 
@@ -165,7 +166,9 @@ class Window:
         return [text for text in self._complaints if not self._is_expected(text)]
 
     def _is_expected(self, text: str) -> bool:
-        found = REFUSED.search(text)
+        if REFUSED_HANDSHAKE.match(text):
+            return "401" in self.refusals
+        found = REFUSED.match(text)
         return found is not None and found.group(1) in self.refusals
 
 

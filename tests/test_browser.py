@@ -258,7 +258,7 @@ class TestHeaderChannel:
         page = browser.window().tab(f"{shop.url}/sign-in")
         shop.sign_in_prebuilt(page, shop.number())
         page.goto(f"{shop.url}/header")
-        page.get_by_role("button", name="Sign out there, and go on here").click()
+        page.get_by_role("button", name="Sign out and go on here").click()
         page.get_by_label("Phone number or e-mail").wait_for()
 
 

@@ -16,6 +16,7 @@ from conftest import make_settings
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
+from pages import Block, blocks
 from processes import PATIENCE
 
 from fastapi_otpless_session import (
@@ -25,7 +26,7 @@ from fastapi_otpless_session import (
     OtplessSessions,
     create_session_router,
 )
-from fastapi_otpless_session.emulator import Emulator
+from fastapi_otpless_session.emulator import Emulator, serve
 from fastapi_otpless_session.script import client_script
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ PAGE = """<!doctype html><title>Shop</title><link rel="icon" href="data:,">
     window.otplessSession && otplessSession.on(name, (detail) => events.push([name, detail && detail.code]));
   }}
 </script>"""
+EXAMPLES = [block for block in blocks("html") if "client.js" in block.text]
 EXPIRED = {"detail": {"code": "session_expired", "message": "The session has expired."}}
 SIGN_IN = "otplessSession.signIn({ token: 'once' })"
 NO_STORAGE = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied'); } });"
@@ -417,3 +419,37 @@ def test_a_page_of_another_origin_signs_in_swaps_and_signs_out(
     assert fetched(page, f"{address}/orders") == 401
     assert not is_signed_in(page)
     assert emulator.session(user["sessionInfo"]["sessionId"]).revoked
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=str)
+def test_the_example_in_the_documentation_works(example: Block, browser: Browser) -> None:
+    emulator = Emulator()
+    with serve(emulator) as otpless:
+        page = example.text.replace("https://otpless.com", otpless).replace("YOUR_APP_ID", emulator.settings.app_id)
+        settings = make_settings(base_url=otpless, jwks_url=f"{otpless}/.well-known/jwks", validation_ttl=0)
+        app = FastAPI()
+        app.add_middleware(OtplessSessionMiddleware, settings=settings)
+        app.include_router(create_session_router(), prefix="/auth")
+        app.get("/", response_class=HTMLResponse)(lambda: f'<link rel="icon" href="data:,">{page}')
+
+        @app.get("/orders")
+        async def orders(session: CurrentSession) -> str:
+            return f"{session.user_id} has none"
+
+        with serving(app) as address:
+            tab = browser.window().tab(address)
+            tab.get_by_label("Phone number or e-mail").fill("9999999999")
+            tab.get_by_role("button", name="Continue").click()
+            tab.get_by_label("6-digit code").fill(emulator.inbox[0].otp)
+            tab.get_by_role("button", name="Verify").click()
+            tab.get_by_text(f"{emulator.sessions()[0].user_id} has none").wait_for()
+            emulator.expire(emulator.sessions()[0].session_id)
+            tab.reload()
+            tab.get_by_text(f"{emulator.sessions()[0].user_id} has none").wait_for()
+            tab.get_by_role("button", name="Sign out").click()
+            tab.get_by_label("Phone number or e-mail").wait_for()
+            assert emulator.sessions()[0].revoked
+
+
+def test_there_is_an_example() -> None:
+    assert EXAMPLES

@@ -51,7 +51,7 @@ def visits(shop: Shop, window: Window) -> Iterator[tuple[str, Page]]:
     page.close()  # it would try again by itself
     page = window.tab(f"{shop.url}/header")
     yield "one-way", page
-    page.get_by_role("button", name="Sign out there, and go on here").click()
+    page.get_by_role("button", name="Sign out and go on here").click()
     shop.sign_in_prebuilt(page, number)
     page.get_by_role("button", name="Order Masala Chai").click()
     page.get_by_text("Ordered: Masala Chai").wait_for()

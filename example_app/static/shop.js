@@ -1,13 +1,12 @@
 // What all pages share: clocks, times, messages, and buttons that call the session router.
 "use strict";
 
-/** Shows a message at the top of the page; screen readers read it out. */
+/** Shows a message at the top of the screen; screen readers read it out. */
 function flash(text, kind) {
   const line = document.createElement("p");
   line.className = "flash " + kind;
   line.textContent = text;
   document.getElementById("flashes").replaceChildren(line);
-  line.scrollIntoView({ block: "nearest" });
 }
 
 /** Calls the application: {ok, status, message}. Status 0 means that there was no answer. */
