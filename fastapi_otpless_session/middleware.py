@@ -47,24 +47,9 @@ class OtplessSessionMiddleware:
         self._made: tuple[OtplessSessions, Transport] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self._http(scope, receive, send)
-            case "websocket":
-                await self._websocket(scope, receive, send)
-            case "lifespan":
-                await self._lifespan(scope, receive, send)
-            case _:
-                await self.app(scope, receive, send)
-
-    def _ready(self) -> tuple[OtplessSessions, Transport]:
-        """Return sessions and transport, made on first use. Raises `ConfigurationError`."""
-        if self._made is None:
-            sessions = self._given or OtplessSessions(self._settings)
-            self._made = sessions, Transport(sessions.settings)
-        return self._made
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._not_http(scope, receive, send)
+            return
         sessions, transport = self._made or self._ready()
         request = RequestSession(sessions, transport, scope)
         scope.setdefault("state", {})[STATE_NAME] = request
@@ -82,6 +67,22 @@ class OtplessSessionMiddleware:
                 await refused(scope, receive, send_with_session)
                 return
         await self.app(scope, receive, send_with_session)
+
+    async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "websocket":
+                await self._websocket(scope, receive, send)
+            case "lifespan":
+                await self._lifespan(scope, receive, send)
+            case _:
+                await self.app(scope, receive, send)
+
+    def _ready(self) -> tuple[OtplessSessions, Transport]:
+        """Return sessions and transport, made on first use. Raises `ConfigurationError`."""
+        if self._made is None:
+            sessions = self._given or OtplessSessions(self._settings)
+            self._made = sessions, Transport(sessions.settings)
+        return self._made
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         sessions, transport = self._ready()
