@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -13,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 import apps
 import bench
 import measure
+import picture
 import report
+import sockets
 from rows import Count, Result, Row
 
 GOALS = {
@@ -87,3 +90,32 @@ def test_what_is_missed_is_named_and_kept(tmp_path: Path) -> None:
     assert kept["date"]
     assert kept["cpu"]
     assert kept["packages"].keys() >= {"fastapi", "starlette", "uvloop"}
+
+
+def test_the_picture_has_a_bar_for_us_and_for_each_peer(tmp_path: Path) -> None:
+    ours = [Result(key="believed", name="ours", value=1.1), Result(key="unused", name="not shown", value=1.2)]
+    peers = [
+        Result(key="a", name="Peer & Sons", value=4.25),
+        Result(key="b", name="one that lacks", note="not installed"),
+    ]
+    picture.write(tmp_path / "bench.svg", ours, peers, "2030-01-01")
+    texts = {each.text for each in ET.parse(tmp_path / "bench.svg").iter() if each.text}  # noqa: S314 - our own
+    assert {"1.10", "Peer & Sons", "4.25", "2030-01-01"} <= texts
+    assert not {"not shown", "one that lacks"} & texts
+
+
+WRK = """
+  Latency Distribution
+     50%    6.51ms
+     99%    1.20s
+  24613 requests in 4.00s, 3.03MB read
+Requests/sec:   6150.40
+"""
+
+
+def test_what_wrk_prints_is_read() -> None:
+    served = sockets.read("bare", 1, WRK, spent=2.4613)
+    assert (served.requests_per_second, served.p99_milliseconds) == (6150.4, 1200.0)
+    assert round(served.cpu_microseconds) == 100
+    with pytest.raises(RuntimeError, match="Non-2xx"):
+        sockets.read("bare", 1, WRK + "  Non-2xx or 3xx responses: 3", spent=1.0)

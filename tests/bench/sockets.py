@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -96,21 +97,29 @@ def _uvicorn(kind: str, workers: int, folder: Path) -> Iterator[tuple[str, list[
     )
     server = subprocess.Popen([*command, *options], env=environ)  # noqa: S603 - this Python
     try:
-        pids = _wait_for(workers, server, folder)
+        pids = _wait_for(workers, port, server, folder)
         yield f"http://{HOST}:{port}/", pids, json.loads(prepared.stdout)
     finally:
         server.terminate()
         server.wait(PATIENCE)
 
 
-def _wait_for(workers: int, server: subprocess.Popen[bytes], folder: Path) -> list[int]:
-    """Wait until each worker has left its process id in the folder."""
+def _wait_for(workers: int, port: int, server: subprocess.Popen[bytes], folder: Path) -> list[int]:
+    """Wait until each worker has left its process id in the folder, and one of them takes connections."""
     deadline = time.monotonic() + PATIENCE
-    while len(left := sorted(folder.glob("*.pid"))) < workers:
+    while len(left := sorted(folder.glob("*.pid"))) < workers or not _listens(port):
         if server.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("uvicorn did not start")
         time.sleep(0.05)
     return [int(path.stem) for path in left]
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((HOST, port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -334,7 +334,7 @@ LIBRARIES = (
     Library("peer-starlette", "Starlette SessionMiddleware", session_middleware),
     Library("peer-base-http", "BaseHTTPMiddleware that does nothing", base_http_middleware),
     Library("peer-pyjwt", "PyJWT in a dependency", pyjwt),
-    Library("peer-pyjwt-refusing", "PyJWT in a dependency, refusing a bad signature", pyjwt_refusing),
+    Library("peer-pyjwt-refusing", "PyJWT, refusing a bad signature", pyjwt_refusing),
     Library("peer-clerk", "Clerk", clerk),
     Library("peer-descope", "Descope", descope),
     Library("peer-auth0", "Auth0", auth0),
