@@ -99,7 +99,7 @@ def read_claims(token: str) -> Claims:
     if not is_token(token):
         raise TokenError("not three base64url parts")
     _plain_header(token)
-    return _claims(_decode(token, None))
+    return _claims(_unverified(token))
 
 
 def kid(token: str) -> str:
@@ -132,15 +132,26 @@ def verify(token: str, keys: KeySet, issuer: str) -> Claims:
     """
     if not is_token(token):
         raise TokenError("not three base64url parts")
-    claims = _claims(_decode(token, keys[kid(token)]))
+    claims = _claims(_verified(token, keys[kid(token)]))
     if claims.issuer != issuer:
         raise TokenError("another issuer")
     return claims
 
 
-def _decode(token: str, key: RSAPublicKey | None) -> dict[str, Any]:
+def _unverified(token: str) -> dict[str, Any]:
+    """Return a token's payload. There is nothing to verify, for which PyJWT takes a dozen times as long."""
+    part = token.split(".")[1]
+    try:
+        payload = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    except (ValueError, RecursionError):
+        raise TokenError("unreadable payload") from None
+    if not isinstance(payload, dict):
+        raise TokenError("unreadable payload")
+    return payload
+
+
+def _verified(token: str, key: RSAPublicKey) -> dict[str, Any]:
     options: jwt.types.Options = {
-        "verify_signature": key is not None,
         "verify_exp": False,  # by the caller, with the clock that it was given
         "verify_iat": False,  # another host's clock may be ahead
         "verify_nbf": False,
@@ -150,7 +161,7 @@ def _decode(token: str, key: RSAPublicKey | None) -> dict[str, Any]:
         "verify_jti": False,
     }
     try:
-        return jwt.decode(token, key or "", algorithms=[ALGORITHM], options=options)
+        return jwt.decode(token, key, algorithms=[ALGORITHM], options=options)
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
         raise TokenError("bad signature or payload") from None
 
