@@ -167,6 +167,49 @@ def test_what_is_wrong_with_an_application_is_found(examine: Examine, check: str
     assert found[check] == status, found.text(check)
 
 
+HOSTS = """
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+app.add_middleware(TrustedHostMiddleware, allowed_hosts=["www.shop.example", "*.shop.example"])
+"""
+PROXIES = """
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+app.add_middleware(ProxyHeadersMiddleware)
+app.user_middleware.reverse()
+"""
+
+
+@pytest.mark.parametrize(
+    ("check", "status", "text", "variables"),
+    [
+        ("trusted-hosts", "ok", HOSTS, {}),
+        ("trusted-hosts", "ok", HOSTS, {"OTPLESS_COOKIE_DOMAIN": "shop.example"}),
+        ("trusted-hosts", "problem", HOSTS, {"OTPLESS_COOKIE_DOMAIN": "tea.example"}),
+        ("middleware-order", "warning", PROXIES, {}),
+        (
+            "cors-order",
+            "problem",
+            f"{CORS}\nadd_cors()\napp.user_middleware.reverse()",
+            {"OTPLESS_REQUIRED_PATHS": "/**"},
+        ),
+        ("cors-headers", "skipped", f"{CORS}\nadd_cors()", {"OTPLESS_TOKEN_SOURCES": "cookie"}),
+        ("cors-origins", "warning", f"{CORS}\nadd_cors(allow_origins=['*'])", {"OTPLESS_TRUSTED_ORIGINS": ""}),
+        ("unknown-tokens", "ok", "", {"OTPLESS_TOKEN_SOURCES": "cookie"}),
+        ("exempt-paths", "warning", "", {"OTPLESS_EXEMPT_PATHS": "/auth/**"}),
+    ],
+)
+def test_an_application_and_its_settings_have_to_agree(
+    examine: Examine, check: str, status: str, text: str, variables: dict[str, str]
+) -> None:
+    found = examine(app=f"{APP}\n{text}", **{**TRUST, **variables})
+    assert found[check] == status, found.text(check)
+
+
+def test_a_host_that_is_turned_away_is_no_sites(examine: Examine) -> None:
+    found = examine("--site", "https://shop.example", "--timeout", "2", app=f"{APP}\n{HOSTS}")
+    assert found["trusted-hosts"] == "problem"
+    assert "refuses shop.example" in found.text("trusted-hosts")
+
+
 def test_header_tokens_that_nobody_can_have_are_noticed(examine: Examine) -> None:
     app = f"{APP}\napp = FastAPI(); app.add_middleware(OtplessSessionMiddleware)"
     assert examine(app=app, OTPLESS_ACCEPT_UNKNOWN_TOKENS="false")["unknown-tokens"] == "warning"
