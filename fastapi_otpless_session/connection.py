@@ -21,7 +21,6 @@ from fastapi_otpless_session.errors import (
     StoreError,
     refusal,
 )
-from fastapi_otpless_session.resolver import session_from
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
@@ -75,7 +74,7 @@ class RequestSession:
     def outcome(self) -> Session | SessionReason | None:
         """The session or the reason why there is none; None while nobody has asked."""
         if self._outcome is None and self._copy is not None:
-            self._outcome = session_from(self._copy, self._token)
+            self._outcome = self._copy.session(self._token)
         return self._outcome
 
     @property

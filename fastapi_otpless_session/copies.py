@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from datetime import datetime
 from typing import NamedTuple
 
+from pydantic import SecretStr
+
 from fastapi_otpless_session.lru import Lru
-from fastapi_otpless_session.session import is_over
+from fastapi_otpless_session.session import Session, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import SessionRow
 from fastapi_otpless_session.tokens import Claims
@@ -21,10 +24,30 @@ class Copy(NamedTuple):
 
     row: SessionRow
     claims: Claims
+    times: tuple[datetime, datetime, datetime]
+    """When the token was issued and expires, and when it was validated: to make them takes longer than to look up."""
     now: float
     at: float
     first_duty: float
     """By the store's clock: until then there is nothing to do about the session but to serve it."""
+
+    def session(self, token: str) -> Session:
+        """Return what the application sees of the session."""
+        row, claims = self.row, self.claims
+        issued_at, expires_at, validated_at = self.times
+        return Session(
+            id=row.session_id,
+            user_id=row.user_id,
+            name=claims.name,
+            email=claims.email,
+            issued_at=issued_at,
+            expires_at=expires_at,
+            validated_at=validated_at,
+            refreshed=False,
+            stale=False,
+            claims=claims.others,
+            token=SecretStr(token),
+        )
 
 
 class Copies(Lru[bytes, Copy]):
@@ -36,11 +59,12 @@ class Copies(Lru[bytes, Copy]):
 
     def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
         """Keep an active row, whose current token has this digest and these claims."""
-        self.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims)))
+        times = utc(claims.issued_at or row.rotated_at), utc(row.token_expires_at), utc(row.validated_at)
+        self.put(digest, Copy(_light(row, claims), claims, times, now, at, self._duties.first(row, claims)))
 
     def renew(self, digest: bytes, copy: Copy, now: float, at: float) -> None:
         """Keep a copy whose row was read again, and is the same."""
-        self.put(digest, Copy(copy.row, copy.claims, now, at, copy.first_duty))
+        self.put(digest, Copy(copy.row, copy.claims, copy.times, now, at, copy.first_duty))
 
 
 class Duties:

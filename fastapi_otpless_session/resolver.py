@@ -371,30 +371,7 @@ def claims_for(token: str, row: SessionRow) -> Claims | None:
 
 def session_of(current: Current) -> Session:
     """Return what the application sees of a session."""
-    return _session(
-        current.row,
-        current.claims,
-        current.token,
-        current.validated_at,
-        refreshed=current.refreshed,
-        stale=current.stale,
-    )
-
-
-def session_from(copy: Copy, token: str) -> Session:
-    """Return what the application sees of a session that was told `at_once`."""
-    return _session(copy.row, copy.claims, token, copy.row.validated_at)
-
-
-def _session(
-    row: SessionRow,
-    claims: Claims,
-    token: str,
-    validated_at: float,
-    *,
-    refreshed: bool = False,
-    stale: bool = False,
-) -> Session:
+    row, claims = current.row, current.claims
     return Session(
         id=row.session_id,
         user_id=row.user_id,
@@ -402,9 +379,9 @@ def _session(
         email=claims.email,
         issued_at=utc(claims.issued_at or row.rotated_at),
         expires_at=utc(row.token_expires_at),
-        validated_at=utc(validated_at),
-        refreshed=refreshed,
-        stale=stale,
+        validated_at=utc(current.validated_at),
+        refreshed=current.refreshed,
+        stale=current.stale,
         claims=claims.others,
-        token=SecretStr(token),
+        token=SecretStr(current.token),
     )
