@@ -53,6 +53,12 @@ def test_an_outage_of_otpless_or_a_credential_that_is_none_does_not_keep_it_from
     assert world.emulator.calls == []
 
 
+def test_it_is_written_for_browsers_of_2018(world: World) -> None:
+    later = r"\?\.\w|\?\?|catch \{|\|\|=|&&=|\.(?:at|flat|flatMap|replaceAll|allSettled|any|fromEntries)\("
+    assert re.findall(later, world.client.get(SCRIPT).text) == []
+    assert re.findall(later, "a?.b; a ?? b; try {} catch {}")  # that the pattern would see it
+
+
 @pytest.mark.skipif(NODE is None, reason="reads the script with Node.js")
 def test_it_is_javascript(world: World, tmp_path: Path) -> None:
     assert NODE is not None

@@ -48,8 +48,10 @@ class App {
 
   /** Shows the shop to whoever is signed in. */
   async open() {
+    const hadForm = !find("sign-in-view").hidden;
     find("sign-in-view").hidden = true;
     for (const id of ["app-view", "badge", "sign-out"]) find(id).hidden = false;
+    if (hadForm) find("app-view").querySelector("h1").focus(); // the form that had the focus is gone
     await this.load();
     if (this.isOpen) return;
     this.isOpen = true;
