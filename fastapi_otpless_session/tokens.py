@@ -76,12 +76,7 @@ class Column(StrEnum):
 
 def is_token(text: str) -> bool:
     """Whether `text` has the shape of a JWT: three base64url parts (RFC 7515), 8 KiB at most."""
-    return is_plain(text) and has_token_shape(text)
-
-
-def is_plain(text: str) -> bool:
-    """Whether `text` is ASCII and of a token's size: what can be looked up, if only to find that it is unknown."""
-    return len(text) <= TOKEN_LIMIT and text.isascii()
+    return len(text) <= TOKEN_LIMIT and has_token_shape(text)
 
 
 def has_token_shape(text: str) -> bool:

@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fastapi_otpless_session.errors import CookieTooLargeError
@@ -17,6 +18,9 @@ Headers = list[tuple[bytes, bytes]]
 COOKIE_LIMIT = 4096
 MOST_TOKENS = 8
 """How many different tokens of one request are looked at: a sign-out ends them all, and may ask OTPLESS about each."""
+REMEMBERED = 500
+LONGEST_REMEMBERED = 4096
+"""How many headers and paths are remembered, and how many characters these have at most."""
 SUBPROTOCOL = "otpless-session"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -67,7 +71,6 @@ class Transport:
         self._header = settings.header_name.lower().encode()
         self._header_name = settings.header_name
         self._cookie = settings.cookie
-        self._cookie_bytes = settings.cookie.encode()
         self._names = {name.lower().encode(): channel for name, channel in self._looked_at()}
         self._attributes = _attributes(settings)
         self._trusted = frozenset(settings.trusted_origins)
@@ -75,6 +78,10 @@ class Transport:
         self._exempt = _compile(settings.exempt_paths)
         self._vary = [name for name, _ in self._looked_at()]
         self._vary_bytes = ", ".join(self._vary).encode()
+        # Most requests bring what one of the last brought, to where it went. Remembering both saves a tenth of a bare
+        # route's cost a request.
+        self._alone = lru_cache(REMEMBERED)(self._read_alone)
+        self._covers = lru_cache(REMEMBERED)(self._is_covered)
 
     def _looked_at(self) -> list[tuple[str, frozenset[Channel]]]:
         """Return the names of the headers that are read, and what comes in by each."""
@@ -85,23 +92,30 @@ class Transport:
 
     def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
         """Return what a request presents; `offered` is a token from the websocket subprotocols."""
+        read = [(self._names[name], value) for name, value in headers if name in self._names]
+        if offered or len(read) > 1:
+            return self._together(read, offered)
+        if not read:
+            return NOTHING
+        ((channel, value),) = read
+        return self._alone(channel, value) if len(value) <= LONGEST_REMEMBERED else self._together(read, None)
+
+    def _read_alone(self, channel: frozenset[Channel], value: bytes) -> Presented:
+        return self._together([(channel, value)], None)
+
+    def _together(self, read: Iterable[tuple[frozenset[Channel], bytes]], offered: str | None) -> Presented:
         seen: Seen = [(offered, OFFERED)] if offered else []
         bearers: list[str] = []
-        for name, value in headers:
-            channel = self._names.get(name)
-            if channel is None:
-                continue
+        for channel, value in read:
+            text = value.decode("latin-1")
             if channel is HEADER:
-                seen.append((value.decode("latin-1").strip(" \t"), HEADER))
+                seen.append((text.strip(" \t"), HEADER))
             elif channel is AUTHORIZATION:
-                bearers.append(_bearer(value.decode("latin-1")))
-            elif self._cookie_bytes in value:
-                seen += [(token, COOKIE) for token in self._cookies(value.decode("latin-1"))]
+                bearers.append(_bearer(text))
+            else:
+                seen += [(token, COOKIE) for token in self._cookies(text)]
         if any(bearers):  # else they are other API keys, however many
             seen += [(token, AUTHORIZATION) for token in bearers]
-        if len(seen) == 1 and seen[0][0]:
-            ((token, channel),) = seen
-            return Presented({token: channel}, channel, False, channel is COOKIE)
         return _presented(seen) if seen else NOTHING
 
     def _cookies(self, header: str) -> Iterable[str]:
@@ -129,16 +143,17 @@ class Transport:
         if self._required is None:
             return False
         path = _route_path(scope, root_path) if root_path or scope.get("root_path") else scope["path"]
-        is_tidy = path[:1] == "/" and not ("//" in path or "/." in path or "\\" in path)
-        paths = (path,) if is_tidy else _spellings(path)
-        for spelling in paths:
-            if self._required.fullmatch(spelling) or _matches_otherwise(self._required, spelling):
-                break
-        else:
+        is_covered = self._covers(path) if len(path) <= LONGEST_REMEMBERED else self._is_covered(path)
+        return is_covered and not (scope.get("method") == "OPTIONS" and _is_preflight(scope))
+
+    def _is_covered(self, path: str) -> bool:
+        if self._required is None:
             return False
-        if self._exempt is not None and all(self._exempt.fullmatch(path) for path in paths):
+        paths = _spellings(path)
+        slashes = [spelling for path in paths for spelling in (path, path.rstrip("/"), path + "/")]
+        if not any(self._required.fullmatch(spelling) for spelling in slashes):  # the router redirects between those
             return False
-        return scope.get("method") != "OPTIONS" or not _is_preflight(scope)
+        return self._exempt is None or not all(self._exempt.fullmatch(path) for path in paths)
 
     def is_cross_site(self, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:
         """Whether a request comes from another site, by Fetch metadata or else by its origin."""
@@ -219,11 +234,6 @@ def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
     if root and (path == root or path.startswith(root + "/")):
         return path[len(root) :] or "/"
     return path
-
-
-def _matches_otherwise(globs: re.Pattern[str], path: str) -> bool:
-    """Whether a path matches with a slash more at its end, or without: the router redirects between those."""
-    return bool(globs.fullmatch(path.rstrip("/")) or globs.fullmatch(path + "/"))
 
 
 def _spellings(path: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import apps
 from measure import Figures, Slice
 
 BARE = "the bare route"
+"""It gets the same request, credential included."""
 TIMES = "×"
 
 Open = Callable[[Path], AbstractAsyncContextManager[Slice]]

@@ -142,18 +142,42 @@ async def refresh(folder: Path) -> AsyncIterator[Slice]:
         yield measure.requests(prepare)
 
 
+@asynccontextmanager
+async def bare_cookie(_: Path) -> AsyncIterator[Slice]:
+    yield apps.repeated(apps.bare(), cookie(unsigned(claims("0" * 32, 0, DAY))))
+
+
+@asynccontextmanager
+async def bare_bearer(_: Path) -> AsyncIterator[Slice]:
+    yield apps.repeated(apps.bare(), bearer(unsigned(claims("0" * 32, 0, DAY))))
+
+
+@asynccontextmanager
+async def bare_starlette(_: Path) -> AsyncIterator[Slice]:
+    yield apps.repeated(apps.bare(), apps.starlette_session()[1])
+
+
 ROWS = (
-    Row("believed", "steady state, row believed, REQUIRED_PATHS", 1.15, believed),
-    Row("sqlite", "steady state, row read from SQLite, Depends(current_session)", 2.0, sqlite),
-    Row("first-stranger", "first sight of a token, OTPLESS asked", 3.5, first_sight_stranger, "upstream instant"),
-    Row("first-known", "first sight of a token, signed in on another worker", 3.5, first_sight_known),
-    Row("validated", "VALIDATION_TTL=0, row believed, no-op for http.py", 1.4, validated_each_time),
-    Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "three durable commits"),
+    Row("believed", "steady state, row believed, REQUIRED_PATHS", 1.15, believed, beside=bare_cookie),
+    Row("sqlite", "steady state, row read from SQLite, Depends(current_session)", 2.0, sqlite, beside=bare_cookie),
+    Row(
+        "first-stranger",
+        "first sight of a token, OTPLESS asked",
+        3.5,
+        first_sight_stranger,
+        "upstream instant",
+        beside=bare_bearer,
+    ),
+    Row(
+        "first-known", "first sight of a token, signed in on another worker", 3.5, first_sight_known, beside=bare_cookie
+    ),
+    Row("validated", "VALIDATION_TTL=0, row believed, no-op for http.py", 1.4, validated_each_time, beside=bare_cookie),
+    Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "three durable commits", beside=bare_cookie),
     Row("no-token", "refusal without a token", 0.25, no_token),
-    Row("bad-signature", "refusal of a bad signature", 1.7, bad_signature),
+    Row("bad-signature", "refusal of a bad signature", 1.7, bad_signature, beside=bare_bearer),
     Row("unused", "session not used, no credential sent", 1.05, unused_without),
-    Row("unused-sent", "session not used, credential sent", 1.07, unused_with),
-    Row("believed-bearer", "as the first, the token in Authorization", None, believed_bearer),
-    Row("believed-depends", "row believed, Depends(current_session)", None, believed_depends),
-    Row("starlette", "Starlette's SessionMiddleware, its session read", None, starlette_session),
+    Row("unused-sent", "session not used, credential sent", 1.07, unused_with, beside=bare_cookie),
+    Row("believed-bearer", "as the first, the token in Authorization", None, believed_bearer, beside=bare_bearer),
+    Row("believed-depends", "row believed, Depends(current_session)", None, believed_depends, beside=bare_cookie),
+    Row("starlette", "Starlette's SessionMiddleware, its session read", None, starlette_session, beside=bare_starlette),
 )

@@ -35,7 +35,6 @@ def _repeated(peer: libraries.Peer) -> measure.Slice:
 async def run(only: str, rounds: int) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     async with AsyncExitStack() as stack:
-        base = _repeated(libraries.Peer(libraries.bare()))
         pairs = {}
         for each in libraries.LIBRARIES:
             if only not in each.key and only.lower() not in each.name.lower():
@@ -48,7 +47,7 @@ async def run(only: str, rounds: int) -> list[dict[str, Any]]:
             except Exception as error:  # noqa: BLE001 - whatever it is, the others are to be measured
                 rows[each.key]["note"] = f"not measured: {type(error).__name__}: {error}".partition("\n")[0]
             else:
-                pairs[each.key] = measure.Pair(slice_of_it, base)
+                pairs[each.key] = measure.Pair(slice_of_it, _repeated(libraries.Peer(libraries.bare(), peer.headers)))
         for key, figures in (await measure.compare(pairs, rounds)).items():
             rows[key] |= {
                 "value": figures.ratio,
