@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         StoreError,
         UpstreamError,
     )
+    from fastapi_otpless_session.hooks import SessionEvent, SignOutReason
     from fastapi_otpless_session.middleware import OtplessSessionMiddleware
     from fastapi_otpless_session.router import create_session_router
     from fastapi_otpless_session.session import (
@@ -84,6 +85,7 @@ __all__ = [
     "RefusalError",
     "Session",
     "SessionDetails",
+    "SessionEvent",
     "SessionNotFoundError",
     "SessionReason",
     "SessionRefusedError",
@@ -91,6 +93,7 @@ __all__ = [
     "SessionUnavailableError",
     "Sessions",
     "SignInRefusedError",
+    "SignOutReason",
     "StoreError",
     "UpstreamError",
     "create_session_router",
@@ -132,6 +135,8 @@ _HOMES = {
     "SignInRefusedError": "errors",
     "StoreError": "errors",
     "UpstreamError": "errors",
+    "SessionEvent": "hooks",
+    "SignOutReason": "hooks",
     "OtplessSessionMiddleware": "middleware",
     "create_session_router": "router",
     "DeviceInfo": "session",

@@ -38,6 +38,11 @@ class Breaker:
         self._next_probe: float | None = None
         self._recovered_at = -float("inf")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are held back, but for the probes."""
+        return self._next_probe is not None
+
     def refuses(self) -> bool:
         """Whether a call would be turned away now; asking does not use up the probe."""
         return self._next_probe is not None and self._clock() < self._next_probe

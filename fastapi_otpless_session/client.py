@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import Attributes
 from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens, wire
@@ -62,8 +65,12 @@ class OtplessClient:
         self._http: HttpSender = http
         self._monotonic = monotonic
         self._breaker = Breaker(monotonic)
+        telemetry.watch_breaker(self._breaker)
         self._gate = Gate(settings.max_upstream)
         self._keys = KeyCache(self._fetch_keys, monotonic)
+        urls = {settings.base_url + path: name for path, name in wire.CALL_NAMES.items()}
+        self._calls = {url: _Call.of(name, url) for url, name in urls.items()}
+        self._calls[settings.jwks_url] = _Call.of("jwks", settings.jwks_url, "GET")
 
     async def open(self) -> None:
         """Make the running event loop's connection pool, so that no request has to."""
@@ -125,8 +132,7 @@ class OtplessClient:
 
     async def _fetch_keys(self) -> KeySet:
         request = wire.jwks_call(self._settings.jwks_url)
-        answer = await self._http.send(request, deadline=self._settings.request_timeout)
-        return wire.read_jwks(answer)
+        return await self._exchange(request, wire.read_jwks, self._settings.request_timeout)
 
     def _request(self, path: str, body: dict[str, str]) -> wire.Request:
         return wire.call(self._settings.base_url, path, self._settings.client_id, self._secret, body)
@@ -154,24 +160,39 @@ class OtplessClient:
     async def _guarded(self, request: wire.Request, read: Callable[[wire.Answer], T], ends_at: float) -> T:
         if not self._breaker.admit():
             raise _held_back()
-        started, outcome = self._monotonic(), "fault"
+        started = self._monotonic()
         try:
-            answer = await self._http.send(request, deadline=max(0.001, ends_at - started))
-            result = read(answer)
+            result = await self._exchange(request, read, max(0.001, ends_at - started))
         except UpstreamError as error:
             self._took_note(error, started)
             raise
         except RefusalError:
-            outcome = "answer"
             self._breaker.succeeded()
             raise
         else:
-            outcome = "answer"
             self._breaker.succeeded()
+            return result
+
+    async def _exchange(self, request: wire.Request, read: Callable[[wire.Answer], T], deadline: float) -> T:
+        """Send a request and read its answer, measured."""
+        call, started, outcome = self._calls[request.url], self._monotonic(), "fault"
+        try:
+            with telemetry.span(call.span, call.attributes, SpanKind.CLIENT) as span:
+                answer = await self._http.send(request, deadline=deadline)
+                span.set_attribute("http.response.status_code", answer.status)
+                result = read(answer)
+        except RefusalError:
+            outcome = "answer"
+            raise
+        except UpstreamError as error:
+            outcome = _kind_of(error)
+            raise
+        else:
+            outcome = "answer"
             return result
         finally:
             telemetry.upstream_duration.record(
-                self._monotonic() - started, {"call": request.url.rpartition("/")[2], "outcome": outcome}
+                self._monotonic() - started, telemetry.labels(call=call.name, outcome=outcome)
             )
 
     def _took_note(self, error: UpstreamError, began_at: float) -> None:
@@ -183,6 +204,19 @@ class OtplessClient:
             self._breaker.succeeded()
         else:
             self._breaker.failed(began_at, error.retry_after)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """How one of the calls is told in metrics and spans."""
+
+    name: str
+    span: str
+    attributes: Attributes
+
+    @classmethod
+    def of(cls, name: str, url: str, method: str = "POST") -> Self:
+        return cls(name, f"otpless {name}", telemetry.call_attributes(method, url))
 
 
 def new_sender(settings: OtplessSettings) -> HttpSender:
@@ -198,5 +232,12 @@ def new_sender(settings: OtplessSettings) -> HttpSender:
     return AiohttpSender(connections=settings.max_upstream)
 
 
+def _kind_of(error: UpstreamError) -> str:
+    if isinstance(error, CredentialsRefusedError):
+        return "credentials"
+    return "unreached" if error.unsent else "fault"
+
+
 def _held_back() -> UpstreamError:
+    telemetry.upstream_rejections.add(1, telemetry.labels(reason="breaker"))
     return UpstreamError("OTPLESS has been failing; not asked again yet", unsent=True)

@@ -5,20 +5,30 @@ from __future__ import annotations
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
+from fastapi_otpless_session.hooks import Events, SignOutReason
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import SessionReason
-from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
 
 REMEMBERED = 10_000
+
+WHY = {
+    EndReason.REVOKED: SignOutReason.SIGNED_OUT,
+    EndReason.EXPIRED: SignOutReason.EXPIRED,
+    EndReason.REUSED: SignOutReason.REUSED,
+}
 
 
 class Endings:
     """Ends sessions, and remembers in this worker which have ended, for when the store cannot be read."""
 
-    def __init__(self, store: SessionStore, outbox: Outbox, background: Background, patience: float) -> None:
+    def __init__(
+        self, store: SessionStore, outbox: Outbox, events: Events, background: Background, patience: float
+    ) -> None:
         self._store = store
+        self._events = events
         self._outbox = outbox
         self._background = background
         self._patience = patience
@@ -41,14 +51,21 @@ class Endings:
         """Whether a token was signed out in this worker while the store could not take note of it."""
         return self._signed_out.get(digest) is not None
 
-    def note_signed_out(self, digest: bytes) -> None:
-        """Remember a token that was signed out without the store."""
+    async def note_signed_out(self, digest: bytes, row: SessionRow) -> None:
+        """Remember a token that was signed out without the store, and its session."""
+        was_active = row.session_id not in self._known
         self._signed_out.put(digest, True)
+        self.note(row.session_id, SessionReason.REVOKED)
+        if was_active:
+            await self._events.signed_out(row, SignOutReason.SIGNED_OUT)
 
-    async def end(self, row: SessionRow, reason: EndReason) -> None:
+    async def end(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""
         ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
+        was_active = row.state is State.ACTIVE and row.session_id not in self._known
         self.note(row.session_id, ended_reason(ended))
+        if was_active and ended.end_reason is reason:
+            await self._events.signed_out(ended, why or WHY[reason])
         telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
         if ended.revocation_due is None:
             return
@@ -57,9 +74,9 @@ class Endings:
         except NoVerdictError:
             telemetry.logger.info("Revocation goes on behind the request")
 
-    async def end_refused(self, row: SessionRow, reason: EndReason) -> None:
+    async def end_refused(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row whose session is refused anyway, whether that can be written now or not."""
         try:
-            await self.end(row, reason)
+            await self.end(row, reason, why)
         except StoreError as error:
             telemetry.logger.warning("Not ended yet: %s", error)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.loops import PerLoop
 
@@ -60,6 +61,7 @@ class Gate:
             async with asyncio.timeout(deadline * SHARE_OF_WAITING):
                 return await _take(gates)
         except TimeoutError:
+            telemetry.upstream_rejections.add(1, telemetry.labels(reason="full"))
             raise UpstreamError("too many calls to OTPLESS are under way", unsent=True) from None
 
     def _new_places(self) -> _Places:

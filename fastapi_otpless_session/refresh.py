@@ -21,6 +21,7 @@ from typing import Any
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
+from fastapi_otpless_session.hooks import Events, SignOutReason
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import SessionReason, is_over
@@ -35,6 +36,7 @@ FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
 LONGEST_COMMIT_PAUSE = 5.0
 COMMIT_TRIES = 1000
+UNAVAILABLE = SessionReason.UNAVAILABLE.value
 
 END_REASONS = {
     EndReason.REVOKED: SessionReason.REVOKED,
@@ -69,6 +71,7 @@ class Refresher:
         client: OtplessClient,
         vault: Vault,
         outbox: Outbox,
+        events: Events,
         settings: OtplessSettings,
         behind: Callable[[Hashable, Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
     ) -> None:
@@ -76,6 +79,7 @@ class Refresher:
         self._client = client
         self._vault = vault
         self._outbox = outbox
+        self._events = events
         self._timeout = settings.refresh_timeout
         self._lease_seconds = settings.refresh_timeout * LEASE_FACTOR
         self._behind = behind
@@ -105,11 +109,12 @@ class Refresher:
                 return led
             outcome = self._theirs(row, await self._store.get(row.session_id))
             if outcome is not None:
-                telemetry.refreshes.add(1, {"role": "follower", "outcome": _outcome(outcome)})
+                telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=outcome_of(outcome)))
                 return outcome
             if time.monotonic() + pause > gives_up_at:
                 break
             await asyncio.sleep(pause)
+        telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=UNAVAILABLE))
         raise NoVerdictError("another worker's refresh of this session takes too long")
 
     async def _try_to_lead(self, row: SessionRow, gives_up_at: float) -> Refreshed | SessionReason | SessionRow | None:
@@ -139,11 +144,18 @@ class Refresher:
             return SessionReason.INVALID
 
     async def _lead(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
-        outcome = await self._exchange(row, lease)
-        if isinstance(outcome, SessionRow):
-            return outcome
-        telemetry.refreshes.add(1, {"role": "leader", "outcome": _outcome(outcome)})
-        telemetry.logger.info("Refresh of %s: %s", telemetry.session_label(row.session_id), _outcome(outcome))
+        label = telemetry.session_label(row.session_id)
+        with telemetry.span("otpless.refresh", {"otpless.session": label}) as span:
+            try:
+                outcome = await self._exchange(row, lease)
+            except NoVerdictError:
+                telemetry.refreshes.add(1, telemetry.labels(role="leader", outcome=UNAVAILABLE))
+                raise
+            if isinstance(outcome, SessionRow):
+                return outcome
+            span.set_attribute("otpless.outcome", outcome_of(outcome))
+        telemetry.refreshes.add(1, telemetry.labels(role="leader", outcome=outcome_of(outcome)))
+        telemetry.logger.info("Refresh of %s: %s", label, outcome_of(outcome))
         return outcome
 
     async def _exchange(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
@@ -187,6 +199,8 @@ class Refresher:
             telemetry.logger.warning("refresh_answer_lost: %s", telemetry.session_label(row.session_id))
         ended = await self._store.end(row, EndReason.EXPIRED, revoke_in=None, fence=lease.fence)
         if ended.state is State.ENDED:
+            if ended.end_reason is EndReason.EXPIRED:
+                await self._events.signed_out(ended, SignOutReason.EXPIRED, waits=False)
             return ended_reason(ended)
         return self._theirs(row, ended) or ended
 
@@ -230,6 +244,7 @@ class Refresher:
     async def _kept(self, new: _Rotated, committed: SessionRow | None) -> Refreshed | SessionReason:
         """Say what came of a commit. A refused fence: the session ended meanwhile, or somebody else has the lease."""
         if committed is not None:
+            await self._events.refreshed(committed)
             return Refreshed(committed, new.pair.session_token)
         await self._behind(("discard", new.row.session_id, new.lease.fence), lambda: self._discard(new))
         outcome = self._theirs(new.row, await self._store.get(new.row.session_id))
@@ -271,5 +286,6 @@ def _pauses(longest: float = LONGEST_PAUSE) -> Iterator[float]:
         pause = min(longest, pause * 1.5)
 
 
-def _outcome(outcome: Refreshed | SessionReason) -> str:
+def outcome_of(outcome: Refreshed | SessionReason) -> str:
+    """Name what came of a refresh, for metrics, spans and log lines."""
     return "refreshed" if isinstance(outcome, Refreshed) else outcome.value

@@ -7,8 +7,10 @@ refresh itself is in `refresh.py`, tokens without a row are in `strangers.py`.
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -19,7 +21,8 @@ from fastapi_otpless_session.copies import Copies, Copy, Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
-from fastapi_otpless_session.refresh import Refresher, ended_reason
+from fastapi_otpless_session.hooks import Events
+from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, ended_reason, outcome_of
 from fastapi_otpless_session.session import Session, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import (
@@ -32,7 +35,8 @@ from fastapi_otpless_session.stores.base import (
     State,
     WatchfulStore,
 )
-from fastapi_otpless_session.strangers import Strangers
+from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Strangers
+from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims, TokenError, UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
@@ -42,6 +46,7 @@ NOTED_SECONDS = 1.0
 """How much older than known here the "valid" in the store may be: it is not written with every request."""
 LANDING_SECONDS = 0.25
 """What a refresh may take beyond its call's deadline to put things in order: nobody is to join one that fails."""
+WAITS_FOR_REFRESH = {"otpless.waits_for": "refresh"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Resolver:
         refresher: Refresher,
         strangers: Strangers,
         endings: Endings,
+        events: Events,
         background: Background,
         settings: OtplessSettings,
     ) -> None:
@@ -90,6 +96,7 @@ class Resolver:
         self._refresher = refresher
         self._strangers = strangers
         self._endings = endings
+        self._events = events
         self._background = background
         self._settings = settings
         self._copies = Copies(settings)
@@ -121,11 +128,13 @@ class Resolver:
 
     async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
+        came_from("token")
         digest = self._digest(token) if len(token) <= TOKEN_LIMIT else None
         if digest is None:
             return SessionReason.INVALID
         asked = _Asked(token, digest, known_only, max_age)
         if self._endings.is_signed_out(asked.digest):
+            came_from("memory")
             return SessionReason.REVOKED
         try:
             return await self._resolved(asked, self._copies.get(digest))
@@ -140,19 +149,21 @@ class Resolver:
         outcome = await self._judged(row, await self._store.now(), None)
         return outcome if isinstance(outcome, SessionReason) else session_of(outcome)
 
-    def seen(self, digest: bytes) -> str | None:
-        """Return the id of the session that this worker resolved a token to, if it was signed in here."""
+    def seen(self, digest: bytes) -> SessionRow | None:
+        """Return what this worker knows of the session that it resolved a token to, if it was signed in here."""
         copy = self._copies.get(digest)
-        return None if copy is None else copy.row.session_id
+        return None if copy is None else copy.row
 
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         refused_generation = None
         if copy is not None and self._is_believed(copy):
+            came_from("memory")
             outcome = await self._from_copy(asked, copy)
             if outcome is not None:
                 return session_of(outcome)
             refused_generation = copy.row.generation
         read_at = time.monotonic()
+        came_from("store")
         try:
             found = await self._store.find(asked.digest)
         except StoreError as error:
@@ -232,7 +243,7 @@ class Resolver:
             return SessionReason.EXPIRED
         is_dead = is_refused or is_over(current.row.token_expires_at, current.now)
         settled = None if is_dead else await self._settled(current, max_age)
-        outcome = settled or await self._refreshed(current)
+        outcome = settled or await self._waited_for_refresh(current)
         return outcome if isinstance(outcome, SessionReason) else await self._seen(outcome)
 
     async def _settled(self, current: Current, max_age: float | None) -> Current | None:
@@ -247,8 +258,10 @@ class Resolver:
         if how is Freshness.AGING:
             await self._background.start(("behind", row.session_id), lambda: self._revalidate(current))
             return current
+        came_from("otpless")
         try:
-            verdict = await self._ask(current)
+            with telemetry.span("otpless.resolve", WAITS_FOR_VALIDATION):
+                verdict = await self._ask(current)
         except NoVerdictError:
             if how is not Freshness.DUE:
                 raise
@@ -266,7 +279,7 @@ class Resolver:
         return await self._background.share(key, lambda: self._validate(current), patience)
 
     async def _validate(self, current: Current) -> Verdict:
-        verdict = await self._client.validate_session(current.token)
+        verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
         if verdict is Verdict.VALID and self._is_news(current):
             await self._touch(current.row, validated=True)
         return verdict
@@ -294,13 +307,27 @@ class Resolver:
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
 
+    async def _waited_for_refresh(self, current: Current) -> Current | SessionReason:
+        came_from("refresh")
+        with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
+            return await self._refreshed(current)
+
     async def _refreshed(self, current: Current) -> Current | SessionReason:
-        row = current.row
-        outcome = await self._background.share(
-            ("refresh", row.session_id),
-            lambda: self._refresher.refresh(row),
-            self._settings.refresh_timeout + LANDING_SECONDS,
-        )
+        row, led = current.row, False
+
+        def lead() -> Coroutine[Any, Any, Refreshed | SessionReason]:
+            nonlocal led
+            led = True
+            return self._refresher.refresh(row)
+
+        patience = self._settings.refresh_timeout + LANDING_SECONDS
+        result = UNAVAILABLE
+        try:
+            outcome = await self._background.share(("refresh", row.session_id), lead, patience)
+            result = outcome_of(outcome)
+        finally:
+            if not led:
+                telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=result))
         if outcome is SessionReason.INVALID:  # unreadable here, which says nothing about the session
             return SessionReason.EXPIRED
         if isinstance(outcome, SessionReason):
@@ -321,6 +348,7 @@ class Resolver:
         telemetry.logger.warning("session_reused: %s", telemetry.session_label(row.session_id))
         if self._settings.on_reuse == "revoke":
             await self._endings.end_refused(row, EndReason.REUSED)
+        await self._events.reused(row)
         return SessionReason.REUSED
 
     async def _confirmed(self, row: SessionRow, now: float) -> SessionRow:
@@ -346,6 +374,7 @@ class Resolver:
 
     def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""
+        came_from("memory")
         if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
             return reason
         if asked.max_age is not None or not self._settings.stale_if_error:

@@ -39,12 +39,15 @@ class Outbox:
             try:
                 await self._revoke(row)
             except UpstreamError:
+                telemetry.revocations.add(1, telemetry.labels(outcome="postponed"))
                 await self._store.postpone_revocation(row, _pause(row.revocation_attempts))
                 return False
             await self._store.settle_revocation(row)
         except StoreError as error:
+            telemetry.revocations.add(1, telemetry.labels(outcome="unavailable"))
             telemetry.logger.warning("Revocation of %s: %s", telemetry.session_label(row.session_id), error)
             return False
+        telemetry.revocations.add(1, telemetry.labels(outcome="settled"))
         telemetry.logger.info("OTPLESS knows that %s ended", telemetry.session_label(row.session_id))
         return True
 

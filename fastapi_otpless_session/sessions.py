@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import SecretStr
 
@@ -27,6 +27,7 @@ from fastapi_otpless_session.errors import (
     UpstreamError,
     bare,
 )
+from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
 from fastapi_otpless_session.resolver import Current, Resolver, claims_for, session_of
@@ -41,7 +42,6 @@ from fastapi_otpless_session.tokens import Claims, UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
-SESSION = {"outcome": "session"}
 DETAILS_REMEMBERED = 1_000
 UNKNOWN_LIFETIME = 30 * 86_400.0
 """How long the ended row of a session that was not signed in here is kept: no refresh token tells."""
@@ -68,6 +68,11 @@ class OtplessSessions:
     `settings` default to the `OTPLESS_*` variables. A `store` or `client` that is given is not closed here. `clock`
     gives seconds since the epoch. Raises `ConfigurationError`.
 
+    `on_sign_in`, `on_refresh`, `on_sign_out` and `on_reuse` are called with a `SessionEvent` once what it tells has
+    happened in this worker. They may be coroutine functions, or plain functions, which run in a thread. One that fails
+    or takes longer than 5 s is logged, and does no harm. They run behind requests; where no lifespan runs, the request
+    waits for them (but for `on_refresh`).
+
         async with OtplessSessions() as sessions:
             await sessions.end_all(user_id)
     """
@@ -79,6 +84,10 @@ class OtplessSessions:
         store: SessionStore | None = None,
         client: OtplessClient | None = None,
         clock: Callable[[], float] = time.time,
+        on_sign_in: Hook | None = None,
+        on_refresh: Hook | None = None,
+        on_sign_out: Hook | None = None,
+        on_reuse: Hook | None = None,
     ) -> None:
         settings = settings or OtplessSettings()
         self.settings: OtplessSettings = settings
@@ -91,9 +100,17 @@ class OtplessSessions:
         self._background = background = Background(drain=settings.refresh_timeout)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         self._strangers = strangers = Strangers(store, client, settings, background, clock)
-        self._endings = endings = Endings(store, outbox, background, settings.request_timeout)
+        hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
+        self._events = events = Events({name: hook for name, hook in hooks.items() if hook}, background, clock)
+        self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
         refresher = Refresher(
-            store=store, client=client, vault=vault, outbox=outbox, settings=settings, behind=background.detach
+            store=store,
+            client=client,
+            vault=vault,
+            outbox=outbox,
+            events=events,
+            settings=settings,
+            behind=background.detach,
         )
         self._resolver = Resolver(
             store=store,
@@ -102,6 +119,7 @@ class OtplessSessions:
             refresher=refresher,
             strangers=strangers,
             endings=endings,
+            events=events,
             background=background,
             settings=settings,
         )
@@ -148,7 +166,7 @@ class OtplessSessions:
         """Return this worker's copy of the session that `resolve` would return, where nobody has to be waited for."""
         copy = self._resolver.at_once(token)
         if copy is not None:
-            telemetry.resolutions.add(1, SESSION)
+            telemetry.resolutions.add(1, telemetry.SERVED)
         return copy
 
     async def resolve(
@@ -160,7 +178,10 @@ class OtplessSessions:
         have said "valid" less than so many seconds ago. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
         """
         outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age)
-        telemetry.resolutions.add(1, SESSION if isinstance(outcome, Session) else {"outcome": outcome.value})
+        if isinstance(outcome, Session):
+            telemetry.count_resolution("stale" if outcome.stale else "session")
+        else:
+            telemetry.count_resolution(outcome.value)
         return outcome
 
     async def recheck(self, session: Session, *, known_only: bool = False) -> Session | SessionReason:
@@ -192,6 +213,19 @@ class OtplessSessions:
         is answered again; an ended session is not revived. Raises `SignInRefusedError`, `BodyRefusedError`, or
         `NoVerdictError`.
         """
+        with telemetry.span("otpless.sign_in") as span:
+            try:
+                session, outcome = await self._sign_in(user, fits)
+            except BaseException as error:
+                telemetry.sign_ins.add(1, telemetry.labels(outcome=telemetry.outcome_of(error)))
+                raise
+            span.set_attribute("otpless.outcome", outcome)
+        telemetry.sign_ins.add(1, telemetry.labels(outcome=outcome))
+        return session
+
+    async def _sign_in(
+        self, user: OtplessUser, fits: Callable[[str, float], None] | None
+    ) -> tuple[Session, Literal["signed_in", "again"]]:
         now = await self._store.now()
         bound = await bind(self._client, self.settings, user, now, self._is_stored)
         if fits is not None:
@@ -202,11 +236,12 @@ class OtplessSessions:
         self._strangers.forget(vault.digest(pair.session_token))
         if there is None:
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
-            return session_of(Current(row, pair.session_token, bound.claims, now, row.validated_at))
+            await self._events.signed_in(row)
+            return session_of(Current(row, pair.session_token, bound.claims, now, row.validated_at)), "signed_in"
         session = self._signed_in_before(there, bound, now)
         if fits is not None:
             fits(session.token.get_secret_value(), there.expires_at - now)
-        return session
+        return session, "again"
 
     def _signed_in_before(self, row: SessionRow, bound: Bound, now: float) -> Session:
         if row.state is State.ENDED or row.user_id != bound.user_id:
@@ -247,8 +282,10 @@ class OtplessSessions:
 
     async def _sign_out_secret(self, token: SecretStr, known_only: bool) -> None:
         try:
-            await self._sign_out(token.get_secret_value(), known_only)
+            with telemetry.span("otpless.sign_out"):
+                await self._sign_out(token.get_secret_value(), known_only)
         except NoVerdictError as error:
+            telemetry.sign_outs.add(1, telemetry.labels(outcome=telemetry.outcome_of(error)))
             raise bare(error) from None
 
     async def _sign_out(self, token: str, known_only: bool) -> None:
@@ -265,18 +302,18 @@ class OtplessSessions:
     async def _sign_out_without_store(self, token: str) -> None:
         """Tell OTPLESS directly. Raises `NoVerdictError` where that does not end the session."""
         digest = self._vault.digest(token)
-        session_id = self._resolver.seen(digest)
-        if session_id is None:
+        row = self._resolver.seen(digest)
+        if row is None:
             identity = await self._strangers.identify(token)
             if identity is None:
                 return  # it was never anybody's
-            session_id = identity[0]
+            session_id, claims = identity
+            row = SessionRow(session_id=session_id, user_id=claims.user_id or "")
         verdict = await self._client.revoke_session(token)
         if verdict not in {Verdict.VALID, Verdict.UNKNOWN}:
             raise StoreError("the session's refresh token may live, and cannot be read now")
         self._strangers.forget(digest)
-        self._endings.note_signed_out(digest)
-        self._endings.note(session_id, SessionReason.REVOKED)
+        await self._endings.note_signed_out(digest, row)
 
     async def replace(self, token: str, session: Session) -> None:
         """End the session of a token that a browser still carried when `session` was signed in, if it is another.
@@ -293,7 +330,7 @@ class OtplessSessions:
         if found is None or claims_for(token, found.row) is None:
             return
         if found.row.session_id != session.id and found.row.state is State.ACTIVE:
-            await self._endings.end_refused(found.row, EndReason.REVOKED)
+            await self._endings.end_refused(found.row, EndReason.REVOKED, SignOutReason.REPLACED)
 
     async def _row_to_end(self, token: str, known_only: bool) -> SessionRow | None:
         digest = self._vault.digest(token)
@@ -350,14 +387,14 @@ class OtplessSessions:
         row = await self._store.get(session_id)
         if row is None or row.state is State.ENDED or user_id not in {None, row.user_id}:
             return False
-        await self._endings.end(row, EndReason.REVOKED)
+        await self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED)
         return True
 
     async def end_all(self, user_id: str) -> int:
         """End all of a user's sessions that are known here, and return how many. Raises `StoreError`."""
         count = 0
         while rows := await self._store.list_user(user_id):
-            await asyncio.gather(*(self._endings.end(row, EndReason.REVOKED) for row in rows))
+            await asyncio.gather(*(self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED_ALL) for row in rows))
             count += len(rows)
         return count
 

@@ -22,11 +22,14 @@ from fastapi_otpless_session.refresh import ended_reason
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import SessionStore, State
+from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import Claims, TokenError
 from fastapi_otpless_session.wire import Verdict
 
 REMEMBERED = 10_000
 REFUSAL_SECONDS = 10.0
+
+WAITS_FOR_VALIDATION = {"otpless.waits_for": "validation"}
 
 REASONS = {
     Verdict.DENIED: SessionReason.EXPIRED,
@@ -86,6 +89,7 @@ class Strangers:
         """Return whom a token belongs to, or why it does not get in. Raises `NoVerdictError`."""
         reason = self._remembered_refusal(digest)
         if reason is not None:
+            came_from("memory")
             return reason
         seen = self._seen.get(digest)
         claims = seen.claims if seen else await self._read(token)
@@ -158,19 +162,25 @@ class Strangers:
         self, token: str, digest: bytes, claims: Claims, seen: Stranger | None, max_age: float | None
     ) -> Stranger | SessionReason:
         if seen is None:
-            return await self._asked(token, digest, claims)
+            return await self._waited_for(token, digest, claims)
         age, behind = self._clock() - seen.validated_at, await self._background.is_allowed()
         how = freshness(age, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.AGING:
             await self._background.start(("behind", digest), lambda: self._ask_behind(token, digest, claims))
         if how in {Freshness.FRESH, Freshness.AGING}:
+            came_from("memory")
             return seen
         try:
-            return await self._asked(token, digest, claims)
+            return await self._waited_for(token, digest, claims)
         except UpstreamError:
             if how is not Freshness.DUE:
                 raise
             return replace(seen, stale=True)
+
+    async def _waited_for(self, token: str, digest: bytes, claims: Claims) -> Stranger | SessionReason:
+        came_from("otpless")
+        with telemetry.span("otpless.resolve", WAITS_FOR_VALIDATION):
+            return await self._asked(token, digest, claims)
 
     async def _asked(self, token: str, digest: bytes, claims: Claims) -> Stranger | SessionReason:
         """Ask OTPLESS, once for all who ask now; then look whether the session was ended here meanwhile."""
@@ -192,7 +202,7 @@ class Strangers:
 
     async def _ask(self, token: str, claims: Claims) -> Stranger | SessionReason:
         """Have OTPLESS itself say "valid" to our credentials, and who it is where no signature could."""
-        verdict = await self._client.validate_session(token, known=False)
+        verdict = await telemetry.counted_verdict(self._client.validate_session(token, known=False))
         if verdict is not Verdict.VALID:
             return REASONS[verdict]
         session_id, user_id = claims.session_id, claims.user_id

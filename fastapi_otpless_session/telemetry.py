@@ -1,11 +1,13 @@
-"""The package's one logger and its OpenTelemetry instruments.
+"""The package's one logger, its OpenTelemetry instruments and its spans.
 
 Log lines name a session by a short salted hash, never by its id or a token, so that lines can be matched and
 nothing in them can be presented. The salt is derived from the client secret: all workers of a deployment have that,
 so their lines match, and nobody else can tell from a line whether it is about a session whose id they know. A salt
 drawn by each process would part one session's lines, and one in the code would be none.
 
-Instruments cost next to nothing until the application sets up a provider.
+Instruments and spans cost next to nothing until the application sets up a provider. docs/observability.md says what
+each of them means, and which values its attributes take: all of them are from short lists in the code, never from a
+request.
 """
 
 from __future__ import annotations
@@ -13,25 +15,190 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
+import weakref
+from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from enum import Enum
+from functools import lru_cache
+from types import TracebackType
+from typing import Protocol, TypeVar
+from urllib.parse import urlsplit
 
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import Span, SpanKind, StatusCode
+from opentelemetry.util.types import Attributes
+
+from fastapi_otpless_session.errors import NoVerdictError, OtplessSessionError, RefusalError
 
 logger: logging.Logger = logging.getLogger("fastapi_otpless_session")
 
 _meter = metrics.get_meter("fastapi_otpless_session")
+_tracer = trace.get_tracer("fastapi_otpless_session")
 
 resolutions: metrics.Counter = _meter.create_counter(
-    "otpless.session.resolutions", "{resolution}", "Sessions asked for, by outcome."
+    "otpless.session.resolutions", "{resolution}", "Sessions asked for, by outcome and by where the answer came from."
+)
+validations: metrics.Counter = _meter.create_counter(
+    "otpless.session.validations", "{validation}", "What OTPLESS said of session tokens, by outcome."
 )
 refreshes: metrics.Counter = _meter.create_counter(
-    "otpless.session.refreshes", "{refresh}", "Refreshes by role (leader, follower) and outcome."
-)
-upstream_duration: metrics.Histogram = _meter.create_histogram(
-    "otpless.upstream.duration", "s", "Duration of calls to OTPLESS, by call and outcome."
+    "otpless.session.refreshes", "{refresh}", "Refreshes by role (leader, coalesced, follower) and outcome."
 )
 reuses: metrics.Counter = _meter.create_counter(
     "otpless.session.reuses", "{token}", "Superseded tokens presented too late."
 )
+sign_ins: metrics.Counter = _meter.create_counter("otpless.session.sign_ins", "{sign_in}", "Sign-ins by outcome.")
+sign_outs: metrics.Counter = _meter.create_counter(
+    "otpless.session.sign_outs", "{sign_out}", "Sessions that this worker ended, by reason, and sign-outs that failed."
+)
+revocations: metrics.Counter = _meter.create_counter(
+    "otpless.session.revocations", "{revocation}", "Attempts to tell OTPLESS that a session ended, by outcome."
+)
+hook_failures: metrics.Counter = _meter.create_counter(
+    "otpless.session.hook_failures", "{failure}", "Hooks of the application that failed, by hook and outcome."
+)
+websocket_closes: metrics.Counter = _meter.create_counter(
+    "otpless.websocket.closes", "{websocket}", "Open websockets closed because their session was over, by reason."
+)
+upstream_duration: metrics.Histogram = _meter.create_histogram(
+    "otpless.upstream.duration",
+    "s",
+    "Duration of calls to OTPLESS, by call and outcome.",
+    explicit_bucket_boundaries_advisory=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+upstream_rejections: metrics.Counter = _meter.create_counter(
+    "otpless.upstream.rejections", "{call}", "Calls to OTPLESS that were not made, by reason."
+)
+
+
+class Watched(Protocol):
+    """What can be open: a breaker."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is open."""
+        ...
+
+
+_breakers: weakref.WeakSet[Watched] = weakref.WeakSet()
+
+
+def watch_breaker(breaker: Watched) -> None:
+    """Have a breaker counted while it is open, as long as somebody has it."""
+    _breakers.add(breaker)
+
+
+def _open_breakers(_: CallbackOptions) -> Iterable[Observation]:
+    yield Observation(sum(breaker.is_open for breaker in list(_breakers)))
+
+
+_meter.create_observable_gauge(
+    "otpless.upstream.breakers_open", [_open_breakers], "{breaker}", "Breakers of this process that hold calls back."
+)
+
+SERVED: Mapping[str, str] = {"outcome": "session", "source": "memory"}
+"""The attributes of the resolution that costs the least: made once, for it is counted with every request."""
+
+
+@lru_cache(maxsize=512)
+def labels(**values: str) -> Mapping[str, str]:
+    """Return attributes, the same object for the same values: those are few."""
+    return values
+
+
+_source: ContextVar[str] = ContextVar("otpless_source", default="token")
+
+
+def came_from(source: str) -> None:
+    """Note where the answer to the resolution under way comes from: token, memory, store, otpless or refresh."""
+    _source.set(source)
+
+
+def count_resolution(outcome: str) -> None:
+    """Count a resolution, by where its answer came from."""
+    resolutions.add(1, labels(outcome=outcome, source=_source.get()))
+
+
+VerdictT = TypeVar("VerdictT", bound=Enum)
+
+
+async def counted_verdict(asked: Awaitable[VerdictT]) -> VerdictT:
+    """Return what OTPLESS says of a session token, counted."""
+    try:
+        verdict = await asked
+    except NoVerdictError:
+        validations.add(1, labels(outcome="unavailable"))
+        raise
+    validations.add(1, labels(outcome=verdict.name.lower()))
+    return verdict
+
+
+def outcome_of(error: BaseException) -> str:
+    """Name an error among the outcomes of what failed with it."""
+    if isinstance(error, RefusalError):
+        return error.code
+    return "unavailable" if isinstance(error, NoVerdictError) else "error"
+
+
+class span:  # noqa: N801 - read as what it gives, like the standard library's context managers
+    """A span, current inside; without a provider that records it, nothing.
+
+    An error is told by its type and, where it is one of ours, by its text, which holds no secret. OpenTelemetry's
+    `record_exception` would add a stack and the errors behind it, whose texts may quote what somebody sent.
+    """
+
+    __slots__ = ("_attributes", "_kind", "_name", "_opened", "_scope")
+
+    def __init__(self, name: str, attributes: Attributes = None, kind: SpanKind = SpanKind.INTERNAL) -> None:
+        self._name = name
+        self._attributes = attributes
+        self._kind = kind
+        self._scope: AbstractContextManager[Span] | None = None
+
+    def __enter__(self) -> Span:
+        self._opened = opened = _tracer.start_span(self._name, kind=self._kind, attributes=self._attributes)
+        if opened.is_recording():
+            self._scope = trace.use_span(
+                opened, end_on_exit=True, record_exception=False, set_status_on_exception=False
+            )
+            self._scope.__enter__()
+        return opened
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._scope is None:
+            return
+        if error is not None:
+            _tell(self._opened, error)
+        self._scope.__exit__(kind, error, trace)
+
+
+def call_attributes(method: str, url: str) -> Attributes:
+    """Return a call's attributes by HTTP's semantic conventions, without query or headers."""
+    parts = urlsplit(url)
+    return {
+        "http.request.method": method,
+        "server.address": parts.hostname or "",
+        "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+        "url.path": parts.path,
+    }
+
+
+def _tell(opened: Span, error: BaseException) -> None:
+    told = {"exception.type": type(error).__qualname__}
+    if isinstance(error, OtplessSessionError):
+        told["exception.message"] = _text(error)
+    opened.add_event("exception", told)
+    opened.set_attribute("error.type", type(error).__qualname__)
+    if not isinstance(error, RefusalError):  # a refusal is an answer
+        opened.set_status(StatusCode.ERROR, told.get("exception.message"))
+
+
+def _text(error: OtplessSessionError) -> str:
+    return error.message if isinstance(error, RefusalError) else str(error)
 
 
 _salt = secrets.token_bytes(32)

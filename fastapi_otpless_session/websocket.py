@@ -107,5 +107,6 @@ class GuardedSocket:
         if self._is_closed:
             return
         self._is_closed = True
+        telemetry.websocket_closes.add(1, telemetry.labels(reason=reason.value))
         with suppress(Exception):  # the client may have left just now
             await self._send(close_message(reason))

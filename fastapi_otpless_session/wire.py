@@ -25,6 +25,14 @@ NEW_SESSION_TOKEN = "/v1/sessions/get-new-session-token"  # noqa: S105 - a path
 SESSION_DETAILS = "/v1/sessions/get-session-details"
 REVOKE_SESSION = "/v1/sessions/revoke-session"
 VALIDATE_TOKEN = "/auth/v1/validate/token"  # noqa: S105 - a path
+CALL_NAMES = {
+    VALIDATE_SESSION: "validate-session",
+    NEW_SESSION_TOKEN: "get-new-session-token",
+    SESSION_DETAILS: "get-session-details",
+    REVOKE_SESSION: "revoke-session",
+    VALIDATE_TOKEN: "validate-token",
+}
+"""What the calls are called in metrics and spans."""
 
 
 class Verdict(Enum):

@@ -23,7 +23,7 @@ LAYERS = [
     },
     {"http", "http_aiohttp", "body", "client", "breaker", "gate", "keys"},
     {
-        *("vault", "refresh", "revocation", "ending", "background", "strangers", "signin"),
+        *("vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
         *("copies", "resolver", "sessions"),
     },
     {"connection", "websocket", "middleware", "dependencies", "script", "router"},

@@ -45,7 +45,7 @@ def test_the_public_names_are_these() -> None:
         *("DeviceInfo", "NetworkInfo", "SessionReason", "current_session", "optional_session", "fresh_session"),
         *("current_session_details", "otpless_sessions", "CurrentSession", "OptionalSession", "FreshSession"),
         *("CurrentSessionDetails", "Sessions", "fresh_within", "create_session_router", "OtplessClient"),
-        *("SessionStore", "open_store"),
+        *("SessionStore", "open_store", "SessionEvent", "SignOutReason"),
     }
     errors = {name for name in package.__all__ if name.endswith("Error")}
     assert set(package.__all__) == promised | errors
