@@ -294,9 +294,15 @@ def find_chromium() -> str | None:
     return os.environ.get("TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
+def find_promtool() -> str | None:
+    """Return the path of the program that checks Prometheus's rules."""
+    return shutil.which("promtool")
+
+
 NO_REDIS = "redis-server is not installed (Debian: apt-get install redis-server)"
 NO_POSTGRES = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 NO_CHROMIUM = "Chromium is not installed (Debian: apt-get install chromium)"
+NO_PROMTOOL = "promtool is not installed (Debian: apt-get install --no-install-recommends prometheus)"
 
 FoundT = TypeVar("FoundT", str, Path)
 
@@ -316,14 +322,19 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     report = yield
     if isinstance(report.longrepr, tuple):
         _, _, message = report.longrepr
-        if message.removeprefix("Skipped: ") in (NO_REDIS, NO_POSTGRES, NO_CHROMIUM):
+        if message.removeprefix("Skipped: ") in (NO_REDIS, NO_POSTGRES, NO_CHROMIUM, NO_PROMTOOL):
             report.longrepr = (__file__, required.__code__.co_firstlineno, message)
     return report
 
 
 def missing() -> list[str]:
     """Return a sentence for each server that cannot be tested with."""
-    found = {NO_REDIS: find_redis(), NO_POSTGRES: find_postgres(), NO_CHROMIUM: find_chromium()}
+    found = {
+        NO_REDIS: find_redis(),
+        NO_POSTGRES: find_postgres(),
+        NO_CHROMIUM: find_chromium(),
+        NO_PROMTOOL: find_promtool(),
+    }
     return [otherwise for otherwise, place in found.items() if place is None]
 
 
