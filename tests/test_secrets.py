@@ -8,7 +8,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ import pytest
 from conftest import Clock, add_routes, make_settings
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from opentelemetry import metrics
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from telemetered import telemetry_of_process
 
 import fastapi_otpless_session
 from fastapi_otpless_session import (
@@ -27,6 +24,7 @@ from fastapi_otpless_session import (
     OtplessClient,
     OtplessSessionMiddleware,
     OtplessSessions,
+    SessionEvent,
     create_session_router,
     telemetry,
 )
@@ -43,8 +41,6 @@ FAULTS = [
     *(Fault("wrong_types"), Fault("duplicate_keys"), Fault("other_session"), Fault("redirect")),
     *(Fault("status", status=500), Fault("status", status=401), Fault("hang", times=1)),
 ]
-
-_reader = InMemoryMetricReader()
 
 
 @dataclass
@@ -105,8 +101,8 @@ def test_no_path_and_no_fault_brings_a_secret_to_light(
     monkeypatch.setattr("fastapi_otpless_session.refresh.LONGEST_PAUSE", 0.1)
     key = new_key()
     canaries.secrets.add(key)
-    with suppress(Exception):
-        metrics.set_meter_provider(MeterProvider([_reader]))
+    measured = telemetry_of_process()
+    measured.begin()
     emulator = Emulator(EmulatorSettings(client_secret=SECRET, rotation="rotating"), clock=clock)
     with serve(emulator) as url:
         values = make_settings(
@@ -119,7 +115,19 @@ def test_no_path_and_no_fault_brings_a_secret_to_light(
             refresh_timeout=0.5,
         )
         client = OtplessClient(values, monotonic=clock)
-        sessions = OtplessSessions(values, client=client, clock=clock)
+
+        def told_to_a_hook(event: SessionEvent) -> None:
+            canaries.seen.append(repr(event))
+
+        sessions = OtplessSessions(
+            values,
+            client=client,
+            clock=clock,
+            on_sign_in=told_to_a_hook,
+            on_refresh=told_to_a_hook,
+            on_sign_out=told_to_a_hook,
+            on_reuse=told_to_a_hook,
+        )
         app = add_routes(FastAPI())
         app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
         app.include_router(create_session_router(), prefix="/auth")
@@ -136,7 +144,9 @@ def test_no_path_and_no_fault_brings_a_secret_to_light(
                 canaries.seen.append(browser.get(path).text)
     shown = [values, client, sessions, values.client_secret, values.encryption_keys, vars(sessions), vars(client)]
     canaries.seen += [repr(each) for each in shown if each is not shown[-1]]
-    canaries.seen.append(str(_reader.get_metrics_data()))
+    assert {"otpless.sign_in", "otpless.refresh"} <= {span.name for span in measured.all_spans()}
+    assert measured.count("otpless.session.sign_ins", outcome="signed_in") > 1
+    canaries.seen.append(measured.told())
     canaries.seen += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
 
 
