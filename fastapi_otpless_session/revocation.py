@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import StoreError, UpstreamError
-from fastapi_otpless_session.stores.base import SessionRow, SessionStore
+from fastapi_otpless_session.stores.base import CountingStore, SessionRow, SessionStore
 from fastapi_otpless_session.tokens import UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import TokenPair, Verdict
@@ -32,6 +32,11 @@ class Outbox:
         """Try those that are due, and return how many were settled. Raises `StoreError`."""
         rows = await self._store.claim_revocations(BATCH, self._hold)
         return sum(await asyncio.gather(*(self.tell(row) for row in rows)))
+
+    async def measure(self) -> None:
+        """Tell the metrics how long the outbox is, where the store can count. Raises `StoreError`."""
+        if isinstance(self._store, CountingStore):
+            telemetry.revocations_waiting.set(await self._store.waiting_revocations())
 
     async def tell(self, row: SessionRow) -> bool:
         """Try once; settle or put off. Return whether it is settled. Never raises a fault."""

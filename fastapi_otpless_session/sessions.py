@@ -46,6 +46,7 @@ DETAILS_REMEMBERED = 1_000
 UNKNOWN_LIFETIME = 30 * 86_400.0
 """How long the ended row of a session that was not signed in here is kept: no refresh token tells."""
 HOUSEKEEPING_SECONDS = 2.0
+MEASURE_EVERY = 5
 PURGE_EVERY = 30
 PURGE_BATCH = 500
 
@@ -406,6 +407,7 @@ class OtplessSessions:
         A running application does this by itself every few seconds.
         """
         await self._outbox.deliver_due()
+        await self._outbox.measure()
         await self._store.purge(PURGE_BATCH)
 
     async def _housekeep(self) -> None:
@@ -413,6 +415,8 @@ class OtplessSessions:
         while True:
             try:
                 await self._outbox.deliver_due()
+                if turn % MEASURE_EVERY == 0:
+                    await self._outbox.measure()
                 if turn % PURGE_EVERY == 0 and await self._store.purge(PURGE_BATCH) >= PURGE_BATCH:
                     turn -= 1  # there is more: go on at the next turn
             except NoVerdictError as error:

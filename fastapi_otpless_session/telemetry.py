@@ -56,6 +56,9 @@ sign_outs: metrics.Counter = _meter.create_counter(
 revocations: metrics.Counter = _meter.create_counter(
     "otpless.session.revocations", "{revocation}", "Attempts to tell OTPLESS that a session ended, by outcome."
 )
+revocations_waiting: metrics._Gauge = _meter.create_gauge(
+    "otpless.session.revocations_waiting", "{session}", "Ended sessions in the store that OTPLESS has yet to hear of."
+)
 hook_failures: metrics.Counter = _meter.create_counter(
     "otpless.session.hook_failures", "{failure}", "Hooks of the application that failed, by hook and outcome."
 )

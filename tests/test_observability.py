@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from conftest import Clock, World
+from conftest import Clock, World, make_settings
 from fastapi import WebSocket
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
@@ -19,8 +20,9 @@ from pages import DOCS, read
 from telemetered import Telemetry, telemetry_of_process
 from test_refresh import STRICT, Workers, close, files, token_of
 
-from fastapi_otpless_session import CurrentSession, SessionReason
+from fastapi_otpless_session import CurrentSession, OtplessClient, OtplessSessions, SessionReason, open_store
 from fastapi_otpless_session.emulator import Emulator, Fault
+from fastapi_otpless_session.signin import OtplessUser
 
 DAY = 86_400
 RESOLUTIONS = "otpless.session.resolutions"
@@ -196,6 +198,26 @@ class TestPeople:
         world.emulator.add_fault(Fault("status", status=503, path="revoke-session"))
         world.client.post("/auth/logout")
         assert telemetry.count("otpless.session.revocations", outcome="postponed") == 1
+
+    async def test_the_length_of_the_outbox_is_the_stores(self, any_store_url: str, telemetry: Telemetry) -> None:
+        emulator, passed = Emulator(), Clock(0.0)
+        store = open_store(any_store_url, offset=passed)
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
+        settings = make_settings(store_url=any_store_url)
+        async with OtplessSessions(settings, store=store, client=OtplessClient(settings, http=http)) as sessions:
+            users = [OtplessUser.model_validate(emulator.sign_in(mobile=str(number))) for number in range(3)]
+            signed_in = [await sessions.sign_in(user) for user in users]
+            emulator.add_fault(Fault("status", status=503, path="revoke-session"))
+            for session in signed_in[:2]:
+                await sessions.end(session.id)
+            await sessions.housekeep()
+            assert telemetry.gauge("otpless.session.revocations_waiting") == 2
+            emulator.clear_faults()
+            for _ in range(2):  # Redis forgets an entry when it is due again
+                passed.advance(60)
+                await sessions.housekeep()
+            assert telemetry.gauge("otpless.session.revocations_waiting") == 0
+        await store.close()
 
     def test_a_reused_token_is_counted(self, make_world: Callable[..., World], telemetry: Telemetry) -> None:
         world = make_world(STRICT)

@@ -155,6 +155,18 @@ class WatchfulStore(Protocol):
         ...
 
 
+MOST_COUNTED = 10_000
+
+
+@runtime_checkable
+class CountingStore(Protocol):
+    """A store that can say how long its outbox is, for the metrics. A store need not be one."""
+
+    async def waiting_revocations(self) -> int:
+        """Return of how many ended sessions OTPLESS has yet to be told; `MOST_COUNTED` stands for that or more."""
+        ...
+
+
 class SessionStore(Protocol):
     """A place for session rows. One object serves all event loops of a process."""
 

@@ -22,6 +22,7 @@ from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.stores import lua
 from fastapi_otpless_session.stores.base import (
     LONGEST_LIST,
+    MOST_COUNTED,
     PATIENCE,
     REFRESH_TOKEN,
     EndReason,
@@ -266,6 +267,11 @@ class RedisStore:
         held, due = await self._run(lua.CLAIM_DUE, self._key("due"), str(limit), _number(hold))
         claimed = await asyncio.gather(*(self._claim(name.decode(), held, hold) for name in due))
         return [row for row in claimed if row is not None]
+
+    async def waiting_revocations(self) -> int:
+        """Return how long the outbox is."""
+        outbox = self._key("due")
+        return min(MOST_COUNTED, int(await self._do(outbox, lambda client: client.zcard(outbox), is_read=True)))
 
     async def _claim(self, session_id: str, held: bytes, hold: float) -> SessionRow | None:
         """Take a row whose telling the outbox calls due; put the outbox right where the row does not."""

@@ -22,6 +22,7 @@ from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.stores.base import (
     LONGEST_LIST,
+    MOST_COUNTED,
     REFRESH_TOKEN,
     EndReason,
     Found,
@@ -132,6 +133,9 @@ WHERE s.session_id = :session_id AND s.state = :state_read AND s.confirmations =
 LIST_USER = text(f"""
 SELECT {_ROW} FROM otpless_sessions s WHERE s.user_id = :user_id AND s.state = 'active' AND s.expires_at > {_NOW}
 ORDER BY s.created_at DESC, s.session_id LIMIT {LONGEST_LIST}
+""")
+WAITING_REVOCATIONS = text(f"""
+SELECT count(*) FROM (SELECT 1 FROM otpless_sessions WHERE revocation_due IS NOT NULL LIMIT {MOST_COUNTED}) AS waiting
 """)
 CLAIM_REVOCATIONS = text(f"""
 UPDATE otpless_sessions s SET revocation_due = {_NOW} + :hold
@@ -301,6 +305,11 @@ class SqlStore:
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due; where none is, nothing is written."""
         return rows_of(await self._write(CLAIM_REVOCATIONS, limit=limit, hold=hold))
+
+    async def waiting_revocations(self) -> int:
+        """Return how long the outbox is."""
+        [record] = await self._read(WAITING_REVOCATIONS)
+        return int(record[0])
 
     async def postpone_revocation(self, row: SessionRow, seconds: float) -> None:
         """Make a telling due again in `seconds`."""

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.stores.base import (
     LONGEST_LIST,
+    MOST_COUNTED,
     REFRESH_TOKEN,
     EndReason,
     Found,
@@ -313,6 +314,12 @@ class SqliteStore:
             return rows_of(records)
 
         return await self._write(claim)
+
+    async def waiting_revocations(self) -> int:
+        """Return how long the outbox is."""
+        query = "SELECT count(*) FROM (SELECT 1 FROM sessions WHERE revocation_due IS NOT NULL LIMIT ?)"
+        [waiting] = await self._read(query, (MOST_COUNTED,))
+        return int(waiting)
 
     async def postpone_revocation(self, row: SessionRow, seconds: float) -> None:
         """Make a telling due again in `seconds`."""
