@@ -30,7 +30,7 @@ NODE = shutil.which("node")
 PYTHON = [block for block in blocks("python") if not re.match(r"# \S+\.py\b", block.text)]
 """But for the files of a project, which begin with their name: `test_plugin_docs.py` puts that together and runs it."""
 TESTS = [block for block in PYTHON if re.search(r"^\s*(async )?def test_|^class Test", block.text, re.MULTILINE)]
-CHECKED = {"python", "ini", "sh", "mermaid", "js", "html", "nginx", "json", "toml", "yaml", "conf", "text", ""}
+CHECKED = {"python", "ini", "sh", "mermaid", "js", "html", "nginx", "json", "toml", "yaml", "conf", "text"}
 """The languages of blocks. `conf` is a server's of others; what is for Redis is tried by `test_store_redis.py`. `text`
 is what a program prints."""
 LOOP_SCOPE = "asyncio_default_fixture_loop_scope=function"
@@ -133,6 +133,11 @@ class TestText:
     @PAGES
     def test_links_lead_somewhere(self, page: Page) -> None:
         assert [target for target in page.links if not _leads_somewhere(page, target)] == []
+
+    @pytest.mark.parametrize("file", sorted(DOCS.glob("*.md")), ids=lambda file: file.name)
+    def test_the_readme_leads_to_every_page(self, file: Path) -> None:
+        linked = {(README.parent / target.partition("#")[0]).resolve() for target in read(README).links}
+        assert file.resolve() in linked
 
     @PAGES
     def test_no_heading_is_there_twice(self, page: Page) -> None:
