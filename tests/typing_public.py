@@ -25,9 +25,11 @@ from fastapi_otpless_session import (
     RefusalError,
     Session,
     SessionDetails,
+    SessionEvent,
     SessionReason,
     Sessions,
     SessionStore,
+    SignOutReason,
     create_session_router,
     current_session,
     current_session_details,
@@ -127,6 +129,23 @@ def answer(connection: HTTPConnection, error: RefusalError) -> Response:
 
 async def answer_later(connection: HTTPConnection, error: RefusalError) -> Response:
     return answer(connection, error)
+
+
+async def welcome(event: SessionEvent) -> None:
+    assert_type(event.user_id, str)
+
+
+def left(event: SessionEvent) -> None:
+    assert_type(event.reason, SignOutReason | None)
+
+
+def takes_a_session(session: Session) -> None:
+    assert session
+
+
+def hooked() -> None:
+    OtplessSessions(on_sign_in=welcome, on_refresh=welcome, on_sign_out=left, on_reuse=lambda event: event.at)
+    OtplessSessions(on_sign_in=takes_a_session)  # type: ignore[arg-type]  # a slip
 
 
 def made() -> None:
