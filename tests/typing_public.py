@@ -140,7 +140,7 @@ def left(event: SessionEvent) -> None:
 
 
 def takes_a_session(session: Session) -> None:
-    assert session
+    assert_type(session.id, str)
 
 
 def hooked() -> None:
