@@ -54,11 +54,16 @@ class OtplessSessionMiddleware:
         request = RequestSession(sessions, transport, scope)
         scope.setdefault("state", {})[STATE_NAME] = request
 
+        has_started = False
+
         async def send_with_session(message: Message) -> None:
-            if message["type"] == "http.response.start" and request.was_asked_for:
-                request.note(message)
-                if request.has_swap:
-                    await request.write(message)
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                if request.was_asked_for:
+                    request.note(message)
+                    if request.has_swap:
+                        await request.write(message)
             await send(message)
 
         if transport.is_required(scope, self._root_path) and not request.is_admitted():
@@ -66,7 +71,12 @@ class OtplessSessionMiddleware:
             if refused is not None:
                 await refused(scope, receive, send_with_session)
                 return
-        await self.app(scope, receive, send_with_session)
+        try:
+            await self.app(scope, receive, send_with_session)
+        except RefusalError as error:  # by other middleware, where no exception handler of the application's sees it
+            if has_started:
+                raise
+            await _answer(error)(scope, receive, send_with_session)
 
     async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -117,8 +127,14 @@ class OtplessSessionMiddleware:
         self, refused: Response, reason: SessionReason | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Refuse a handshake: with the answer where the server can send one, else with a close (which is a 403)."""
+
+        async def send_copy(message: Message) -> None:
+            if "headers" in message:  # whoever is outside may write into them, and the answer is used again
+                message["headers"] = list(message["headers"])
+            await send(message)
+
         if DENIAL_EXTENSION in scope.get("extensions", {}):
-            await refused(scope, receive, send)
+            await refused(scope, receive, send_copy)
         else:
             await send(close_message(reason))
 

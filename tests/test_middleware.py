@@ -12,10 +12,11 @@ import httpx
 import pytest
 from conftest import World, add_routes, make_settings
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastapi_otpless_session as package
 from fastapi_otpless_session import (
@@ -27,6 +28,7 @@ from fastapi_otpless_session import (
     OtplessSessions,
     RefusalError,
     Sessions,
+    SessionUnavailableError,
     create_session_router,
     fresh_within,
 )
@@ -365,6 +367,59 @@ def test_everything_in_a_request_shares_one_answer(world: World) -> None:
     user = world.emulator.sign_in()
     assert world.get("/shared", world.token(user)).json() is True
     assert world.emulator.count("validate-session") == 1
+
+
+class AsksForTheSession:
+    """Middleware of the application's, inside ours and outside its exception handlers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await scope["state"]["otpless"].session()
+        await self.app(scope, receive, send)
+
+
+def test_a_refusal_that_other_middleware_meets_is_an_answer_too() -> None:
+    app = add_routes(FastAPI())
+    app.add_middleware(AsksForTheSession)
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+    client = TestClient(app, base_url="https://shop.example")
+    answer = client.get("/public", headers={"X-Session-Token": "a.b.c", "Authorization": "Bearer d.e.f"})
+    assert (answer.status_code, code(answer)) == (400, "conflicting_credentials")
+    assert "X-Session-Token" in answer.headers["vary"]
+    assert client.get("/public").status_code == 200
+
+
+class RefusesTooLate:
+    """Middleware of the application's that refuses what was answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+        raise SessionUnavailableError
+
+
+def test_an_answer_that_has_begun_is_not_begun_again() -> None:
+    app = OtplessSessionMiddleware(RefusesTooLate(add_routes(FastAPI())), settings=make_settings())
+    with pytest.raises(SessionUnavailableError):
+        TestClient(app).get("/public")
+
+
+def test_what_others_write_into_one_refusal_is_not_in_the_next() -> None:
+    app = add_routes(FastAPI())
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(required_paths=["/orders"]))
+    app.add_middleware(CORSMiddleware, allow_origins=["https://a.example"])
+    client = TestClient(app, base_url="https://shop.example")
+    first = client.get("/orders", headers={"Origin": "https://a.example"})
+    second = client.get("/orders")
+    assert first.status_code == second.status_code == 401
+    assert "access-control-allow-origin" in first.headers
+    assert "access-control-allow-origin" not in second.headers
+    assert "Origin" not in second.headers["vary"]
 
 
 def test_optional_sessions_name_their_reason(world: World) -> None:
