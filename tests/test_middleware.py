@@ -419,7 +419,7 @@ def test_what_others_write_into_one_refusal_is_not_in_the_next() -> None:
     assert first.status_code == second.status_code == 401
     assert "access-control-allow-origin" in first.headers
     assert "access-control-allow-origin" not in second.headers
-    assert "Origin" not in second.headers["vary"]
+    assert second.headers["vary"].count("Origin") <= 1
 
 
 def test_optional_sessions_name_their_reason(world: World) -> None:
