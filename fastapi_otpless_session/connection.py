@@ -50,7 +50,7 @@ class RequestSession:
         # Not the scope itself, which leads here: nobody but the garbage collector could free the two.
         self._headers = scope["headers"]
         self._scheme = scope.get("scheme", "")
-        self._is_safe = scope.get("method") in SAFE_METHODS  # a websocket has none
+        self._is_safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         self._offered = offered
         self._presented: Presented | None = None
         self._copy: Copy | None = None

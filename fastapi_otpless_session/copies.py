@@ -93,7 +93,9 @@ class Duties:
 
     def first(self, row: SessionRow, claims: Claims) -> float:
         """Return when there is first something to do, or may be."""
-        limit = row.created_at + self._absolute if self._absolute is not None else row.token_expires_at
+        if not _is_confirmed(row):
+            return 0.0
+        limit = row.token_expires_at if self._absolute is None else row.created_at + self._absolute
         return min(
             row.validated_at + self._validation_ttl,
             row.token_expires_at - self._last_part(row, claims),
@@ -102,7 +104,8 @@ class Duties:
         )
 
     def _last_part(self, row: SessionRow, claims: Claims) -> float:
-        return 0.0 if claims.issued_at is None else (row.token_expires_at - claims.issued_at) * self._ahead
+        life = 0.0 if claims.issued_at is None else row.token_expires_at - claims.issued_at
+        return max(0.0, life) * self._ahead
 
 
 def _light(row: SessionRow, claims: Claims) -> SessionRow:
@@ -111,11 +114,16 @@ def _light(row: SessionRow, claims: Claims) -> SessionRow:
         row,
         session_id=claims.session_id or row.session_id,
         user_id=claims.user_id or row.user_id,
-        confirmations=(),
+        confirmations=() if _is_confirmed(row) else row.confirmations,
         session_token=b"",
         refresh_token=b"",
         summary="",
     )
+
+
+def _is_confirmed(row: SessionRow) -> bool:
+    """Whether the client was seen to have the row's generation, and that is written; a copy tells by having none."""
+    return not row.confirmations or row.confirmed_generation >= row.generation
 
 
 def _chance(text: str) -> float:

@@ -162,14 +162,18 @@ class Resolver:
             if outcome is not None:
                 return session_of(outcome)
             refused_generation = copy.row.generation
+            self._copies.drop(asked.digest)  # it would be served in an outage
         read_at = time.monotonic()
         came_from("store")
         try:
             found = await self._store.find(asked.digest)
         except StoreError as error:
             telemetry.logger.warning("No verdict: %s", error)
-            return self._while_store_is_down(asked, copy)
+            if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
+                return reason
+            return self._while_store_is_down(asked, copy if refused_generation is None else None)
         if found is None:
+            self._copies.drop(asked.digest)
             return await self._stranger(asked)
         return await self._known(asked, found, copy, read_at, refused_generation)
 
@@ -203,11 +207,12 @@ class Resolver:
         claims = copy.claims if copy is not None else claims_for(asked.token, row)
         if found.generation == REFRESH_TOKEN or claims is None:
             return SessionReason.INVALID
-        if row.state is State.ENDED:
-            self._endings.note(row.session_id, ended_reason(row))
-            return ended_reason(row)
+        reason = await self._ended(row)
+        if reason is not None:
+            return reason
         standing = row.standing(found.generation, now, self._settings.rotation_grace)
         if standing is Standing.SUPERSEDED:
+            self._copies.drop(asked.digest)  # it would be served in an outage
             return await self._reused(row)
         if standing is Standing.OLDER:
             outcome = await self._judged(row, now, asked.max_age)
@@ -224,6 +229,16 @@ class Resolver:
         if outcome.token == asked.token and not outcome.stale:
             self._copies.keep(asked.digest, outcome.row, claims, now, read_at)
         return session_of(outcome)
+
+    async def _ended(self, row: SessionRow) -> SessionReason | None:
+        """Return why a session has ended, if it has. A sign-out that the store could not note is made up for."""
+        if row.state is State.ENDED:
+            self._endings.note(row.session_id, ended_reason(row))
+            return ended_reason(row)
+        if self._endings.reason(row.session_id) is SessionReason.REVOKED:
+            await self._endings.end_refused(row, EndReason.REVOKED)
+            return SessionReason.REVOKED
+        return None
 
     async def _judged(self, row: SessionRow, now: float, max_age: float | None) -> Current | SessionReason:
         """Judge an active row by its own current token; whoever presented another gets that one."""
@@ -352,10 +367,12 @@ class Resolver:
         return SessionReason.REUSED
 
     async def _confirmed(self, row: SessionRow, now: float) -> SessionRow:
+        """Have it written that the client has this generation; where that fails, the next request tries again."""
         try:
             await self._store.confirm(row, self._settings.rotation_grace)
         except StoreError as error:
             telemetry.logger.warning("Not confirmed: %s", error)
+            return row
         return replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
 
     async def _seen(self, current: Current) -> Current:
@@ -375,8 +392,6 @@ class Resolver:
     def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""
         came_from("memory")
-        if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
-            return reason
         if asked.max_age is not None or not self._settings.stale_if_error:
             return SessionReason.UNAVAILABLE
         if copy is None:

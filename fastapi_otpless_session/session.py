@@ -71,7 +71,7 @@ class Session:
     stale: bool
     """Whether OTPLESS was asked and gave no answer, so that an earlier one was believed longer."""
     claims: Mapping[str, Any]
-    """The token's other claims, as OTPLESS wrote them."""
+    """The token's other claims, as OTPLESS wrote them. Not to be changed: later requests get the same."""
     token: SecretStr
     """The current session token, to call other services on the user's behalf."""
 

@@ -1,0 +1,194 @@
+"""A worker's own copies of sessions: what they are good for, and that they let in nobody whom the rest would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from asgi import exchange
+from conftest import Clock, World, make_settings
+
+from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason, StoreError
+from fastapi_otpless_session.copies import Copies, Duties
+from fastapi_otpless_session.emulator import Emulator
+from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.stores.base import SessionRow
+from fastapi_otpless_session.stores.sqlite import SqliteStore
+from fastapi_otpless_session.tokens import Claims
+
+DAY = 86_400
+
+
+class Unreachable(SqliteStore):
+    """A real store of which some methods cannot be reached while they are told so."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(None, clock=clock)
+        self.failing: frozenset[str] = frozenset()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in super().__getattribute__("__dict__").get("failing", ()):
+            return _unreachable
+        return super().__getattribute__(name)
+
+    def fail(self, *names: str) -> None:
+        self.failing = frozenset(names)
+
+    def fail_wholly(self) -> None:
+        self.fail("find", "get", "touch", "confirm", "end", "now", "take_lease", "unchanged_at")
+
+
+def _unreachable(*_: Any, **__: Any) -> Any:
+    raise StoreError("not reached")
+
+
+@asynccontextmanager
+async def worker(
+    clock: Clock, emulator: Emulator, **values: Any
+) -> AsyncIterator[tuple[OtplessSessions, Unreachable, str]]:
+    """Give the sessions of a worker, its store, and the token of somebody signed in and seen."""
+    settings, store = make_settings(**values), Unreachable(clock)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http:
+        client = OtplessClient(settings, http=http, monotonic=clock)
+        async with OtplessSessions(settings, store=store, client=client, clock=clock) as sessions:
+            session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+            token = session.token.get_secret_value()
+            assert isinstance(await sessions.resolve(token), Session)
+            yield sessions, store, token
+        await store.close()
+
+
+async def test_a_token_that_otpless_just_refused_is_not_served_because_the_store_is_down(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator, store_ttl=60, validation_ttl=0) as (sessions, store, token):
+        emulator.revoke(emulator.sessions()[-1].session_id)
+        store.fail_wholly()
+        assert await sessions.resolve(token) is SessionReason.UNAVAILABLE
+        assert await sessions.resolve(token) is SessionReason.UNAVAILABLE
+        store.fail()
+        assert await sessions.resolve(token) is SessionReason.EXPIRED
+
+
+async def test_a_believed_session_that_otpless_refuses_is_refreshed_with_one_question(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator, store_ttl=60, validation_ttl=0) as (sessions, _, token):
+        emulator.expire(emulator.sessions()[-1].session_id)
+        emulator.reset_calls()
+        outcome = await sessions.resolve(token)
+        assert isinstance(outcome, Session)
+        assert outcome.refreshed
+        assert emulator.count("validate-session") == 1
+        assert emulator.count("get-new-session-token") == 1
+
+
+async def test_a_confirmation_that_failed_is_tried_again_at_the_next_request(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator, validation_ttl=3600, refresh_ahead=0) as (sessions, store, token):
+        clock.advance(DAY + 1)
+        swapped = await sessions.resolve(token)
+        assert isinstance(swapped, Session)
+        new = swapped.token.get_secret_value()
+        store.fail("confirm")
+        assert isinstance(await sessions.resolve(new), Session)
+        store.fail()
+        assert sessions.at_once(new) is None
+        assert isinstance(await sessions.resolve(new), Session)
+        row = await store.get(swapped.id)
+        assert row is not None
+        assert row.confirmed_generation == row.generation == 2
+        assert sessions.at_once(new) is not None
+
+
+async def test_a_token_that_was_superseded_is_not_served_because_the_store_is_down(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator, on_reuse="reject", refresh_ahead=0, validation_ttl=DAY) as (
+        sessions,
+        store,
+        token,
+    ):
+        row = await store.find(sessions._vault.digest(token))
+        assert row is not None
+        emulator.expire(row.row.session_id)
+        swapped = await sessions.resolve(token, max_age=0)
+        assert isinstance(swapped, Session)
+        assert isinstance(await sessions.resolve(swapped.token.get_secret_value()), Session)
+        clock.advance(60)
+        assert await sessions.resolve(token) is SessionReason.REUSED
+        store.fail_wholly()
+        assert await sessions.resolve(token) is SessionReason.UNAVAILABLE
+
+
+async def test_a_sign_out_without_the_store_holds_for_older_tokens_too_and_is_made_up_for(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator, refresh_ahead=0) as (sessions, store, token):
+        emulator.expire(emulator.sessions()[-1].session_id)
+        swapped = await sessions.resolve(token, max_age=0)
+        assert isinstance(swapped, Session)
+        new = swapped.token.get_secret_value()
+        assert isinstance(await sessions.resolve(new), Session)
+        store.fail_wholly()
+        await sessions.sign_out(new)
+        store.fail()
+        assert await sessions.resolve(token) is SessionReason.REVOKED
+        row = await store.get(swapped.id)
+        assert row is not None
+        assert row.state == "ended"
+
+
+async def test_a_copy_holds_no_token(clock: Clock) -> None:
+    async with worker(clock, Emulator(clock=clock)) as (sessions, _, token):
+        copy = sessions.at_once(token)
+        assert copy is not None
+        assert copy.row.session_token == copy.row.refresh_token == b""
+        assert token not in repr(copy)
+
+
+async def test_what_ends_elsewhere_is_not_served_at_once_here(clock: Clock) -> None:
+    async with worker(clock, Emulator(clock=clock)) as (sessions, store, token):
+        copy = sessions.at_once(token)
+        assert copy is not None
+        row = await store.get(copy.row.session_id)
+        assert row is not None
+        await store.end(row, "revoked", revoke_in=None)  # type: ignore[arg-type]
+        assert sessions.at_once(token) is None
+        assert await sessions.resolve(token) is SessionReason.REVOKED
+
+
+@pytest.mark.parametrize("limit", ["idle_timeout", "absolute_timeout", "validation_ttl"])
+async def test_nothing_is_served_at_once_past_a_limit(clock: Clock, limit: str) -> None:
+    async with worker(clock, Emulator(clock=clock), **{limit: 30}) as (sessions, _, token):
+        assert sessions.at_once(token) is not None
+        clock.advance(31)
+        assert sessions.at_once(token) is None
+
+
+def test_the_first_duty_never_comes_after_the_tokens_end() -> None:
+    row = SessionRow(session_id="s", user_id="u", token_expires_at=100, validated_at=90, created_at=90, last_seen_at=90)
+    claims = Claims("s", "u", None, None, None, has_audience=False, issued_at=10_000, expires_at=100, others={})
+    assert Duties(make_settings(absolute_timeout=DAY, refresh_ahead=0.5)).first(row, claims) <= 100
+
+
+def test_the_least_recently_used_copy_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = Copies(make_settings())
+    monkeypatch.setattr(copies, "_limit", 2)
+    row = SessionRow(session_id="s", user_id="u")
+    claims = Claims("s", "u", None, None, None, has_audience=False, issued_at=1, expires_at=100, others={})
+    for digest in (b"1", b"2"):
+        copies.keep(digest, row, claims, 0, 0)
+    assert copies.get(b"1") is not None
+    copies.keep(b"3", row, claims, 0, 0)
+    assert copies.get(b"2") is None
+    assert copies.get(b"1") is not None
+
+
+def test_a_websockets_scope_is_never_taken_for_a_safe_request(make_world: Callable[..., World]) -> None:
+    world = make_world(required_paths=["/echo"])
+    world.sign_in()
+    (cookie,) = [f"{name}={value}" for name, value in world.client.cookies.items()]
+    headers = [(b"host", b"shop.example"), (b"origin", b"https://evil.example"), (b"cookie", cookie.encode())]
+    scope = {"type": "websocket", "scheme": "wss", "path": "/echo", "method": "GET", "headers": headers}
+    sent = world.call(exchange, world.app, {**scope, "subprotocols": [], "extensions": {}}).messages
+    assert [(each["type"], each.get("reason")) for each in sent] == [("websocket.close", "cross_site_request")]
