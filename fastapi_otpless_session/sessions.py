@@ -164,7 +164,10 @@ class OtplessSessions:
     # Resolving
 
     def at_once(self, token: str) -> Copy | None:
-        """Return this worker's copy of the session that `resolve` would return, where nobody has to be waited for."""
+        """Return this worker's copy of the session that `resolve` would return, where nobody has to be waited for.
+
+        Requests are answered by it where it can, and by `resolve` where not: who overrides one overrides both.
+        """
         copy = self._resolver.at_once(token)
         if copy is not None:
             telemetry.resolutions.add(1, telemetry.SERVED)
