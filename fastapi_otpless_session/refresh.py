@@ -162,6 +162,10 @@ class Refresher:
         try:
             refresh_token = self._vault.refresh_token(row)
         except UnreadableError:
+            telemetry.logger.warning(
+                "%s cannot be refreshed: none of OTPLESS_ENCRYPTION_KEYS opens its row",
+                telemetry.session_label(row.session_id),
+            )
             await self._store.release_lease(lease, answer_lost=False)
             return SessionReason.INVALID
         held, now = await self._with_time_left(lease)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser import Browser, Shop, signed_in
+from playwright.sync_api import expect
 from processes import wait_until
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ LOCAL_TOKEN = "Object.entries(localStorage).find(([key]) => key.startsWith('otpl
 
 
 def expect_path(page: Page, path: str) -> None:
-    page.wait_for_url(re.compile(rf"https?://[^/]+{re.escape(path)}"))
+    """Look again and again: `wait_for_url` fails where one navigation takes over from another."""
+    expect(page).to_have_url(re.compile(rf"https?://[^/]+{re.escape(path)}"))
 
 
 def order(page: Page, tea: str = "Masala Chai") -> None:
