@@ -19,7 +19,7 @@ LOCAL_TOKEN = "Object.entries(localStorage).find(([key]) => key.startsWith('otpl
 
 def expect_path(page: Page, path: str) -> None:
     """Look again and again: `wait_for_url` fails where one navigation takes over from another."""
-    expect(page).to_have_url(re.compile(rf"https?://[^/]+{re.escape(path)}"))
+    expect(page).to_have_url(re.compile(rf"https?://[^/]+{re.escape(path)}"), timeout=30_000)
 
 
 def order(page: Page, tea: str = "Masala Chai") -> None:
