@@ -24,7 +24,7 @@ from fastapi_otpless_session import (
     OtplessSettings,
     create_session_router,
 )
-from fastapi_otpless_session.doctor.application import Place
+from fastapi_otpless_session.doctor.application import Place, view
 from fastapi_otpless_session.doctor.places import meets
 from fastapi_otpless_session.emulator import Emulator
 
@@ -165,6 +165,52 @@ TRUST = {"OTPLESS_TRUSTED_ORIGINS": "https://shop.example"}
 def test_what_is_wrong_with_an_application_is_found(examine: Examine, check: str, status: str, text: str) -> None:
     found = examine(app=f"{APP}\n{text}", **TRUST)
     assert found[check] == status, found.text(check)
+
+
+@pytest.mark.parametrize("hook", ["on_sign_in", "on_refresh", "on_sign_out", "on_reuse"])
+def test_a_hook_that_the_middleware_was_given_is_told_where_it_belongs(examine: Examine, hook: str) -> None:
+    found = examine(app=APP.replace("Middleware)", f"Middleware, {hook}=print)"))
+    assert found["middleware-stack"] == "problem"
+    assert f"TypeError: OtplessSessionMiddleware.__init__() got an unexpected keyword argument '{hook}'" in found.text(
+        "middleware-stack"
+    )
+    assert f"sessions=OtplessSessions({hook}=…))" in found.text("middleware-stack")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("app.add_middleware(OtplessSessionMiddleware, setings=None)", "keyword argument 'setings'): each request"),
+        (
+            "inner = FastAPI(); inner.add_middleware(OtplessSessionMiddleware, on_reuse=print); app.mount('/a', inner)",
+            "The middleware of the application mounted at /a cannot be built (TypeError",
+        ),
+        (
+            "def other(app): print('building'); raise SystemExit('no licence')\napp.add_middleware(other)",
+            "(SystemExit: no licence)",
+        ),
+        (
+            "import threading\ndef slow(app): threading.Event().wait()\napp.add_middleware(slow)",
+            "(TimeoutError: it took longer than --timeout allows)",
+        ),
+    ],
+    ids=["a slip", "in a mounted one", "another's that ends it", "another's without end"],
+)
+def test_middleware_that_cannot_be_built_is_a_problem(examine: Examine, text: str, says: str) -> None:
+    found = examine("--timeout", "2", app=f"{APP}\n{text}")
+    assert found["middleware-stack"] == "problem"
+    assert says in found.text("middleware-stack")
+
+
+def test_middleware_is_built_to_see_whether_it_can_be_and_not_kept(examine: Examine) -> None:
+    build = "import sys\nclass Each:\n    def __init__(self, app): sys.stdout.write('built')"
+    found = examine(app=f"{APP}\n{build}\napp.add_middleware(Each)")
+    assert found["middleware-stack"] == "ok"
+    assert found.err.count("built") == 1
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+    assert view(app).failure is None
+    app.add_middleware(CORSMiddleware)  # Starlette refuses that once there is a stack
 
 
 HOSTS = """
@@ -332,6 +378,13 @@ def test_a_site_that_does_not_run_is_a_warning(examine: Examine) -> None:
 
 
 # What it calls a problem is one
+
+
+def test_middleware_that_cannot_be_built_answers_every_request_with_an_error() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, on_sign_in=print)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="on_sign_in"):
+        TestClient(app).get("/")
 
 
 def other_origin(app: FastAPI) -> TestClient:

@@ -60,6 +60,8 @@ class Application:
     has_websockets: bool = False
     mounted: Mapping[str, Application] = field(default_factory=dict)
     """The applications that are mounted in it, by their paths."""
+    failure: BaseException | None = None
+    """Why its middleware cannot be built, as a server would have it built by the first event."""
 
     @property
     def ours(self) -> int | None:
@@ -93,7 +95,10 @@ class Application:
 
 
 def view(app: Any) -> Application:
-    """Take an application apart. What is wrapped around it counts as middleware."""
+    """Take an application apart, and build its middleware once, to throw it away.
+
+    What is wrapped around it counts as middleware.
+    """
     wrappers = []
     while not hasattr(app, "user_middleware") and (inner := getattr(app, "app", None)) is not None:
         wrappers.append(Layer(type(app), _attributes(app)))
@@ -104,7 +109,19 @@ def view(app: Any) -> Application:
     for place, route in _walk(getattr(app, "routes", ()), "", mounted):
         places.append(place)
         websockets = websockets or isinstance(route, WebSocketRoute)
-    return Application(tuple(layers), tuple(places), websockets, mounted)
+    return Application(tuple(layers), tuple(places), websockets, mounted, _failure(app))
+
+
+def _failure(app: Any) -> BaseException | None:
+    """Build what Starlette builds only when the first event comes, and keeps then. Nothing is run, nothing kept."""
+    build = getattr(app, "build_middleware_stack", None)
+    if build is None or getattr(app, "middleware_stack", None) is not None:
+        return None
+    try:
+        build()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is anybody's middleware, and the check tells it
+        return error
+    return None
 
 
 def _layer(middleware: Middleware) -> Layer:

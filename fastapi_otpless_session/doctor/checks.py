@@ -25,6 +25,7 @@ CHECKS: dict[str, Check] = {
     "store-clock": store.store_clock,
     "encryption-keys": configuration.encryption_keys,
     "middleware": layers.middleware,
+    "middleware-stack": layers.stack,
     "middleware-order": layers.order,
     "cors-order": layers.cors_order,
     "cors-headers": layers.cors_headers,

@@ -21,7 +21,7 @@ from fastapi_otpless_session.doctor.application import view
 from fastapi_otpless_session.doctor.checks import examine
 from fastapi_otpless_session.doctor.findings import Report
 from fastapi_otpless_session.doctor.host import Host
-from fastapi_otpless_session.doctor.load import LoadError, load
+from fastapi_otpless_session.doctor.load import LoadError, guarded, load
 from fastapi_otpless_session.doctor.setup import Setup, Site
 from fastapi_otpless_session.errors import ConfigurationError
 from fastapi_otpless_session.settings import DERIVED_KEY, ENV_FILE, PREFIX, OtplessSettings
@@ -95,7 +95,8 @@ def _setup(args: argparse.Namespace) -> Setup:
     try:
         if args.app is not None:
             app = load(args.app, app_dir=args.app_dir, factory=args.factory, deadline=args.timeout)
-            setup = replace(setup, known_app=view(app))
+            with guarded(args.timeout):
+                setup = replace(setup, known_app=view(app))
         given = setup.known_app.settings if setup.known_app else None
         source = "the application's code" if given else _source()
         return replace(setup, known_settings=given or OtplessSettings(), settings_source=source)

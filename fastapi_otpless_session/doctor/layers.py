@@ -11,6 +11,7 @@ from fastapi_otpless_session.doctor.setup import Setup
 OURS = "OtplessSessionMiddleware"
 ADD = f"app.add_middleware({OURS})"
 STATE_ATTRIBUTE = "otpless"
+HOOKS = ("on_sign_in", "on_refresh", "on_sign_out", "on_reuse")
 
 
 def _ours(app: Application) -> int:
@@ -42,6 +43,37 @@ async def middleware(setup: Setup) -> Outcome:
             f"Add it to the outer application: {ADD}; the mounted one shares its session.",
         )
     return problem(f"There is no {OURS}: whatever asks for a session answers with an error.", f"Add it: {ADD}")
+
+
+async def stack(setup: Setup) -> Outcome:
+    """It can be built from the arguments that it was given."""
+    app = setup.app
+    failing = [("", app), *((f" mounted at {path}", each) for path, each in app.mounted.items())]
+    for where, each in failing:
+        if each.failure is not None:
+            return _not_built(each, each.failure, where)
+    return ok("The application's middleware can be built.")
+
+
+def _not_built(app: Application, error: BaseException, where: str) -> Outcome:
+    of_server = "" if where else ", and uvicorn says that lifespan appears unsupported"
+    finding = (
+        f"The middleware of the application{where} cannot be built ({type(error).__name__}: {error}): each request is "
+        f"a 500{of_server}."
+    )
+    hook = next((name for name in HOOKS if _is_not_ours(name, app, error)), None)
+    if hook is None:
+        return problem(finding, "Mend the arguments that the middleware is added with.")
+    return problem(
+        finding,
+        f"Hooks are arguments of OtplessSessions: add_middleware({OURS}, sessions=OtplessSessions({hook}=…))",
+    )
+
+
+def _is_not_ours(argument: str, app: Application, error: BaseException) -> bool:
+    """Whether our middleware was given this argument, and the error is about it."""
+    given = () if app.ours is None else app.layers[app.ours].arguments
+    return isinstance(error, TypeError) and argument in given and f"'{argument}'" in str(error)
 
 
 async def order(setup: Setup) -> Outcome:

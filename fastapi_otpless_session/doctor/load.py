@@ -1,4 +1,4 @@
-"""Imports the application as a server would, within a deadline."""
+"""Imports the application as a server would; its own code gets a deadline, and cannot write into the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(target: str, *, app_dir: Path, factory: bool, deadline: float) -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        with _interruptible(deadline), redirect_stdout(sys.stderr):
+        with guarded(deadline):
             return _application(_import(module, folder), attribute, target, factory=factory)
     except TimeoutError:
         raise LoadError(f"Importing {target} took longer than {deadline:g} s; --timeout gives it more") from None
@@ -85,6 +85,13 @@ def _described(error: BaseException) -> str:
 
 
 @contextmanager
+def guarded(deadline: float) -> Iterator[None]:
+    """Run the application's code: what it prints goes to standard error, and `TimeoutError` ends it in time."""
+    with _interruptible(deadline), redirect_stdout(sys.stderr):
+        yield
+
+
+@contextmanager
 def _interruptible(deadline: float) -> Iterator[None]:
     """Let a deadline and Ctrl-C end what blocks the event loop, as an import may. Needs the main thread, and Unix."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
@@ -108,4 +115,4 @@ def _restore(number: signal.Signals, handler: Callable[[int, FrameType | None], 
 
 
 def _too_long(_number: int, _frame: FrameType | None) -> None:
-    raise TimeoutError
+    raise TimeoutError("it took longer than --timeout allows")
