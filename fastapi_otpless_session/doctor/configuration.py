@@ -73,19 +73,21 @@ async def encryption_keys(setup: Setup) -> Outcome:
     if any(_is_weak(key) for key in ring):
         return problem(
             "A key of OTPLESS_ENCRYPTION_KEYS is not random: whoever guesses it reads the stored tokens.",
-            f"Put what {KEYGEN} prints in front, and drop the weak one once everybody has signed in again.",
+            f"Add what {KEYGEN} prints as the last key on all workers; then put it in front; drop the weak one when "
+            "the refresh tokens that it sealed have expired.",
         )
     if max(Counter(map(bytes, ring)).values(), default=1) > 1 or texts.count(DERIVED_KEY) > 1:
         return warning("A key occurs twice in OTPLESS_ENCRYPTION_KEYS.", "Keep each key once; the first one seals.")
     if not ring:
         return warning(
             "Stored tokens are sealed with a key derived from the client secret: a new secret signs everybody out.",
-            f"{ENCRYPTION_KEYS}=<what {KEYGEN} prints>,derived; without ,derived once all have signed in again.",
+            f"{ENCRYPTION_KEYS}=derived,<what {KEYGEN} prints> on all workers; then <key>,derived; then <key>, when "
+            "the refresh tokens that the derived one sealed have expired (docs/operations.md).",
         )
     if texts[0] == DERIVED_KEY:
         return warning(
             "The first key seals, and that is the one derived from the client secret.",
-            f"Put the key of your own in front, as in {ENCRYPTION_KEYS}=<key>,derived",
+            f"{ENCRYPTION_KEYS}=<key>,derived, now that all workers have both.",
         )
     return ok(f"Stored tokens are sealed with the first of {len(texts)} keys in OTPLESS_ENCRYPTION_KEYS.")
 
