@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backends import PostgresServer, RedisServer
+from backends import MakeRedis, PostgresServer, RedisCluster, RedisServer
 from conftest import make_settings
 from doctored import APP, SECRET, Examine
 from processes import steady_port
@@ -82,6 +82,14 @@ def test_the_key_ring_is_looked_at(examine: Examine, keys: Callable[[], str], st
     found = examine(OTPLESS_ENCRYPTION_KEYS=ring)
     assert found["encryption-keys"] == status
     assert not any(key in found.out for key in ring.split(",") if key != "derived")
+
+
+def test_a_key_of_ones_own_is_known_to_all_workers_before_one_seals_with_it(examine: Examine) -> None:
+    steps = examine(OTPLESS_ENCRYPTION_KEYS="derived").text("encryption-keys")
+    first, second, third = (steps.index(text) for text in ("=derived,<what", "then <key>,derived;", "then <key>, when"))
+    assert first < second < third
+    weak = examine(OTPLESS_ENCRYPTION_KEYS="A" * 43).text("encryption-keys")
+    assert weak.index("as the last key") < weak.index("in front") < weak.index("drop the weak one")
 
 
 # OTPLESS
@@ -302,6 +310,37 @@ def test_a_redis_that_takes_no_writes_is_a_problem(examine: Examine, redis_serve
     found = examine("--timeout", "1", OTPLESS_STORE_URL=redis_server.url)
     redis_server.resume()
     assert found["store"] == "problem"
+
+
+@pytest.mark.parametrize("made_in_code", [False, True], ids=["by its URL", "in code"])
+def test_a_redis_that_may_throw_sessions_away_is_a_warning(
+    examine: Examine, make_redis: MakeRedis, made_in_code: bool
+) -> None:
+    url = make_redis(maxmemory_policy="volatile-lru").url
+    app = f"""
+    from fastapi import FastAPI
+    from fastapi_otpless_session import *
+    from fastapi_otpless_session.stores.redis import RedisStore
+
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, sessions=OtplessSessions(store=RedisStore("{url}")))
+    """
+    found = examine(app=app) if made_in_code else examine(OTPLESS_STORE_URL=url)
+    assert found["store"] == "warning", found.text("store")
+    assert "maxmemory-policy volatile-lru" in found.text("store")
+    assert "CONFIG SET maxmemory-policy noeviction" in found.text("store")
+    assert found["store-clock"] == "ok"
+
+
+def test_a_cluster_that_may_throw_sessions_away_is_a_warning(examine: Examine, redis_cluster: RedisCluster) -> None:
+    assert examine(OTPLESS_STORE_URL=redis_cluster.url)["store"] == "ok"
+    try:
+        for node in redis_cluster.nodes:
+            node.execute("CONFIG SET", "maxmemory-policy", "allkeys-lru")
+        assert examine(OTPLESS_STORE_URL=redis_cluster.url)["store"] == "warning"
+    finally:
+        for node in redis_cluster.nodes:
+            node.execute("CONFIG SET", "maxmemory-policy", "noeviction")
 
 
 def test_a_postgresql_is_written_and_its_clock_compared(

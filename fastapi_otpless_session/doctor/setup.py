@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from fastapi_otpless_session.doctor.application import Application
 from fastapi_otpless_session.doctor.findings import NotApplicableError
@@ -42,6 +43,8 @@ class Setup:
     known_app: Application | None = None
     known_site: Site | None = None
     deadline: float = 10.0
+    store_turn: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False, compare=False)
+    """For the application's own store, which is one for all checks: who closes it would close it for the others."""
 
     @property
     def settings(self) -> OtplessSettings:

@@ -7,11 +7,12 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 from urllib.parse import unquote
 
-from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
+from fastapi_otpless_session.doctor.findings import Outcome, Status, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.host import NETWORK_FILESYSTEMS, Host
 from fastapi_otpless_session.doctor.otpless import compared
 from fastapi_otpless_session.doctor.setup import Setup
@@ -22,7 +23,15 @@ from fastapi_otpless_session.stores.base import SessionRow
 LIFE = 0.2
 """How many seconds the row lives that is written to see whether that works."""
 PURGE_BATCH = 500
+SAFE_POLICY = "CONFIG SET maxmemory-policy noeviction, and the same in redis.conf."
 SHARED = "Use postgresql:// or redis:// for OTPLESS_STORE_URL."
+
+
+@runtime_checkable
+class _Evicting(Protocol):
+    """The Redis store. Its class is not named, because its packages need not be there."""
+
+    async def danger_of_eviction(self) -> str | None: ...
 
 
 async def store(setup: Setup) -> Outcome:
@@ -32,7 +41,8 @@ async def store(setup: Setup) -> Outcome:
         return trouble
     try:
         async with _opened(setup, path) as opened:
-            return await _written(opened, _shown(scheme, path))
+            written = await _written(opened, _shown(scheme, path))
+            return await _eviction(opened) or written if written.status is Status.OK else written
     except ConfigurationError as error:
         text = str(error).removeprefix("OTPLESS_STORE_URL: ")
         return problem(f"OTPLESS_STORE_URL: {text}.", "Write it as the text says, or install what it names.")
@@ -110,6 +120,12 @@ async def _written(opened: SessionStore, shown: str) -> Outcome:
     return ok(f"{shown} can be reached and written: a row was written, found, and {over}.")
 
 
+async def _eviction(opened: SessionStore) -> Outcome | None:
+    """Repeat what the store itself warns of when it is opened."""
+    danger = await opened.danger_of_eviction() if isinstance(opened, _Evicting) else None
+    return None if danger is None else warning(f"{danger}.", SAFE_POLICY)
+
+
 @asynccontextmanager
 async def _opened(setup: Setup, path: Path | None) -> AsyncIterator[SessionStore]:
     """Open the application's store, or one beside its file where there is no file yet: that is not ours to make.
@@ -118,13 +134,14 @@ async def _opened(setup: Setup, path: Path | None) -> AsyncIterator[SessionStore
     """
     scratch = _beside(path) if path is not None else None
     opened = open_store(f"sqlite:///{scratch}") if scratch else setup.open_store()
-    try:
-        await opened.open()
-        yield opened
-    finally:
-        await opened.close()
-        if scratch:
-            await asyncio.to_thread(_remove, scratch)
+    async with setup.store_turn if opened is setup.own_store else nullcontext():
+        try:
+            await opened.open()
+            yield opened
+        finally:
+            await opened.close()
+            if scratch:
+                await asyncio.to_thread(_remove, scratch)
 
 
 def _beside(path: Path) -> Path | None:

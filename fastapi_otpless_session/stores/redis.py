@@ -34,7 +34,7 @@ from fastapi_otpless_session.stores.base import (
 )
 from fastapi_otpless_session.stores.records import COLUMNS, TYPES, confirmations_text, record_of, row_of
 from fastapi_otpless_session.stores.redis_cluster import Work
-from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink
+from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink, danger_of_eviction
 
 DIGESTS = "digests"
 LONGEST_LINEAGE = 32
@@ -120,6 +120,11 @@ class RedisStore:
     async def close(self) -> None:
         """Close the running event loop's connections."""
         await self._links.close()
+
+    async def danger_of_eviction(self) -> str | None:
+        """Return what `open` warns of: a server, any one of a Cluster's, that may throw sessions away."""
+        danger: str | None = await self._do(None, danger_of_eviction, is_read=True)
+        return danger
 
     async def now(self) -> float:
         """Return the server's time. The servers of a Cluster must agree on it to a second or so."""

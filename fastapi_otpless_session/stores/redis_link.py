@@ -235,15 +235,21 @@ async def _mode(client: Redis) -> str:
 
 
 async def _warn_of_eviction(client: Redis) -> None:
+    danger = await danger_of_eviction(client)
+    if danger is not None:
+        logger.warning("%s", danger)
+
+
+async def danger_of_eviction(client: Redis) -> str | None:
+    """Say what a server's `maxmemory-policy` may do to sessions, and what it should be, if it is not that."""
     try:
         memory = await client.info("memory")
     except ResponseError:  # not permitted here
-        return
-    policy = memory.get("maxmemory_policy", SAFE_POLICY)
-    if policy != SAFE_POLICY:
-        logger.warning(
-            "Redis may throw sessions away when its memory is full (maxmemory-policy %s): people would be signed out, "
-            "and sign-outs forgotten; set it to %s",
-            policy,
-            SAFE_POLICY,
-        )
+        return None
+    policy = str(memory.get("maxmemory_policy", SAFE_POLICY))
+    if policy == SAFE_POLICY:
+        return None
+    return (
+        f"Redis may throw sessions away when its memory is full (maxmemory-policy {policy}): people would be signed "
+        f"out, and sign-outs forgotten; set it to {SAFE_POLICY}"
+    )
