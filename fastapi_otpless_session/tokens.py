@@ -1,6 +1,6 @@
 """Tokens as data: their shape, their claims, their digests, and sealing them for the store. No I/O.
 
-PyJWT and `cryptography` do the security-critical parsing. RS256 is pinned (RFC 8725, section 3.1), and header
+PyJWT reads headers and, with `cryptography`, verifies signatures. RS256 is pinned (RFC 8725, section 3.1), and header
 parameters that would bring in a key of the sender's choice are refused.
 """
 
@@ -33,6 +33,7 @@ TOKEN_LIMIT = 8192
 ID_LIMIT = 256
 HEADERS_REMEMBERED = 100
 ALGORITHM = "RS256"
+RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 SHORTEST_KEY_BITS = 2048
 FOREIGN_KEY_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64"})
 OWN_CLAIMS = frozenset({"sub", "sessionId", "iss", "userId", "name", "email", "iat", "exp"})
@@ -133,11 +134,21 @@ def verify(token: str, keys: KeySet, issuer: str) -> Claims:
     return claims
 
 
+def _verified(token: str, key: RSAPublicKey) -> dict[str, Any]:
+    """Return the payload of a token whose signature is good.
+
+    PyJWT's algorithm verifies it. PyJWT's own taking apart of the token is passed over: it looks at each character by
+    itself, which takes twice as long as the signature.
+    """
+    message, _, signature = token.rpartition(".")
+    if not RS256.verify(message.encode(), key, _decoded(signature)):
+        raise TokenError("bad signature")
+    return _unverified(token)
+
+
 def _unverified(token: str) -> dict[str, Any]:
-    """Return a token's payload. There is nothing to verify, for which PyJWT takes a dozen times as long."""
-    part = token.split(".")[1]
     try:
-        payload = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        payload = json.loads(_decoded(token.split(".")[1]))
     except (ValueError, RecursionError):
         raise TokenError("unreadable payload") from None
     if not isinstance(payload, dict):
@@ -145,20 +156,16 @@ def _unverified(token: str) -> dict[str, Any]:
     return payload
 
 
-def _verified(token: str, key: RSAPublicKey) -> dict[str, Any]:
-    options: jwt.types.Options = {
-        "verify_exp": False,  # by the caller, with the clock that it was given
-        "verify_iat": False,  # another host's clock may be ahead
-        "verify_nbf": False,
-        "verify_aud": False,  # there is none; a token that has one is refused by name
-        "verify_iss": False,
-        "verify_sub": False,
-        "verify_jti": False,
-    }
+def _decoded(part: str) -> bytes:
+    """Return what a part of a token stands for. Of all ways to write it one is read (RFC 4648, section 3.5)."""
+    encoded = part.encode()
     try:
-        return jwt.decode(token, key, algorithms=[ALGORITHM], options=options)
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
-        raise TokenError("bad signature or payload") from None
+        decoded = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
+    except ValueError:
+        raise TokenError("not base64url") from None
+    if base64.urlsafe_b64encode(decoded).rstrip(b"=") != encoded:
+        raise TokenError("not base64url as it is written")
+    return decoded
 
 
 def _claims(payload: dict[str, Any]) -> Claims:

@@ -137,6 +137,30 @@ def test_a_token_that_was_changed_anywhere_is_refused(place: int) -> None:
         verify(".".join(parts))
 
 
+def respelled(text: str) -> str:
+    """Return another way to write the same bytes: the last character's spare bits are not nought."""
+    assert len(text) % 4 in {2, 3}, "there are no spare bits"
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    other = text[:-1] + alphabet[alphabet.index(text[-1]) + 1]
+    padding = "=" * (-len(text) % 4)
+    assert base64.urlsafe_b64decode(other + padding) == base64.urlsafe_b64decode(text + padding)
+    return other
+
+
+def test_a_signature_in_another_spelling_is_refused() -> None:
+    message, _, signature = signed().rpartition(".")
+    with pytest.raises(TokenError):
+        verify(f"{message}.{respelled(signature)}")
+
+
+def test_a_payload_in_another_spelling_is_refused() -> None:
+    padded = next(each for length in range(3) if len(each := part({**CLAIMS, "x": "x" * length})) % 4)
+    token = unsigned({"alg": "RS256", "kid": KID}).split(".")
+    assert tokens.read_claims(f"{token[0]}.{padded}.{token[2]}").user_id == "MO-1"
+    with pytest.raises(TokenError):
+        tokens.read_claims(f"{token[0]}.{respelled(padded)}.{token[2]}")
+
+
 @pytest.mark.parametrize("algorithm", ["RS384", "RS512", "PS256"])
 def test_another_algorithm_of_the_same_key_is_refused(algorithm: str) -> None:
     with pytest.raises(TokenError):
