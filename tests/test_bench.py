@@ -15,6 +15,7 @@ import apps
 import bench
 import measure
 import picture
+import readme_table
 import report
 import sockets
 from rows import Count, Result, Row
@@ -119,3 +120,9 @@ def test_what_wrk_prints_is_read() -> None:
     assert round(served.cpu_microseconds) == 100
     with pytest.raises(RuntimeError, match="Non-2xx"):
         sockets.read("bare", 1, WRK + "  Non-2xx or 3xx responses: 3", spent=1.0)
+
+
+def test_the_readme_shows_what_was_measured_last() -> None:
+    kept = json.loads(readme_table.KEPT.read_text(encoding="utf-8"))
+    readme = readme_table.KEPT.parents[1] / "README.md"
+    assert readme_table.readme_table(kept) in readme.read_text(encoding="utf-8")
