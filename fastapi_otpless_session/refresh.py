@@ -163,7 +163,7 @@ class Refresher:
             refresh_token = self._vault.refresh_token(row)
         except UnreadableError:
             telemetry.logger.warning(
-                "%s cannot be refreshed: none of OTPLESS_ENCRYPTION_KEYS opens its row",
+                "None of OTPLESS_ENCRYPTION_KEYS opens the row of %s, which cannot be refreshed here",
                 telemetry.session_label(row.session_id),
             )
             await self._store.release_lease(lease, answer_lost=False)
