@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from datetime import datetime
 from typing import NamedTuple
 
 from pydantic import SecretStr
@@ -24,8 +23,6 @@ class Copy(NamedTuple):
 
     row: SessionRow
     claims: Claims
-    times: tuple[datetime, datetime, datetime]
-    """When the token was issued and expires, and when it was validated: to make them takes longer than to look up."""
     now: float
     at: float
     first_duty: float
@@ -34,15 +31,14 @@ class Copy(NamedTuple):
     def session(self, token: str) -> Session:
         """Return what the application sees of the session."""
         row, claims = self.row, self.claims
-        issued_at, expires_at, validated_at = self.times
         return Session(
             id=row.session_id,
             user_id=row.user_id,
             name=claims.name,
             email=claims.email,
-            issued_at=issued_at,
-            expires_at=expires_at,
-            validated_at=validated_at,
+            issued_at=utc(claims.issued_at or row.rotated_at),
+            expires_at=utc(row.token_expires_at),
+            validated_at=utc(row.validated_at),
             refreshed=False,
             stale=False,
             claims=claims.others,
@@ -59,12 +55,11 @@ class Copies(Lru[bytes, Copy]):
 
     def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
         """Keep an active row, whose current token has this digest and these claims."""
-        times = utc(claims.issued_at or row.rotated_at), utc(row.token_expires_at), utc(row.validated_at)
-        self.put(digest, Copy(_light(row, claims), claims, times, now, at, self._duties.first(row, claims)))
+        self.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims)))
 
     def renew(self, digest: bytes, copy: Copy, now: float, at: float) -> None:
         """Keep a copy whose row was read again, and is the same."""
-        self.put(digest, Copy(copy.row, copy.claims, copy.times, now, at, copy.first_duty))
+        self.put(digest, Copy(copy.row, copy.claims, now, at, copy.first_duty))
 
 
 class Duties:
@@ -115,8 +110,12 @@ def _light(row: SessionRow, claims: Claims) -> SessionRow:
         session_id=claims.session_id or row.session_id,
         user_id=claims.user_id or row.user_id,
         confirmations=() if _is_confirmed(row) else row.confirmations,
+        rotated_at=0.0 if claims.issued_at else row.rotated_at,
         session_token=b"",
         refresh_token=b"",
+        lease_owner=None,
+        lease_until=0.0,
+        expires_at=0.0,
         summary="",
     )
 

@@ -41,7 +41,7 @@ from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims, TokenError, Unre
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
-DIGESTS_REMEMBERED = 500
+DIGESTS_REMEMBERED = 200
 NOTED_SECONDS = 1.0
 """How much older than known here the "valid" in the store may be: it is not written with every request."""
 LANDING_SECONDS = 0.25

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from sys import intern
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -180,7 +181,7 @@ def _claims(payload: dict[str, Any]) -> Claims:
         user_id=_id(payload, "userId"),
         name=_text(payload, "name"),
         email=_text(payload, "email"),
-        issuer=_text(payload, "iss"),
+        issuer=intern(_text(payload, "iss") or "") or None,  # it is the same in ten thousand tokens
         has_audience="aud" in payload,
         issued_at=_second(payload.get("iat")),
         expires_at=expires_at,

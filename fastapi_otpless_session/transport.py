@@ -18,7 +18,7 @@ Headers = list[tuple[bytes, bytes]]
 COOKIE_LIMIT = 4096
 MOST_TOKENS = 8
 """How many different tokens of one request are looked at: a sign-out ends them all, and may ask OTPLESS about each."""
-REMEMBERED = 500
+REMEMBERED = 200
 LONGEST_REMEMBERED = 4096
 """How many headers and paths are remembered, and how many characters these have at most."""
 SUBPROTOCOL = "otpless-session"

@@ -49,7 +49,7 @@ async def _traced(each: Worker, pairs: list[Pair]) -> float:
     try:
         for pair in pairs:
             await _send(each, [with_cookie(pair.token)])
-        await _quiet()
+            await _quiet()  # a server's loop turns between requests, too
         gc.collect()
         return tracemalloc.get_traced_memory()[0]
     finally:
