@@ -30,20 +30,26 @@ class Copy(NamedTuple):
 
     def session(self, token: str) -> Session:
         """Return what the application sees of the session."""
-        row, claims = self.row, self.claims
-        return Session(
-            id=row.session_id,
-            user_id=row.user_id,
-            name=claims.name,
-            email=claims.email,
-            issued_at=utc(claims.issued_at or row.rotated_at),
-            expires_at=utc(row.token_expires_at),
-            validated_at=utc(row.validated_at),
-            refreshed=False,
-            stale=False,
-            claims=claims.others,
-            token=SecretStr(token),
-        )
+        return session_of(self.row, self.claims, token, self.row.validated_at)
+
+
+def session_of(  # noqa: PLR0917 - all that a session is made of
+    row: SessionRow, claims: Claims, token: str, validated_at: float, refreshed: bool = False, stale: bool = False
+) -> Session:
+    """Return what the application sees of a session."""
+    return Session(
+        id=row.session_id,
+        user_id=row.user_id,
+        name=claims.name,
+        email=claims.email,
+        issued_at=utc(claims.issued_at or row.rotated_at),
+        expires_at=utc(row.token_expires_at),
+        validated_at=utc(validated_at),
+        refreshed=refreshed,
+        stale=stale,
+        claims=claims.others,
+        token=SecretStr(token),
+    )
 
 
 class Copies(Lru[bytes, Copy]):

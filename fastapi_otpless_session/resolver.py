@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from pydantic import SecretStr
-
-from fastapi_otpless_session import telemetry, tokens
+from fastapi_otpless_session import copies, telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.copies import Copies, Copy, Duties
@@ -23,7 +21,7 @@ from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events
 from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, ended_reason, outcome_of
-from fastapi_otpless_session.session import Session, SessionReason, is_over, utc
+from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import (
     REFRESH_TOKEN,
@@ -419,17 +417,6 @@ def claims_for(token: str, row: SessionRow) -> Claims | None:
 
 def session_of(current: Current) -> Session:
     """Return what the application sees of a session."""
-    row, claims = current.row, current.claims
-    return Session(
-        id=row.session_id,
-        user_id=row.user_id,
-        name=claims.name,
-        email=claims.email,
-        issued_at=utc(claims.issued_at or row.rotated_at),
-        expires_at=utc(row.token_expires_at),
-        validated_at=utc(current.validated_at),
-        refreshed=current.refreshed,
-        stale=current.stale,
-        claims=claims.others,
-        token=SecretStr(current.token),
+    return copies.session_of(
+        current.row, current.claims, current.token, current.validated_at, current.refreshed, current.stale
     )
