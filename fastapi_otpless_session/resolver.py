@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from fastapi_otpless_session import copies, telemetry, tokens
+from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Copies, Copy, Duties
+from fastapi_otpless_session.copies import Copies, Copy, Duties, session_of
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
@@ -58,6 +58,10 @@ class Current:
     validated_at: float
     refreshed: bool = False
     stale: bool = False
+
+    def session(self) -> Session:
+        """Return what the application sees of the session."""
+        return session_of(self.row, self.claims, self.token, self.validated_at, self.refreshed, self.stale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ class Resolver:
         if row.state is State.ENDED:
             return ended_reason(row)
         outcome = await self._judged(row, await self._store.now(), None)
-        return outcome if isinstance(outcome, SessionReason) else session_of(outcome)
+        return outcome if isinstance(outcome, SessionReason) else outcome.session()
 
     def seen(self, digest: bytes) -> SessionRow | None:
         """Return what this worker knows of the session that it resolved a token to, if it was signed in here."""
@@ -158,7 +162,7 @@ class Resolver:
             came_from("memory")
             outcome = await self._from_copy(asked, copy)
             if outcome is not None:
-                return session_of(outcome)
+                return outcome.session()
             refused_generation = copy.row.generation
             self._copies.drop(asked.digest)  # it would be served in an outage
         read_at = time.monotonic()
@@ -214,7 +218,7 @@ class Resolver:
             return await self._reused(row)
         if standing is Standing.OLDER:
             outcome = await self._judged(row, now, asked.max_age)
-            return outcome if isinstance(outcome, SessionReason) else session_of(outcome)
+            return outcome if isinstance(outcome, SessionReason) else outcome.session()
         if row.confirmed_generation < row.generation:
             row = await self._confirmed(row, now)
         current = Current(row, asked.token, claims, now, row.validated_at)
@@ -226,7 +230,7 @@ class Resolver:
             return outcome
         if outcome.token == asked.token and not outcome.stale:
             self._copies.keep(asked.digest, outcome.row, claims, now, read_at)
-        return session_of(outcome)
+        return outcome.session()
 
     async def _ended(self, row: SessionRow) -> SessionReason | None:
         """Return why a session has ended, if it has. A sign-out that the store could not note is made up for."""
@@ -402,7 +406,7 @@ class Resolver:
         is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
         if age > self._settings.stale_if_error or is_over_now:
             return SessionReason.UNAVAILABLE
-        return session_of(Current(row, asked.token, copy.claims, now, row.validated_at, stale=True))
+        return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
 
 
 def claims_for(token: str, row: SessionRow) -> Claims | None:
@@ -413,10 +417,3 @@ def claims_for(token: str, row: SessionRow) -> Claims | None:
         return None
     names_row = claims.session_id in {None, row.session_id} and claims.user_id in {None, row.user_id}
     return claims if names_row else None
-
-
-def session_of(current: Current) -> Session:
-    """Return what the application sees of a session."""
-    return copies.session_of(
-        current.row, current.claims, current.token, current.validated_at, current.refreshed, current.stale
-    )

@@ -30,7 +30,7 @@ from fastapi_otpless_session.errors import (
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
-from fastapi_otpless_session.resolver import Current, Resolver, claims_for, session_of
+from fastapi_otpless_session.resolver import Current, Resolver, claims_for
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
 from fastapi_otpless_session.settings import OtplessSettings
@@ -241,7 +241,7 @@ class OtplessSessions:
         if there is None:
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
             await self._events.signed_in(row)
-            return session_of(Current(row, pair.session_token, bound.claims, now, row.validated_at)), "signed_in"
+            return Current(row, pair.session_token, bound.claims, now, row.validated_at).session(), "signed_in"
         session = self._signed_in_before(there, bound, now)
         if fits is not None:
             fits(session.token.get_secret_value(), there.expires_at - now)
@@ -254,7 +254,7 @@ class OtplessSessions:
             token = self._vault.session_token(row)
         except UnreadableError:
             raise SignInRefusedError from None
-        return session_of(Current(row, token, tokens.read_claims(token), now, row.validated_at))
+        return Current(row, token, tokens.read_claims(token), now, row.validated_at).session()
 
     async def _is_stored(self, refresh_token: str, session_id: str) -> bool:
         """Whether a session was signed in with this refresh token before, and goes on."""
