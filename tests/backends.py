@@ -106,6 +106,10 @@ class RedisServer(Server):
     def follows_its_primary(self) -> bool:
         return bool(self.execute("INFO", "replication").get("master_link_status") == "up")
 
+    def has_handed_over(self) -> bool:
+        """Whether the system has all of the log. With `everysec` Redis keeps lines back while the disk is busy."""
+        return self.execute("INFO", "persistence").get("aof_buffer_length") == 0
+
     def empty(self) -> None:
         """Be as new: no keys, no scripts."""
         self.execute("FLUSHALL")

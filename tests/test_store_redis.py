@@ -240,6 +240,7 @@ async def test_the_configuration_of_the_documentation_keeps_sessions_through_a_c
     server = make_redis(**options)
     async with opened(server.url) as subject:
         row = await subject.sign_in()
+        await asyncio.to_thread(wait_until, server.has_handed_over, "for Redis to write its log")
         server.crash()  # of the server: what it had handed to the system is there
         server.start()
         assert await subject.store.get("s-1") == row
