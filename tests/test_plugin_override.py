@@ -6,13 +6,14 @@ import math
 from typing import Annotated, Any
 
 import pytest
-from conftest import add_routes
-from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from conftest import add_routes, make_settings
+from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_otpless_session import (
+    ConfigurationError,
     CurrentSession,
     CurrentSessionDetails,
     Identity,
@@ -21,6 +22,8 @@ from fastapi_otpless_session import (
     Session,
     SessionDetails,
     SessionReason,
+    Sessions,
+    create_session_router,
     current_session,
     fresh_within,
 )
@@ -128,6 +131,93 @@ def test_the_session_is_what_the_test_says() -> None:
     assert (session.user_id, session.name, session.claims["role"], session.stale) == ("MO-1", "Asha", "admin", True)
     assert session.issued_at <= session.expires_at < session.validated_at
     assert session.token.get_secret_value()
+
+
+def routed(app: FastAPI) -> TestClient:
+    app.include_router(create_session_router(), prefix="/auth")
+    return TestClient(app)
+
+
+def test_the_routers_routes_show_the_session(app: FastAPI) -> None:
+    client = routed(app)
+    with override_session(app, "MO-7", session_id="s-1", name="Asha", mobile="91"):
+        shown = client.get("/auth/session").json()
+        devices = client.get("/auth/sessions").json()
+    assert (shown["id"], shown["user_id"], shown["name"]) == ("s-1", "MO-7", "Asha")
+    assert shown["details"]["identities"][0]["identity_value"] == "91"
+    assert [(device["id"], device["current"]) for device in devices] == [("s-1", True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/logout"), ("POST", "/logout-all"), ("DELETE", "/sessions/test-session")]
+)
+def test_who_signs_out_is_signed_out_until_the_block_ends(app: FastAPI, method: str, path: str) -> None:
+    client = routed(app)
+    with override_session(app):
+        answer = client.request(method, f"/auth{path}")
+        assert answer.status_code == 204
+        assert "Max-Age=0" in answer.headers["set-cookie"]
+        assert client.get("/orders").json()["detail"]["code"] == "session_revoked"
+        assert client.get("/maybe").json() == {"user": None}
+        assert client.get("/auth/sessions").status_code == 401
+        assert client.post("/auth/logout").status_code == 204
+    with override_session(app):
+        assert client.get("/orders").status_code == 200
+
+
+def test_nobody_can_sign_out_and_see_nothing(app: FastAPI) -> None:
+    client = routed(app)
+    with override_session(app, None):
+        assert client.post("/auth/logout").status_code == 204
+        assert client.get("/auth/session").json()["detail"]["code"] == "session_missing"
+        assert client.get("/auth/sessions").status_code == 401
+    with override_session(app):
+        assert client.delete("/auth/sessions/another").status_code == 404
+        assert client.get("/auth/client.js").status_code == 200
+        assert client.post("/auth/logout", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+        assert client.get("/orders").status_code == 200
+
+
+def test_a_sign_in_says_what_to_use_instead(app: FastAPI) -> None:
+    client = routed(app)
+    user = {"token": "t", "sessionInfo": {"sessionToken": "a.b.c", "refreshToken": "d.e.f"}}
+    with override_session(app), pytest.raises(ConfigurationError, match=r"use_emulator\(app\)"):
+        client.post("/auth/login", json=user)
+
+
+def test_sessions_and_the_requests_state_are_the_overridden_ones(app: FastAPI) -> None:
+    @app.delete("/everywhere/{user_id}")
+    async def everywhere(user_id: str, sessions: Sessions) -> int:
+        return await sessions.end_all(user_id)
+
+    @app.get("/anywhere")
+    async def anywhere(request: Request) -> list[str | None]:
+        session = await request.state.otpless.session()
+        return [session and session.user_id, request.state.otpless.reason]
+
+    client = TestClient(app)
+    with override_session(app, "MO-7"):
+        assert client.get("/anywhere").json() == ["MO-7", None]
+        assert client.delete("/everywhere/MO-8").json() == 0
+        assert client.get("/anywhere").json() == ["MO-7", None]
+        assert client.delete("/everywhere/MO-7").json() == 1
+        assert client.get("/anywhere").json() == [None, "revoked"]
+
+
+def test_what_is_mounted_in_the_application_has_the_session_too(app: FastAPI) -> None:
+    app.mount("/inner", add_routes(FastAPI()))
+    with override_session(app, "MO-7"):
+        assert TestClient(app).get("/inner/orders").json()["user"] == "MO-7"
+
+
+def test_the_names_that_the_code_gives_to_cookie_and_header_hold() -> None:
+    app = FastAPI()
+    settings = make_settings(cookie_name="shop", header_name="X-Shop")
+    app.add_middleware(OtplessSessionMiddleware, settings=settings)
+    client = routed(app)
+    with override_session(app):
+        assert client.post("/auth/logout").headers["set-cookie"].startswith("shop=;")
+        assert "X-Shop" in client.get("/auth/client.js").text
 
 
 @pytest.mark.parametrize("expires_in", [math.inf, math.nan, 1e20, -1e20])

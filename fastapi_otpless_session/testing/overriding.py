@@ -1,4 +1,4 @@
-"""A session without middleware, OTPLESS or store: FastAPI's dependency overrides."""
+"""A session without OTPLESS or store, for the tests of an application's routes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fastapi import FastAPI, WebSocketException
+from fastapi import FastAPI
 from pydantic import SecretStr
-from starlette.requests import HTTPConnection
+from starlette.middleware import Middleware
 
 from fastapi_otpless_session import (
     Identity,
@@ -20,13 +20,22 @@ from fastapi_otpless_session import (
     current_session_details,
     fresh_session,
     optional_session,
+    otpless_sessions,
 )
 from fastapi_otpless_session.dependencies import made_by_fresh_within
-from fastapi_otpless_session.errors import refusal
-from fastapi_otpless_session.testing.places import without_middleware
-from fastapi_otpless_session.websocket import DENIAL_EXTENSION, POLICY_VIOLATION
+from fastapi_otpless_session.emulator import EmulatorSettings
+from fastapi_otpless_session.testing.overridden import TOKEN, OverriddenSessions, OverridingMiddleware
+from fastapi_otpless_session.testing.places import instead_of_middleware, places
+from fastapi_otpless_session.testing.settings import settings_for_tests
 
 DAY = 86_400.0
+DEPENDENCIES: tuple[Callable[..., Any], ...] = (
+    current_session,
+    current_session_details,
+    fresh_session,
+    optional_session,
+    otpless_sessions,
+)
 
 
 @contextmanager
@@ -45,16 +54,16 @@ def override_session(
     details: SessionDetails | None = None,
     reason: SessionReason = SessionReason.MISSING,
 ) -> Iterator[Session | None]:
-    """Let an application's session dependencies return this session, without looking at the request.
+    """Let every request to an application have this session, whatever it carries.
 
         with override_session(app, user_id="MO-1") as session:
             assert client.get("/orders").status_code == 200
 
-    These are `current_session`, `optional_session`, `fresh_session`, each `fresh_within(…)` and
-    `current_session_details`, with their aliases. The middleware is taken off meanwhile: what looks at
-    `request.state.otpless`, the router, and `REQUIRED_PATHS` need `use_emulator` instead. `user_id=None`: nobody is
-    signed in, for `reason`. `expires_in` is in seconds from now, and may be negative. `details` are made of `mobile`
-    and `email` unless given. Afterwards all is as before.
+    All dependencies, `request.state.otpless` and the router's routes show it. Who signs out, or is signed out through
+    `Sessions`, is so for everybody until the block ends. Signing in, swapped tokens and `REQUIRED_PATHS` need
+    `use_emulator` instead: the middleware is taken off meanwhile. `user_id=None`: nobody is signed in, for `reason`.
+    `expires_in` is in seconds from now, and may be negative. `details` are made of `mobile` and `email` unless given.
+    Afterwards all is as before.
 
     Raises TypeError for what is not the FastAPI application itself, ValueError for an empty `user_id` or a time that
     no calendar holds.
@@ -78,49 +87,27 @@ def override_session(
             refreshed=refreshed,
             stale=stale,
             claims=dict(claims or {}),
-            token=SecretStr("override.session.token"),
+            token=SecretStr(TOKEN),
         )
         details = details or _details(session, mobile)
+    own = next((place.settings for place in places(app) if place.settings is not None), None)
+    settings = settings_for_tests(own, EmulatorSettings(), {})
+    sessions = OverriddenSessions(settings, reason if session is None else session, details)
+    with instead_of_middleware(app, Middleware(OverridingMiddleware, sessions=sessions)), _own_dependencies(app):
+        yield session
+
+
+@contextmanager
+def _own_dependencies(app: FastAPI) -> Iterator[None]:
+    """Take off what a test or a fixture has put in place of our dependencies."""
     before = dict(app.dependency_overrides)
-    app.dependency_overrides.update(_overrides(session, details, reason))
+    for dependency in (*DEPENDENCIES, *made_by_fresh_within.values()):
+        app.dependency_overrides.pop(dependency, None)
     try:
-        with without_middleware(app):
-            yield session
+        yield
     finally:
         app.dependency_overrides.clear()
         app.dependency_overrides.update(before)
-
-
-def _overrides(
-    session: Session | None, details: SessionDetails | None, reason: SessionReason
-) -> dict[Callable[..., Any], Callable[..., Any]]:
-    async def required(connection: HTTPConnection) -> Session:
-        if session is None:
-            raise _refused(connection, reason)
-        return session
-
-    async def optional(connection: HTTPConnection) -> Session | None:
-        if session is None and reason is SessionReason.CONFLICT:
-            raise _refused(connection, reason)
-        return session
-
-    async def described(connection: HTTPConnection) -> SessionDetails:
-        if session is None or details is None:
-            raise _refused(connection, reason)
-        return details
-
-    return {
-        **dict.fromkeys((current_session, fresh_session, *made_by_fresh_within.values()), required),
-        optional_session: optional,
-        current_session_details: described,
-    }
-
-
-def _refused(connection: HTTPConnection, reason: SessionReason) -> Exception:
-    """Return what the dependencies raise: for a websocket a close, unless the server can send an HTTP answer."""
-    if connection.scope["type"] == "websocket" and DENIAL_EXTENSION not in connection.scope.get("extensions", {}):
-        return WebSocketException(POLICY_VIOLATION, reason.code)
-    return refusal(reason)
 
 
 def _after(now: datetime, seconds: float) -> datetime:

@@ -119,9 +119,12 @@ def using(found: list[Place], sessions: OtplessSessions) -> Iterator[None]:
         yield
 
 
-def without_middleware(app: Starlette) -> AbstractContextManager[None]:
-    """Take the middleware off an application, and put it back afterwards."""
-    return _with_middleware(app, [entry for entry in app.user_middleware if not _is_ours(entry)])
+def instead_of_middleware(app: Starlette, entry: Middleware) -> AbstractContextManager[None]:
+    """Put an entry in the middleware's place, or outermost where there is none; afterwards all is as before."""
+    goes = [one for one in app.user_middleware if _is_ours(one) or one.cls is entry.cls]
+    first = goes[0] if goes else None
+    kept = [entry if one is first else one for one in app.user_middleware if one is first or one not in goes]
+    return _with_middleware(app, kept if goes else [entry, *kept])
 
 
 @contextmanager
