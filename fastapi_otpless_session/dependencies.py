@@ -31,8 +31,20 @@ class _Scheme(SecurityDependency):
         """Ask for nothing."""
 
 
-_header = _Scheme("OtplessHeader", APIKey.model_validate({"in": APIKeyIn.header, "name": "X-Session-Token"}))
-_cookie = _Scheme("OtplessCookie", APIKey.model_validate({"in": APIKeyIn.cookie, "name": "__Host-otpless_session"}))
+# Routes know no settings: the names are the defaults, and the texts say what may give another.
+_HEADER_TEXT = "The OTPLESS session token. The server's `OTPLESS_HEADER_NAME` may give the header another name."
+_COOKIE_TEXT = (
+    "Set by a sign-in. It is called `otpless_session` where the server has `OTPLESS_COOKIE_SECURE=false`, a cookie "
+    "domain or a path; `OTPLESS_COOKIE_NAME` may give it another name."
+)
+
+
+def _api_key(place: APIKeyIn, name: str, text: str) -> APIKey:
+    return APIKey.model_validate({"in": place, "name": name, "description": text})
+
+
+_header = _Scheme("OtplessHeader", _api_key(APIKeyIn.header, "X-Session-Token", _HEADER_TEXT))
+_cookie = _Scheme("OtplessCookie", _api_key(APIKeyIn.cookie, "__Host-otpless_session", _COOKIE_TEXT))
 
 
 class _Secured(SecurityDependency, Generic[T]):

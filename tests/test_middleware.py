@@ -450,6 +450,18 @@ def test_the_documentation_offers_three_security_schemes(world: World) -> None:
     assert "sessionInfo" in body["properties"]
 
 
+@pytest.mark.parametrize(("secure", "said_in"), [(True, "name"), (False, "description")])
+def test_the_documentation_says_what_cookie_and_header_are_called_with_other_settings(
+    make_world: Callable[..., World], secure: bool, said_in: str
+) -> None:
+    world = make_world(cookie_secure=secure)
+    schemes = world.get("/openapi.json").json()["components"]["securitySchemes"]
+    assert world.settings.cookie in schemes["OtplessCookie"][said_in].replace("`", " ").split()
+    assert "`OTPLESS_COOKIE_SECURE=false`" in schemes["OtplessCookie"]["description"]
+    assert "`OTPLESS_COOKIE_NAME`" in schemes["OtplessCookie"]["description"]
+    assert "`OTPLESS_HEADER_NAME`" in schemes["OtplessHeader"]["description"]
+
+
 def test_no_log_line_repr_or_error_holds_a_secret(
     make_world: Callable[..., World], caplog: pytest.LogCaptureFixture
 ) -> None:

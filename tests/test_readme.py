@@ -239,6 +239,12 @@ class TestQuestions:
             assert client.get("/orders").headers["x-user"] == user_id
             assert client.get("/openapi.json").headers["x-user"] == "nobody"
 
+    def test_the_documentation_names_cookie_and_header_as_the_settings_do(self) -> None:
+        app = _app("docs-and-openapijson-give-another-name-for-the-cookie")
+        schemes = _client(app).get("/openapi.json").json()["components"]["securitySchemes"]
+        names = {scheme: schemes[scheme]["name"] for scheme in ("OtplessCookie", "OtplessHeader")}
+        assert names == {"OtplessCookie": "otpless_session", "OtplessHeader": "X-Shop-Token"}
+
     def test_another_http_client_is_used(self) -> None:
         app = _app("our-servers-reach-the-internet-through-a-proxy-only")
         app.include_router(create_session_router(), prefix="/auth")
