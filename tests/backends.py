@@ -108,7 +108,7 @@ class RedisServer(Server):
 
     def has_handed_over(self) -> bool:
         """Whether the system has all of the log. With `everysec` Redis keeps lines back while the disk is busy."""
-        return self.execute("INFO", "persistence").get("aof_buffer_length") == 0
+        return bool(self.execute("INFO", "persistence").get("aof_buffer_length") == 0)
 
     def empty(self) -> None:
         """Be as new: no keys, no scripts."""
