@@ -14,6 +14,7 @@ from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
+from example_app.answers import answers
 from example_app.cookie import pages
 from example_app.layout import WHY_AGAIN, Shop, page
 from example_app.pages import Html, render
@@ -29,7 +30,7 @@ from fastapi_otpless_session import (
     create_session_router,
 )
 
-demo = APIRouter(include_in_schema=False)
+demo = APIRouter(tags=["demo"])
 
 
 def create_app(settings: ShopSettings | None = None) -> FastAPI:
@@ -78,7 +79,7 @@ def _refusal_page(request: Request, error: RefusalError) -> Response:
     return response
 
 
-@demo.post("/demo/expire", status_code=204)
+@demo.post("/demo/expire", status_code=204, responses=answers(_404="No emulator here", _502="The emulator failed"))
 async def expire(session: CurrentSession, shop: Shop) -> Response:
     """Make the emulator expire the visitor's token, as time would."""
     if not shop.emulator_url:

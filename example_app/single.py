@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response, WebSocket
 from fastapi.responses import HTMLResponse
 
+from example_app.answers import OrderBody, answers
 from example_app.cookie import phone_hint
 from example_app.layout import AllOrders, Shop, page, products, why_again
 from example_app.pages import Html, render
 from example_app.settings import ShopSettings
-from example_app.shop import PRODUCTS, Order, Orders
+from example_app.shop import PRODUCTS, Orders
 from fastapi_otpless_session import CurrentSession, OptionalSession
 
 ABOUT = {
@@ -27,16 +27,16 @@ ABOUT = {
 }
 FORMS = {"header": "form_later", "frontend": "form_headless"}
 
-single = APIRouter(include_in_schema=False)
+single = APIRouter()
 
 
-@single.get("/header", response_class=HTMLResponse)
+@single.get("/header", response_class=HTMLResponse, include_in_schema=False)
 async def header(request: Request, session: OptionalSession, shop: Shop, why: str = "") -> Response:
     """Show the shop on the header channel."""
     return _app(request, shop, "header", why, signed_in=session is not None)
 
 
-@single.get("/frontend", response_class=HTMLResponse)
+@single.get("/frontend", response_class=HTMLResponse, include_in_schema=False)
 async def frontend(request: Request, session: OptionalSession, shop: Shop, why: str = "") -> Response:
     """Show the shop whose tokens are the SDK's."""
     return _app(request, shop, "frontend", why, signed_in=session is not None)
@@ -66,13 +66,13 @@ def _app(request: Request, shop: ShopSettings, way: str, why: str, *, signed_in:
     return page(request, title, body, badge=render("badge_app"), nav="nav_app", heading=False)
 
 
-@single.post("/api/orders/{product_id}", status_code=201)
-async def buy(product_id: str, session: CurrentSession, orders: AllOrders) -> dict[str, Any]:
+@single.post("/api/orders/{product_id}", status_code=201, tags=["shop"], responses=answers(_404="No such tea"))
+async def buy(product_id: str, session: CurrentSession, orders: AllOrders) -> OrderBody:
     """Buy something."""
     product = PRODUCTS.get(product_id)
     if product is None:
         raise HTTPException(404, "There is no such tea.")
-    return _as_json(orders.place(session.user_id, product))
+    return OrderBody.of(orders.place(session.user_id, product))
 
 
 @single.websocket("/live/orders")
@@ -93,15 +93,6 @@ async def _tell(websocket: WebSocket, orders: Orders, user_id: str) -> None:
     with orders.following(user_id) as placed:
         while True:
             placed.clear()
-            await websocket.send_json({"orders": [_as_json(one) for one in orders.of(user_id)]})
+            told = [OrderBody.of(one).model_dump(mode="json") for one in orders.of(user_id)]
+            await websocket.send_json({"orders": told})
             await placed.wait()
-
-
-def _as_json(order: Order) -> dict[str, Any]:
-    product = order.product
-    return {
-        "number": order.number,
-        "name": product.name,
-        "price": product.price,
-        "placed_at": order.placed_at.isoformat(),
-    }

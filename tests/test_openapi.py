@@ -37,6 +37,7 @@ CHECKS: list[Any] = [
 OPERATIONS = {
     *("POST /auth/login", "POST /auth/logout", "POST /auth/logout-all"),
     *("GET /auth/session", "GET /auth/sessions", "DELETE /auth/sessions/{session_id}"),
+    *("POST /api/orders/{product_id}", "POST /demo/expire"),
 }
 
 
@@ -67,12 +68,24 @@ def operations(address: str) -> list[APIOperation[Any, Any, Any, Any]]:
     return found
 
 
-def test_the_schema_lists_every_route_of_the_router_and_every_refusal(shop: tuple[str, Emulator]) -> None:
+def test_the_schema_lists_every_route_that_answers_with_json_and_every_refusal(shop: tuple[str, Emulator]) -> None:
     found = {operation.label: operation.definition.raw["responses"] for operation in operations(shop[0])}
     assert set(found) == OPERATIONS
     assert all({"400", "401", "403", "503"} <= set(responses) for responses in found.values())
     assert {"413", "415", "422", "500"} <= set(found["POST /auth/login"])
     assert "404" in found["DELETE /auth/sessions/{session_id}"]
+    assert {"201", "404"} <= set(found["POST /api/orders/{product_id}"])
+    assert {"204", "404", "502"} <= set(found["POST /demo/expire"])
+
+
+def test_an_order_is_answered_as_the_schema_says(shop: tuple[str, Emulator]) -> None:
+    address, emulator = shop
+    headers = {"X-Session-Token": emulator.sign_in()["sessionInfo"]["sessionToken"]}
+    (buy,) = [each for each in operations(address) if each.label == "POST /api/orders/{product_id}"]
+    case = buy.Case(path_parameters={"product_id": "masala"})
+    answer = case.call(headers=headers)
+    assert answer.json()["name"] == "Masala Chai"
+    case.validate_response(answer, checks=CHECKS)
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
