@@ -27,24 +27,11 @@ from fastapi_otpless_session.errors import (
     SessionUnavailableError,
 )
 from fastapi_otpless_session.script import client_script
-from fastapi_otpless_session.session import Session, SessionDetails
+from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.transport import SAFE_METHODS, Channel
 
 BODY_LIMIT = 16_384
-
-
-class SessionBody(BaseModel):
-    """A session, as the frontend sees it: no token."""
-
-    id: str
-    user_id: str
-    name: str | None
-    email: str | None
-    issued_at: datetime
-    expires_at: datetime
-    refreshed: bool
-    stale: bool
 
 
 class SessionWithDetailsBody(SessionBody):
@@ -179,7 +166,7 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
         session = await otpless.sessions.sign_in(user, fits=fits)
         for token in otpless.presented.tokens:
             await otpless.sessions.replace(token, session)
-    response = JSONResponse(_body(session).model_dump(mode="json"))
+    response = JSONResponse(SessionBody.of(session).model_dump(mode="json"))
     otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), lives[-1])
     return response
 
@@ -205,7 +192,7 @@ async def read_session(otpless: _Request) -> SessionWithDetailsBody:
     with _faults_are_503():
         details = await otpless.details()
     session = await otpless.require()
-    return SessionWithDetailsBody(**_body(session).model_dump(), details=details)
+    return SessionWithDetailsBody(**SessionBody.of(session).model_dump(), details=details)
 
 
 async def list_sessions(otpless: _Request, session: _Session) -> list[DeviceBody]:
@@ -240,10 +227,6 @@ async def read_client_script(request: Request, otpless: _Request) -> Response:
     if script.is_known_to(request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=script.headers)
     return Response(script.body, headers=script.headers, media_type="text/javascript")
-
-
-def _body(session: Session) -> SessionBody:
-    return SessionBody.model_validate(session, from_attributes=True)
 
 
 def _cleared(otpless: RequestSession) -> Response:

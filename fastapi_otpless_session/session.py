@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    GetCoreSchemaHandler,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -21,6 +22,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
 
 LAST_SECOND = 253_402_300_799
 """The end of the year 9999, in seconds since the epoch: as far as a datetime goes."""
@@ -50,9 +52,30 @@ class SessionReason(StrEnum):
                 return f"session_{self.value}"
 
 
+class SessionBody(BaseModel):
+    """A session, as the frontend sees it: no token."""
+
+    id: str
+    user_id: str
+    name: str | None
+    email: str | None
+    issued_at: datetime
+    expires_at: datetime
+    refreshed: bool
+    stale: bool
+
+    @classmethod
+    def of(cls, session: Session) -> SessionBody:
+        """Return what the frontend sees of a session."""
+        return cls.model_validate(session, from_attributes=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """Somebody who is signed in. All times are aware datetimes in UTC."""
+    """Somebody who is signed in. All times are aware datetimes in UTC.
+
+    A route that is annotated `-> Session` sends a `SessionBody`: neither claims nor token.
+    """
 
     id: str
     """OTPLESS's id of the session; it stays the same when the token is swapped."""
@@ -74,6 +97,19 @@ class Session:
     """The token's other claims, as OTPLESS wrote them. Not to be changed: later requests get the same."""
     token: SecretStr
     """The current session token, to call other services on the user's behalf."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Send what the frontend may see, and read nothing: a session comes from a dependency only."""
+        body = handler.generate_schema(SessionBody)
+        shown = core_schema.plain_serializer_function_ser_schema(SessionBody.of, return_schema=body)
+        return core_schema.no_info_wrap_validator_function(_only_a_session, body, serialization=shown)
+
+
+def _only_a_session(value: object, _: ValidatorFunctionWrapHandler) -> Session:
+    if isinstance(value, Session):
+        return value
+    raise ValueError("a Session is never read: it comes from a dependency, such as CurrentSession")
 
 
 def utc(timestamp: float) -> datetime:

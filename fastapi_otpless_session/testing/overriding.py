@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
@@ -86,7 +87,7 @@ def override_session(
             validated_at=now,
             refreshed=refreshed,
             stale=stale,
-            claims=dict(claims or {}),
+            claims=MappingProxyType(dict(claims or {})),  # as the middleware's are
             token=SecretStr(TOKEN),
         )
         details = details or _details(session, mobile)
