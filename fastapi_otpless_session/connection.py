@@ -26,8 +26,10 @@ from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
 
 STATE_NAME = "otpless"
-SIGN_IN_MARK = "fastapi_otpless_session.sign_in"
-"""A scope has this key once the router's sign-in route has matched it."""
+OPEN_MARK = "fastapi_otpless_session.open"
+"""A scope has this key once a route of the router's has matched it that nobody needs a session for."""
+SCRIPT_PATH = "/client.js"
+"""Where that script is, under the router's prefix."""
 
 
 class RequestSession:

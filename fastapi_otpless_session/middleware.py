@@ -12,7 +12,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session import telemetry
-from fastapi_otpless_session.connection import SIGN_IN_MARK, STATE_NAME, RequestSession
+from fastapi_otpless_session.connection import OPEN_MARK, SCRIPT_PATH, STATE_NAME, RequestSession
 from fastapi_otpless_session.errors import OtplessSessionError, RefusalError, refusal
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
@@ -109,7 +109,7 @@ class OtplessSessionMiddleware:
 
     async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
         """Return the answer to a request whose path needs a session that it does not have."""
-        if scope.get("method") == "POST" and _is_sign_in(scope, self._routes(scope)):
+        if _may_be_open(scope) and _is_open(scope, self._routes(scope)):
             return None
         outcome = await request.resolve()
         if not isinstance(outcome, SessionReason):
@@ -180,14 +180,20 @@ def _inside(app: Any) -> Iterator[Any]:
         app = getattr(app, "app", None)
 
 
-def _is_sign_in(scope: Mapping[str, Any], routes: Any) -> bool:
-    """Whether the router's sign-in route is what a request will reach: asked of the routes themselves."""
+def _may_be_open(scope: Mapping[str, Any]) -> bool:
+    """Whether it is worth asking the routes: most requests without a session are to be refused at little cost."""
+    method = scope.get("method")
+    return method == "POST" or (method == "GET" and scope["path"].endswith(SCRIPT_PATH))
+
+
+def _is_open(scope: Mapping[str, Any], routes: Any) -> bool:
+    """Whether a request will reach a route of the router's that needs no session: asked of the routes themselves."""
     probe = {**scope}
     for route in routes:
         found, child = route.matches(probe)
         if found is Match.FULL:
             inner = getattr(child.get("endpoint"), "routes", ())
-            return SIGN_IN_MARK in probe or _is_sign_in({**probe, **child}, inner)
+            return OPEN_MARK in probe or _is_open({**probe, **child}, inner)
     return False
 
 

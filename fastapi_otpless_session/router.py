@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import Scope
 
-from fastapi_otpless_session.connection import SIGN_IN_MARK, RequestSession, request_session
+from fastapi_otpless_session.connection import OPEN_MARK, SCRIPT_PATH, RequestSession, request_session
 from fastapi_otpless_session.errors import (
     BodyRefusedError,
     CrossSiteRequestError,
@@ -65,15 +65,22 @@ class RefusalBody(BaseModel):
     detail: RefusalDetail
 
 
-class SignInRoute(APIRoute):
-    """The sign-in route. It says so in the scope that it matches, whatever prefix it was included under."""
+class OpenRoute(APIRoute):
+    """A route that needs no session, `REQUIRED_PATHS` or not: to sign in, to sign out, and the script for both.
+
+    It says so in the scope that it matches, whatever prefix it was included under.
+    """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match as usual."""
         match, child = super().matches(scope)
         if match is Match.FULL:
-            scope[SIGN_IN_MARK] = True
+            scope[OPEN_MARK] = True
         return match, child
+
+
+class SignInRoute(OpenRoute):
+    """The sign-in route."""
 
 
 async def _same_origin(connection: HTTPConnection) -> None:
@@ -134,10 +141,12 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
     )
     router.get("/session")(read_session)
     router.get("/sessions")(list_sessions)
-    router.post("/logout", status_code=204)(logout)
+    router.add_api_route("/logout", logout, methods=["POST"], status_code=204, route_class_override=OpenRoute)
     router.post("/logout-all", status_code=204)(logout_all)
     router.delete("/sessions/{session_id}", status_code=204, responses=_refusals(_404="None of yours"))(end_session)
-    router.get("/client.js", include_in_schema=False)(read_client_script)
+    router.add_api_route(
+        SCRIPT_PATH, read_client_script, methods=["GET"], include_in_schema=False, route_class_override=OpenRoute
+    )
     router.add_api_route(
         "/login",
         login,

@@ -229,6 +229,41 @@ def test_preflights_and_the_sign_in_route_are_always_exempt(make_world: Callable
     assert world.get("/orders").status_code == 200
 
 
+@pytest.mark.parametrize("token", [None, "a.b.c"])
+def test_what_of_the_router_needs_no_session_elsewhere_needs_none_on_a_required_path(
+    make_world: Callable[..., World], token: str | None
+) -> None:
+    guarded, elsewhere = make_world(required_paths="/**"), make_world()
+    headers = {"X-Session-Token": token} if token else {}
+    asked = [
+        *(("POST", "/auth/logout"), ("GET", "/auth/client.js"), ("POST", "/auth/login"), ("POST", "/auth/logout-all")),
+        *(("GET", "/auth/session"), ("GET", "/auth/sessions"), ("DELETE", "/auth/sessions/x")),
+    ]
+    for method, path in asked:
+        answers = [world.client.request(method, path, headers=headers) for world in (guarded, elsewhere)]
+        assert answers[0].status_code == answers[1].status_code, path
+        assert answers[0].content == answers[1].content, path
+    assert guarded.client.get("/public/client.js", headers=headers).status_code == 401
+    assert guarded.client.get("/auth/logout", headers=headers).status_code == 401
+
+
+def test_a_sign_out_on_a_required_path_does_not_wait_for_a_verdict(make_world: Callable[..., World]) -> None:
+    world = make_world(required_paths="/**")
+    user = world.sign_in()
+    world.clock.advance(DAY + 1)
+    world.emulator.add_fault(Fault("status", status=500))
+    assert world.get("/orders").status_code == 503
+    assert world.client.post("/auth/logout").status_code == 204
+    assert world.get("/orders", world.token(user)).json()["detail"]["code"] == "session_revoked"
+
+
+def test_a_page_of_another_site_cannot_sign_out_on_a_required_path_either(make_world: Callable[..., World]) -> None:
+    world = make_world(required_paths="/**")
+    world.sign_in()
+    assert world.client.post("/auth/logout", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert world.get("/orders").status_code == 200
+
+
 def test_the_sign_in_route_is_found_under_nested_routers_and_mounts(make_world: Callable[..., World]) -> None:
     world = make_world(required_paths="/**")
     inner, middle, sub = APIRouter(), APIRouter(), FastAPI()
@@ -237,9 +272,11 @@ def test_the_sign_in_route_is_found_under_nested_routers_and_mounts(make_world: 
     world.app.include_router(middle, prefix="/api")
     sub.include_router(create_session_router())
     world.app.mount("/sub", sub)
-    for path in ("/api/very/deep/login", "/sub/login"):
-        assert world.client.post(path, json=world.emulator.sign_in()).status_code == 200
-        assert world.client.post("/auth/logout").status_code == 204
+    for place in ("/api/very/deep", "/sub"):
+        assert world.client.get(f"{place}/client.js").status_code == 200
+        assert world.client.post(f"{place}/login", json=world.emulator.sign_in()).status_code == 200
+        assert world.client.post(f"{place}/logout").status_code == 204
+        assert world.client.post(f"{place}/logout").status_code == 204
     assert world.client.post("/sub/nothing").status_code == 401
 
 
