@@ -97,6 +97,19 @@ def test_a_refresh_token_of_ones_own_other_session_is_refused(world: World) -> N
     assert answer.status_code == 401
 
 
+@pytest.mark.parametrize("jwks_url", [None, ""])
+def test_a_session_token_that_has_expired_signs_nobody_in_and_its_refresh_token_is_not_used(
+    make_world: Callable[..., World], jwks_url: str | None
+) -> None:
+    world = make_world(**({} if jwks_url is None else {"jwks_url": jwks_url}))
+    user = world.emulator.sign_in(session_lifetime=60, refresh_lifetime=86_400)
+    world.clock.advance(61)
+    answer = world.client.post("/auth/login", json=user)
+    assert (answer.status_code, code(answer)) == (401, "sign_in_refused")
+    assert stored(world) == []
+    assert world.emulator.count("get-new-session-token") == 0
+
+
 @pytest.mark.parametrize("refusal", ["401/7301", "400/7301", "401/7415", "400/7414"])
 def test_a_refused_one_time_token_fails_the_sign_in_and_nothing_else(
     make_world: Callable[..., World], refusal: Any
