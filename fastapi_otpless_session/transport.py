@@ -169,11 +169,15 @@ class Transport:
     # Out
 
     def write_session(self, headers: Headers, channels: Iterable[Channel], token: str, max_age: float) -> None:
-        """Add a new token to a response's headers, on the channels that the old one came in on."""
+        """Add a new token to a response's headers, on the channels that the old one came in on.
+
+        What is there already, from a sign-in or from a middleware further in, stays alone: a browser joins two headers
+        of a name into `a, b`, which is no token.
+        """
         channels = set(channels)
-        if Channel.COOKIE in channels:
+        if Channel.COOKIE in channels and not self._sets_cookie(headers):
             headers.append((b"set-cookie", self.cookie(token, max_age)))
-        if channels - {Channel.COOKIE}:
+        if channels - {Channel.COOKIE} and all(key.lower() != self._header for key, _ in headers):
             headers.append((self._header, token.encode()))
             add_to_list(headers, b"access-control-expose-headers", [self._header_name])
         forbid_storing(headers)
@@ -184,6 +188,10 @@ class Transport:
         if len(text) > COOKIE_LIMIT:
             raise CookieTooLargeError(len(text))
         return text.encode()
+
+    def _sets_cookie(self, headers: Headers) -> bool:
+        start = f"{self._cookie}=".encode()
+        return any(key.lower() == b"set-cookie" and value.startswith(start) for key, value in headers)
 
     def cleared_cookie(self) -> bytes:
         """Return the `Set-Cookie` value that deletes the session cookie: the same attributes, no life."""

@@ -10,13 +10,19 @@ from typing import Any
 import pytest
 from asgi import Exchange, HeaderList, exchange, http_scope
 from conftest import World
-from fastapi import Response
+from fastapi import Depends, FastAPI, Response
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fastapi_otpless_session import CurrentSession, OtplessSessionMiddleware, Sessions
+from fastapi_otpless_session import (
+    CurrentSession,
+    OtplessSessionMiddleware,
+    Sessions,
+    create_session_router,
+    optional_session,
+)
 from fastapi_otpless_session.emulator import EmulatorSettings, Fault
 
 DAY = 86_400
@@ -158,6 +164,39 @@ def test_a_client_of_both_channels_gets_the_token_on_both(world: World) -> None:
     world.clock.advance(DAY + 1)
     answer = world.get("/orders", world.token(user))
     assert swapped_token(answer) == answer.headers["x-session-token"]
+
+
+@pytest.mark.parametrize("channel", ["cookie", "header"])
+def test_under_two_middlewares_the_new_token_is_in_the_response_once(
+    make_world: Callable[..., World], channel: str
+) -> None:
+    world = make_world(required_paths="/shop/**")  # the outer middleware asks, then the mounted application's own
+    shop = FastAPI()
+    shop.add_middleware(OtplessSessionMiddleware, sessions=world.sessions)
+
+    @shop.get("/orders")
+    async def orders(session: CurrentSession) -> str:
+        return session.user_id
+
+    world.app.mount("/shop", shop)
+    user = world.sign_in(channel=channel)
+    world.clock.advance(DAY + 1)
+    answer = world.get("/shop/orders", world.token(user) if channel == "header" else None)
+    name = "set-cookie" if channel == "cookie" else "x-session-token"
+    assert len(answer.headers.get_list(name)) == 1
+    assert world.token(user) not in answer.headers[name]
+
+
+def test_a_sign_in_whose_session_was_looked_at_before_answers_with_one_token(make_world: Callable[..., World]) -> None:
+    world = make_world(EmulatorSettings(one_time_token_reusable=True))
+    user = world.sign_in(channel="header")
+    old = world.token(user)
+    world.emulator.expire(world.session_id(user))
+    current = world.get("/fresh", old).headers["x-session-token"]
+    world.app.include_router(create_session_router(), prefix="/looked", dependencies=[Depends(optional_session)])
+    user["sessionInfo"]["sessionToken"] = current
+    answer = world.client.post("/looked/login?channel=header", json=user, headers={"X-Session-Token": old})
+    assert (answer.status_code, answer.headers.get_list("x-session-token")) == (200, [current])
 
 
 # Byte for byte
