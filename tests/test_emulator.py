@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, ServerMissingError, cli, serve
 from fastapi_otpless_session.emulator.settings import parse_quirk, quirk_names
+from fastapi_otpless_session.emulator.state import KEPT_TOKENS
 
 CREDENTIALS = {"clientId": "demo-client", "clientSecret": "demo-secret"}
 VALIDATE = "/v1/sessions/validate-session"
@@ -384,7 +385,10 @@ class TestSettings:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"rotation": "other"}, {"session_lifetime": 0}, {"refresh_lifetime": float("nan")}, {"client_id": ""}],
+        [
+            *({"rotation": "other"}, {"session_lifetime": 0}, {"refresh_lifetime": float("nan")}, {"client_id": ""}),
+            {"kept_sessions": 0},
+        ],
     )
     def test_wrong_values_are_refused(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -439,6 +443,44 @@ class TestSteering:
         emulator = Emulator()
         ids = [emulator.sign_in()["sessionInfo"]["sessionId"] for _ in range(2)]
         assert [record.session_id for record in emulator.sessions()] == ids
+
+    async def test_of_more_sessions_than_are_kept_those_that_ended_go_first_and_then_the_oldest(self) -> None:
+        backend = Backend(kept_sessions=3)
+        users = [backend.tokens() for _ in range(3)]
+        backend.emulator.revoke(users[1]["sessionId"])
+        for gone in (1, 0, 2):
+            users.append(backend.tokens())
+            known = [session.session_id for session in backend.emulator.sessions()]
+            assert users[gone]["sessionId"] not in known
+            assert len(known) == 3
+            for path, kind in ((DETAILS, "sessionToken"), (REFRESH, "refreshToken")):
+                assert verdict(await backend.call(path, users[gone][kind])) == NOT_PRESENT
+        for user in users[3:]:
+            assert (await backend.call(REFRESH, user["refreshToken"])).json()["success"]
+
+    async def test_a_session_whose_tokens_have_all_expired_has_ended(self) -> None:
+        backend = Backend(kept_sessions=2)
+        alive, expired = backend.tokens(), backend.tokens(session_lifetime=1, refresh_lifetime=2)
+        backend.clock.now += 2
+        backend.tokens()
+        known = [session.session_id for session in backend.emulator.sessions()]
+        assert alive["sessionId"] in known
+        assert expired["sessionId"] not in known
+
+    @pytest.mark.parametrize("rotation", ["fixed", "rotating", "strict"])
+    async def test_of_a_session_that_is_refreshed_again_and_again_the_newest_tokens_are_known(
+        self, rotation: str
+    ) -> None:
+        backend = Backend(rotation=rotation)
+        tokens = [backend.tokens()]
+        for _ in range(KEPT_TOKENS):
+            answer = await backend.call(REFRESH, tokens[-1]["refreshToken"])
+            tokens.append(answer.json()["data"])
+        assert verdict(await backend.call(DETAILS, tokens[0]["sessionToken"])) == NOT_PRESENT
+        assert (await backend.call(DETAILS, tokens[1]["sessionToken"])).status_code == 200
+        assert (await backend.call(REFRESH, tokens[-1]["refreshToken"])).status_code == 200
+        if rotation != "fixed":
+            assert verdict(await backend.call(REFRESH, tokens[0]["refreshToken"])) == NOT_PRESENT
 
     async def test_calls_are_logged_without_secrets(self, backend: Backend) -> None:
         tokens = backend.tokens()

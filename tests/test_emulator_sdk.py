@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
-from fastapi_otpless_session.emulator.sdk import OTP_LIFETIME, OTP_TRIES
+from fastapi_otpless_session.emulator.sdk import MOST_PENDING, OTP_LIFETIME, OTP_TRIES
 
 NODE = shutil.which("node")
 PHONE = {"countryCode": "+91", "phone": "99999 88888"}
@@ -107,6 +107,15 @@ class TestOtp:
         auto = (await browser.post("initiate", phone="9999991111", countryCode="91", channel="sms")).json()
         assert (auto["channel"], auto["fallback"]) == ("SMS", False)
         assert auto["autoReadOtp"] == browser.emulator.inbox[0].otp
+
+    async def test_of_codes_that_nobody_enters_only_the_newest_are_good(self, browser: Browser) -> None:
+        await browser.post("initiate", **PHONE)
+        oldest = browser.emulator.inbox[0].otp
+        for number in range(MOST_PENDING):
+            await browser.post("initiate", email=f"person{number}@shop.example")
+        newest = browser.emulator.inbox[0].otp
+        assert (await browser.post("verify", **PHONE, otp=oldest)).status_code == 400
+        assert (await browser.post("verify", email=f"person{number}@shop.example", otp=newest)).status_code == 200
 
     @pytest.mark.parametrize("name", ["initiate", "verify", "session", "logout"])
     async def test_another_app_id_is_refused(self, browser: Browser, name: str) -> None:

@@ -131,7 +131,7 @@ class Emulator:
         return self._state.get(session_id).record(self._state.clock())
 
     def sessions(self) -> list[SessionRecord]:
-        """Snapshots of all sessions, in the order of their start."""
+        """Snapshots of all sessions that are remembered, in the order of their start."""
         now = self._state.clock()
         return [session.record(now) for session in self._state.sessions()]
 

@@ -7,7 +7,7 @@ know nothing of it, and they cost the same whether or not anybody looks.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -26,6 +26,9 @@ MOST_SESSIONS = 100
 MOST_CALLS = 100
 """How many of each the page is told: the newest."""
 
+IS_ENDING = "otpless_emulator.is_ending"
+"""A server's scope may have this key: a function that tells whether it is about to end. It would wait for streams."""
+
 _LARGEST_SHARE = 0.1
 _SIGN_OF_LIFE_SECONDS = 15.0
 _RETRY_MILLISECONDS = 1000
@@ -42,15 +45,16 @@ class Live:
     latency: Latency
     desk: OtpDesk
 
-    async def events(self, _request: Request) -> Response:
+    async def events(self, request: Request) -> Response:
         """The endpoint: events `state` and `calls`, each as it is now, at first and then after each change."""
-        return StreamingResponse(self._stream(), media_type="text/event-stream", headers=_HEADERS)
+        stream = self._stream(request.scope.get(IS_ENDING, _never))
+        return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
 
-    async def _stream(self) -> AsyncIterator[str]:
+    async def _stream(self, is_ending: Callable[[], bool]) -> AsyncIterator[str]:
         yield f"retry: {_RETRY_MILLISECONDS}\n\n"
         told: dict[str, str] = {}
         silent = 0.0
-        while True:
+        while not is_ending():
             began = perf_counter()
             news = self._news(told)
             # With many sessions a look takes longer; it never gets more than its share of the time.
@@ -89,3 +93,7 @@ class Live:
             "calls": [call.as_json() for call in self.log.newest(MOST_CALLS)],
             "counts": self.log.by_path(),
         }
+
+
+def _never() -> bool:
+    return False

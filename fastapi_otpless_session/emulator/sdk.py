@@ -26,6 +26,8 @@ OTP_LIFETIME = 300.0
 OTP_TRIES = 5
 
 _INBOX_SIZE = 50
+MOST_PENDING = 1_000
+"""How many people may have been sent a password that they did not enter yet."""
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _MOBILE = re.compile(r"[1-9][0-9]{6,14}")
 _NO_WHATSAPP = "0000"
@@ -80,7 +82,10 @@ class OtpDesk:
         """Send a new password; the one before it works no more."""
         now = self._clock()
         message = OtpMessage(to.address, _delivery(to), f"{secrets.randbelow(10**6):06d}", now)
+        self._pending.pop(to.address, None)  # the newest is to be the last
         self._pending[to.address] = _Pending(message.otp, message.channel, now + OTP_LIFETIME)
+        if len(self._pending) > MOST_PENDING:
+            del self._pending[next(iter(self._pending))]
         self._inbox.appendleft(message)
         return message
 

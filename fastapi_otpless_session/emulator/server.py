@@ -10,8 +10,11 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from fastapi_otpless_session.emulator.emulator import Emulator
 from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX
+from fastapi_otpless_session.emulator.live import IS_ENDING
 
 _POLL_SECONDS = 0.005
 
@@ -28,7 +31,7 @@ def serve(emulator: Emulator, host: str = "127.0.0.1", port: int = 0) -> Generat
     """
     uvicorn = _uvicorn()
     with _bound(host, port) as listener:
-        server = uvicorn.Server(_config(uvicorn, emulator))
+        server = _server(uvicorn, emulator)
         thread = threading.Thread(target=_run, args=(server, listener), name="otpless-emulator", daemon=True)
         thread.start()
         try:
@@ -43,7 +46,7 @@ def run(emulator: Emulator, host: str = "127.0.0.1", port: int = 8701) -> None:
     """Serve the emulator until Ctrl-C, printing its URL first. Raises as `serve` does."""
     uvicorn = _uvicorn()
     with _bound(host, port) as listener:
-        server = uvicorn.Server(_config(uvicorn, emulator))
+        server = _server(uvicorn, emulator)
         url = _url(listener)
         print(f"OTPLESS emulator on {url} (its page: {url}{CONTROL_PREFIX} - Ctrl-C ends it)", flush=True)  # noqa: T201
         # After its own clean end, uvicorn raises the signal once more.
@@ -58,10 +61,18 @@ def _uvicorn() -> ModuleType:
         raise ServerMissingError('The emulator is served by uvicorn: install "fastapi-otpless-session[cli]".') from None
 
 
-def _config(uvicorn: ModuleType, emulator: Emulator) -> Any:
+def _server(uvicorn: ModuleType, emulator: Emulator) -> Any:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await emulator.app({**scope, IS_ENDING: lambda: server.should_exit}, receive, send)
+
+    server = uvicorn.Server(_config(uvicorn, app))
+    return server
+
+
+def _config(uvicorn: ModuleType, app: ASGIApp) -> Any:
     # Lost connections are its purpose, so that the server must neither log nor wait for them.
     return uvicorn.Config(
-        emulator.app,
+        app,
         http="h11",
         ws="none",
         lifespan="off",

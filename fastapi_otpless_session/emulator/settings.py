@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 _BASICS = (
     *("client_id", "client_secret", "app_id", "issuer", "session_lifetime", "refresh_lifetime", "rotation"),
-    "control_hosts",
+    *("control_hosts", "kept_sessions"),
 )
 
 
@@ -35,6 +35,8 @@ class EmulatorSettings:
     ones keep working) or "strict" (each works once; presenting a used one revokes the whole session). The
     fields after it are the quirks that the module's description lists. `control_hosts` are names by which
     browsers may steer the emulator, beside addresses, `localhost` and other names that nobody can own.
+    `kept_sessions` (1 or more) is how many sessions are remembered, of some 3 KB each: where there are more, those that
+    have ended are forgotten first, then the oldest.
 
     Raises ValueError for a value that is not one of a setting's choices.
     """
@@ -59,6 +61,7 @@ class EmulatorSettings:
     error_code_type: Literal["string", "int"] = "string"
     revoke_accepts_expired: bool = False
     control_hosts: tuple[str, ...] = ()
+    kept_sessions: int = 50_000
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -108,5 +111,7 @@ def _check(name: str, kind: Any, value: Any) -> None:
         raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}")
     if kind is float and not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+    if kind is int and value < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value!r}")
     if kind is str and not value:
         raise ValueError(f"{name} must not be empty")

@@ -11,6 +11,11 @@ from fastapi_otpless_session.emulator.keys import KeyRing
 from fastapi_otpless_session.emulator.profiles import Person, device, identities, iso, network
 from fastapi_otpless_session.emulator.settings import EmulatorSettings
 
+KEPT_TOKENS = 100
+"""How many tokens of each kind a session is known by: the newest. Older ones are as unknown as made-up ones."""
+
+_SHARE_FORGOTTEN = 100
+"""Of how many sessions one is forgotten at a time, once there are too many: which ones takes a look at all of them."""
 _SHOWN = 6
 """How many of a token's last characters the page shows: enough to tell two apart, and the first ones are all alike."""
 
@@ -60,6 +65,15 @@ class Pair:
 
 
 @dataclass(slots=True, eq=False)
+class Issued:
+    """What a session is known by, dead or alive, the oldest first."""
+
+    session_tokens: list[str] = field(default_factory=list, repr=False)
+    refresh_tokens: list[str] = field(default_factory=list, repr=False)
+    one_time_token: str = field(default="", repr=False)
+
+
+@dataclass(slots=True, eq=False)
 class Session:
     """A session; its token tables map each live token to the time of its expiry."""
 
@@ -75,6 +89,11 @@ class Session:
     session_tokens: dict[str, float] = field(default_factory=dict, repr=False)
     refresh_tokens: dict[str, float] = field(default_factory=dict, repr=False)
     used_refresh_tokens: set[str] = field(default_factory=set, repr=False)
+    issued: Issued = field(default_factory=Issued, repr=False)
+
+    def has_ended(self, now: float) -> bool:
+        """Whether it was revoked, or all its tokens are dead."""
+        return self.revoked or not (_live(self.session_tokens, now) or _live(self.refresh_tokens, now))
 
     def revoke(self) -> None:
         """Kill the session and all its tokens."""
@@ -167,6 +186,8 @@ class State:
         pair = Pair(session.session_id, self._new_session_token(session), self._new_refresh_token(session))
         token = secrets.token_hex(16)
         self._one_time[token] = OneTimeToken(session, pair, now)
+        session.issued.one_time_token = token
+        self._make_room()
         return {
             **self.sign_in_answer(session, token),
             "idToken": self._id_token(session),
@@ -272,6 +293,9 @@ class State:
         token = self.keys.sign(claims | named)
         session.session_tokens[token] = claims["exp"]
         self._session_token_owners[token] = session
+        session.issued.session_tokens.append(token)
+        if len(session.issued.session_tokens) > KEPT_TOKENS:
+            self._forget_session_token(session, session.issued.session_tokens.pop(0))
         return token
 
     def _new_refresh_token(self, session: Session) -> str:
@@ -279,7 +303,37 @@ class State:
         token = self.keys.sign(claims)
         session.refresh_tokens[token] = claims["exp"]
         self._refresh_token_owners[token] = session
+        session.issued.refresh_tokens.append(token)
+        if len(session.issued.refresh_tokens) > KEPT_TOKENS:
+            self._forget_refresh_token(session, session.issued.refresh_tokens.pop(0))
         return token
+
+    def _forget_session_token(self, session: Session, token: str) -> None:
+        self._session_token_owners.pop(token, None)
+        session.session_tokens.pop(token, None)
+
+    def _forget_refresh_token(self, session: Session, token: str) -> None:
+        self._refresh_token_owners.pop(token, None)
+        session.refresh_tokens.pop(token, None)
+        session.used_refresh_tokens.discard(token)
+
+    def _make_room(self) -> None:
+        """Forget sessions once there are too many: those that have ended, then the oldest."""
+        excess = len(self._sessions) - self.settings.kept_sessions
+        if excess <= 0:
+            return
+        now = self.clock()
+        in_turn = sorted(self._sessions.values(), key=lambda session: not session.has_ended(now))
+        for session in in_turn[: excess + self.settings.kept_sessions // _SHARE_FORGOTTEN]:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        self._sessions.pop(session.session_id, None)
+        self._one_time.pop(session.issued.one_time_token, None)
+        for token in session.issued.session_tokens:
+            self._session_token_owners.pop(token, None)
+        for token in session.issued.refresh_tokens:
+            self._refresh_token_owners.pop(token, None)
 
     def _claims(self, session: Session, lifetime: float) -> dict[str, Any]:
         now = self.clock()
