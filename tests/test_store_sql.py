@@ -205,6 +205,30 @@ async def test_tables_can_live_in_a_schema_of_their_own(postgres_server: Postgre
     assert postgres_server.execute("SELECT count(*) FROM auth.otpless_sessions", postgres_url) == "2"
 
 
+async def test_a_schema_each_keeps_applications_apart(postgres_server: PostgresServer, postgres_url: str) -> None:
+    postgres_server.execute("CREATE SCHEMA blog", postgres_url)
+    clock = ContractClock()
+    async with (
+        opened(postgres_url, clock) as shop,  # the tables that were there first are in sight of nobody else
+        opened(with_query(postgres_url, "search_path=blog"), clock) as blog,
+    ):
+        row = await shop.sign_in()
+        await shop.store.end(row, EndReason.REVOKED, revoke_in=0)
+        assert await blog.store.find(token_digest("s-1")) is None
+        assert await blog.store.get("s-1") is None
+        assert await blog.store.claim_revocations(10, 60) == []
+        clock.offset += 2 * LIFE
+        assert await blog.store.purge(10) == 0
+        assert [each.session_id for each in await shop.store.claim_revocations(10, 60)] == ["s-1"]
+
+
+async def test_a_schema_that_is_not_there_is_a_store_error_that_says_so(postgres_url: str) -> None:
+    store = open_store(with_query(postgres_url, "search_path=blog"))
+    with pytest.raises(StoreError, match=r"no schema has been selected.*CREATE SCHEMA"):
+        await store.open()
+    await store.close()
+
+
 async def test_what_is_written_often_leaves_the_indexes_alone(
     subject: Subject, postgres_server: PostgresServer, postgres_url: str
 ) -> None:

@@ -227,6 +227,10 @@ class SqlLink:
                 f"PostgreSQL: {_words(error)}; have the tables created with what "
                 "`python -m fastapi_otpless_session schema postgresql` prints"
             ) from None
+        except asyncpg.InvalidSchemaNameError as error:
+            raise StoreError(
+                f"PostgreSQL: {_words(error)}; make the one that search_path names, with CREATE SCHEMA"
+            ) from None
         finally:
             connection.terminate()
 
