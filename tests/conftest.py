@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,20 @@ def add_routes(app: FastAPI) -> FastAPI:
     return app
 
 
+@cache
+def _template() -> FastAPI:
+    app = add_routes(FastAPI(openapi_url=None))
+    app.include_router(create_session_router(), prefix="/auth")
+    return app
+
+
+def make_app() -> FastAPI:
+    """Return an application with those routes, and ours under /auth: made once, for FastAPI takes 30 ms for them."""
+    app = FastAPI()
+    app.router.routes.extend(_template().routes)
+    return app
+
+
 @dataclass
 class World:
     """An application, its client with a cookie jar, the emulator, and the clock that all of them share."""
@@ -171,9 +186,8 @@ def make_world(clock: Clock) -> Iterator[Callable[..., World]]:
         settings = make_settings(**values)
         http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
         sessions = OtplessSessions(settings, client=OtplessClient(settings, http=http, monotonic=clock), clock=clock)
-        app = add_routes(FastAPI())
+        app = make_app()
         app.add_middleware(OtplessSessionMiddleware, sessions=sessions, **(middleware or {}))
-        app.include_router(create_session_router(), prefix="/auth")
         client = TestClient(app, base_url="https://shop.example")
         client.__enter__()
         opened.append(client)

@@ -13,8 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Clock, add_routes, make_settings
-from fastapi import FastAPI
+from conftest import Clock, make_app, make_settings
 from fastapi.testclient import TestClient
 from processes import wait_until
 from telemetered import Telemetry, telemetry_of_process
@@ -26,7 +25,6 @@ from fastapi_otpless_session import (
     OtplessSessions,
     SessionEvent,
     SignOutReason,
-    create_session_router,
 )
 from fastapi_otpless_session.emulator import Emulator
 from fastapi_otpless_session.stores.base import SessionStore
@@ -49,9 +47,8 @@ class Shop:
         http = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.emulator.app))
         client = OtplessClient(settings, http=http, monotonic=self.clock)
         self.sessions = OtplessSessions(settings, store=self.store, client=client, clock=self.clock, **self.hooks)
-        self.app = add_routes(FastAPI())
+        self.app = make_app()
         self.app.add_middleware(OtplessSessionMiddleware, sessions=self.sessions)
-        self.app.include_router(create_session_router(), prefix="/auth")
 
     @property
     def client(self) -> TestClient:

@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from conftest import add_routes
-from fastapi import FastAPI
+from conftest import make_app
 from fastapi.testclient import TestClient
 
-from fastapi_otpless_session import OtplessClient, OtplessSessionMiddleware, create_session_router
+from fastapi_otpless_session import OtplessClient, OtplessSessionMiddleware
 from fastapi_otpless_session.emulator import Emulator, Fault, serve
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.settings import OtplessSettings
@@ -60,9 +59,8 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Emulator, TestClient
         }
         for name, value in {**DEMO, **mine, "OTPLESS_VALIDATION_TTL": "0"}.items():
             monkeypatch.setenv(name, value)
-        app = add_routes(FastAPI())
+        app = make_app()
         app.add_middleware(OtplessSessionMiddleware)
-        app.include_router(create_session_router(), prefix="/auth")
         with TestClient(app, base_url="https://shop.example") as client:
             yield emulator, client
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import World, add_routes, make_settings
+from conftest import World, add_routes, make_app, make_settings
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
@@ -128,10 +128,9 @@ def test_a_lifespan_that_fails_closes_what_was_opened() -> None:
 def in_process(emulator: Emulator, **values: Any) -> FastAPI:
     settings = make_settings(**values)
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
-    app = add_routes(FastAPI())
+    app = make_app()
     sessions = OtplessSessions(settings, client=OtplessClient(settings, http=http))
     app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
-    app.include_router(create_session_router(), prefix="/auth")
     return app
 
 

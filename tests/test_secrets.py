@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Clock, add_routes, make_settings
-from fastapi import FastAPI
+from conftest import Clock, make_app, make_settings
 from fastapi.testclient import TestClient
 from telemetered import telemetry_of_process
 
@@ -25,7 +24,6 @@ from fastapi_otpless_session import (
     OtplessSessionMiddleware,
     OtplessSessions,
     SessionEvent,
-    create_session_router,
     telemetry,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
@@ -128,9 +126,8 @@ def test_no_path_and_no_fault_brings_a_secret_to_light(
             on_sign_out=told_to_a_hook,
             on_reuse=told_to_a_hook,
         )
-        app = add_routes(FastAPI())
+        app = make_app()
         app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
-        app.include_router(create_session_router(), prefix="/auth")
 
         @app.exception_handler(OtplessSessionError)
         async def told(_: Any, error: Exception) -> Any:

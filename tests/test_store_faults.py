@@ -22,8 +22,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 from backends import MakeRedis, PostgresServer, RedisCluster, RedisServer
-from conftest import Clock, World, add_routes, make_settings
-from fastapi import FastAPI
+from conftest import Clock, World, make_app, make_settings
 from fastapi.testclient import TestClient
 from processes import HOST, wait_until
 from proxy import REQUEST, Proxy
@@ -34,7 +33,6 @@ from fastapi_otpless_session import (
     OtplessSessionMiddleware,
     OtplessSessions,
     SessionStore,
-    create_session_router,
     open_store,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
@@ -161,9 +159,8 @@ def make_worker(clock: Clock) -> Iterator[MakeWorker]:
             http = httpx.AsyncClient(transport=httpx.ASGITransport(app=otpless.app))
             client = OtplessClient(settings, http=http, monotonic=clock)
             sessions = OtplessSessions(settings, store=store, client=client, clock=clock)
-            app = add_routes(FastAPI())
+            app = make_app()
             app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
-            app.include_router(create_session_router(), prefix="/auth")
             browser = stack.enter_context(TestClient(app, base_url="https://shop.example"))
             return Worker(clock, otpless.emulator, settings, sessions, app, browser, store=store)
 

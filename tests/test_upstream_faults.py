@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from conftest import Clock, World, add_routes, make_settings
-from fastapi import FastAPI, Request
+from conftest import Clock, World, make_app, make_settings
+from fastapi import Request
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +23,6 @@ from fastapi_otpless_session import (
     OtplessSessionMiddleware,
     OtplessSessions,
     SessionReason,
-    create_session_router,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.tokens import read_claims
@@ -123,9 +122,8 @@ def stage(upstream: tuple[Emulator, Clock, str], request: pytest.FixtureRequest,
         http_client=http_client,
     )
     sessions = OtplessSessions(values, client=OtplessClient(values, monotonic=clock), clock=clock)
-    app = add_routes(FastAPI())
+    app = make_app()
     app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
-    app.include_router(create_session_router(), prefix="/auth")
     with TestClient(app, base_url="https://shop.example") as client:
         built = Stage(clock, emulator, sessions, client)
 
