@@ -95,6 +95,11 @@ def answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
     return True
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_authority() -> None:
+    """Here pip calls the world, whose certificates count."""
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the sdist, and the wheel from that: what the sdist lacks, the wheel would lack, too."""
