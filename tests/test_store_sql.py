@@ -106,7 +106,7 @@ def of_role(url: str, role: str) -> str:
 def test_processes_that_create_the_tables_at_once_all_get_them(
     postgres_server: PostgresServer, postgres_url: str
 ) -> None:
-    assert create_together(postgres_url) == [(b"", 0)] * PROCESSES
+    assert create_together(postgres_url) == (b"", [0] * PROCESSES)
     assert postgres_server.execute("SELECT count(*) FROM otpless_sessions", postgres_url) == str(PROCESSES)
 
 
