@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from io import StringIO
 
+import uvicorn
+from click.testing import CliRunner
 from pages import ROOT
 
 from fastapi_otpless_session import OtplessSettings
+from fastapi_otpless_session.__main__ import main
 
 FOREIGN = ("docker", "sqlite3", "pg_dump", "redis-cli", "curl")
 """Tools of others that need not be here; they are known by their own documentation."""
@@ -99,6 +102,11 @@ def _options(words: list[str]) -> list[str]:
 @cache
 def _help(name: str) -> str:
     """Return a command's help; nothing where there is no such command."""
-    arguments = [sys.executable, "-m", *(["uvicorn"] if name == "uvicorn" else ["fastapi_otpless_session", name])]
-    ran = subprocess.run([*arguments, "--help"], capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 - ours
-    return ran.stdout if ran.returncode == 0 else ""
+    if name == "uvicorn":
+        return CliRunner().invoke(uvicorn.main, ["--help"]).stdout
+    with redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()):
+        try:
+            main([name, "--help"])
+        except SystemExit as ended:
+            return "" if ended.code else printed.getvalue()
+    return ""
