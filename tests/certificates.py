@@ -14,10 +14,10 @@ from processes import HOST
 CERTIFICATE, KEY = "certificate.pem", "key.pem"
 
 
-def write_certificate(folder: Path) -> None:
+def write_certificate(folder: Path, common_name: str = HOST) -> None:
     """Write a certificate that vouches for itself, and its key, which only the owner may read."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, HOST)]), datetime.now(UTC)
+    name, now = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)]), datetime.now(UTC)
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))])
     built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     built = built.serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))

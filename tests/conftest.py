@@ -48,7 +48,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """HTTP clients trust one certificate instead of 140: it takes 20 ms to read these, and no test calls the world."""
     folder = tmp_path_factory.mktemp("authority")
-    write_certificate(folder)
+    write_certificate(folder, "nobody")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(folder / CERTIFICATE))
         yield
