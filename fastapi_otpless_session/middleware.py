@@ -141,18 +141,19 @@ class OtplessSessionMiddleware:
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open before the application starts, close after it stopped; what cannot open keeps the server from starting.
 
-        Raising would not do that: servers take it to mean that the application has no lifespan.
+        Raising alone would not do that: servers take it to mean that the application has no lifespan. But whoever does
+        not stop by himself, as a `TestClient`, has to get the error, as from Starlette's own lifespan.
         """
         startup = await receive()
         try:
             sessions, _ = self._ready()
             opened_here = not sessions.is_open
             await sessions.open()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the server must not start as if it were nothing
+        except Exception as error:  # whatever it is, the server must not start as if it were nothing
             is_ours = isinstance(error, OtplessSessionError)
             telemetry.logger.critical("Not started: %s", error, exc_info=not is_ours)
             await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
+            raise
         pending = [startup]
 
         async def receive_again() -> Message:

@@ -25,10 +25,10 @@ from fastapi_otpless_session.settings import OtplessSettings
 SHORT = 0.4
 DEMO = {"OTPLESS_CLIENT_ID": "demo-client", "OTPLESS_CLIENT_SECRET": "demo-secret", "OTPLESS_STORE_URL": "memory://"}
 STARTING = """
-import asyncio, sys
+import asyncio, contextlib, sys
 sys.modules["aiohttp"] = None
 from fastapi import FastAPI
-from fastapi_otpless_session import OtplessSessionMiddleware
+from fastapi_otpless_session import ConfigurationError, OtplessSessionMiddleware
 
 async def receive():
     return {"type": "lifespan.startup"}
@@ -36,7 +36,8 @@ async def receive():
 async def send(message):
     print(message["type"], message["message"])
 
-asyncio.run(OtplessSessionMiddleware(FastAPI())({"type": "lifespan"}, receive, send))
+with contextlib.suppress(ConfigurationError):
+    asyncio.run(OtplessSessionMiddleware(FastAPI())({"type": "lifespan"}, receive, send))
 """
 IMPORTING = "import json, sys, fastapi_otpless_session; print(json.dumps(sorted(sys.modules)))"
 

@@ -24,6 +24,7 @@ from fastapi_otpless_session import (
     CurrentSession,
     MiddlewareMissingError,
     OtplessClient,
+    OtplessSessionError,
     OtplessSessionMiddleware,
     OtplessSessions,
     RefusalError,
@@ -58,7 +59,7 @@ def test_the_public_names_are_these() -> None:
 
 
 async def _lifespan(app: FastAPI) -> list[Message]:
-    """Play a server: start, and stop if it started; return what the application said."""
+    """Play a server: start, and stop if it started; return what the application said. After a failure it may raise."""
     told: list[Message] = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
     said: list[Message] = []
 
@@ -68,7 +69,10 @@ async def _lifespan(app: FastAPI) -> list[Message]:
     async def send(message: Message) -> None:
         said.append(message)
 
-    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    try:
+        await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    except OtplessSessionError:
+        assert said, "servers take an error alone to mean that there is no lifespan"
     return said
 
 
@@ -87,6 +91,14 @@ def test_an_unusable_store_keeps_the_server_from_starting() -> None:
     (failed,) = asyncio.run(_lifespan(app))
     assert failed["type"] == "lifespan.startup.failed"
     assert "does not exist" in failed["message"]
+
+
+def test_a_test_client_whose_application_cannot_start_gets_the_error() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware)
+    client = TestClient(app)
+    with pytest.raises(ConfigurationError, match="OTPLESS_CLIENT_ID"):  # or else it would wait for ever in the end
+        client.__enter__()
 
 
 def test_the_applications_own_lifespan_runs_inside_ours(tmp_path: Path) -> None:
