@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.client import OtplessClient
@@ -41,19 +42,28 @@ class Outbox:
     async def tell(self, row: SessionRow) -> bool:
         """Try once; settle or put off. Return whether it is settled. Never raises a fault."""
         try:
-            try:
-                await self._revoke(row)
-            except UpstreamError:
-                telemetry.revocations.add(1, telemetry.labels(outcome="postponed"))
-                await self._store.postpone_revocation(row, _pause(row.revocation_attempts))
-                return False
-            await self._store.settle_revocation(row)
+            is_settled = await self._try(row)
         except StoreError as error:
             telemetry.revocations.add(1, telemetry.labels(outcome="unavailable"))
             telemetry.logger.warning("Revocation of %s: %s", telemetry.session_label(row.session_id), error)
             return False
-        telemetry.revocations.add(1, telemetry.labels(outcome="settled"))
-        telemetry.logger.info("OTPLESS knows that %s ended", telemetry.session_label(row.session_id))
+        telemetry.revocations.add(1, telemetry.labels(outcome="settled" if is_settled else "postponed"))
+        if is_settled:
+            telemetry.logger.info("OTPLESS knows that %s ended", telemetry.session_label(row.session_id))
+        return is_settled
+
+    async def _try(self, row: SessionRow) -> bool:
+        """Return whether OTPLESS has answered definitely, or can no longer be told. Raises `StoreError`."""
+        try:
+            if await self._may_be_revived(row):
+                exchanged = await self._exchange(row)
+                if exchanged is not None:
+                    row = exchanged  # what is settled or put off from here on is the new pair
+                    await self._keep_and_revoke(row)
+        except UpstreamError:
+            await self._store.postpone_revocation(row, _pause(row.revocation_attempts))
+            return False
+        await self._store.settle_revocation(row)
         return True
 
     async def revoke_pair(self, row: SessionRow, pair: TokenPair) -> None:
@@ -67,23 +77,31 @@ class Outbox:
         else:
             await self.tell(kept)
 
-    async def _revoke(self, row: SessionRow) -> None:
-        """Return once OTPLESS has answered definitely, or can no longer be told. Raises `UpstreamError`."""
-        token = _opened(row, self._vault.session_token)
-        verdict = await self._client.revoke_session(token)
-        if verdict in {Verdict.INACTIVE, Verdict.DENIED} and row.refresh_token:
-            await self._exchange_and_revoke(row)
+    async def _may_be_revived(self, row: SessionRow) -> bool:
+        """Revoke the session token; return whether it is dead and its refresh token may live. Raises `UpstreamError`.
 
-    async def _exchange_and_revoke(self, row: SessionRow) -> None:
-        """A dead token cannot name its session any more, but its refresh token would revive it: use it up."""
+        A dead token cannot name its session any more, but its refresh token would revive it.
+        """
+        verdict = await self._client.revoke_session(_opened(row, self._vault.session_token))
+        return verdict in {Verdict.INACTIVE, Verdict.DENIED} and bool(row.refresh_token)
+
+    async def _exchange(self, row: SessionRow) -> SessionRow | None:
+        """Use the refresh token up; return the row with the new pair, if there is one. Raises `UpstreamError`."""
         answer = await self._client.new_session_token(_opened(row, self._vault.refresh_token))
-        if isinstance(answer, TokenPair):
-            sealed = self._vault.seal_session_token(answer.session_token, row.session_id)
-            sealed_refresh = self._vault.seal_refresh_token(answer.refresh_token, row.session_id)
-            try:
-                await self._store.replace_revocation(row.session_id, sealed, sealed_refresh)
-            finally:  # where the store cannot keep the new pair, this is the only chance to revoke it
-                await self._client.revoke_session(answer.session_token)
+        if not isinstance(answer, TokenPair):
+            return None
+        return replace(
+            row,
+            session_token=self._vault.seal_session_token(answer.session_token, row.session_id),
+            refresh_token=self._vault.seal_refresh_token(answer.refresh_token, row.session_id),
+        )
+
+    async def _keep_and_revoke(self, row: SessionRow) -> None:
+        """Keep a new pair in the outbox, and revoke it. Raises `StoreError`, `UpstreamError`."""
+        try:
+            await self._store.replace_revocation(row.session_id, row.session_token, row.refresh_token)
+        finally:  # where the store cannot keep the new pair, this is the only chance to revoke it
+            await self._client.revoke_session(self._vault.session_token(row))
 
 
 def _opened(row: SessionRow, open_token: Callable[[SessionRow], str]) -> str:

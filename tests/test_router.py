@@ -261,6 +261,22 @@ def test_a_late_telling_with_an_expired_token_uses_up_the_refresh_token(make_wor
     world.clock.advance(86_401)
     assert world.client.post("/auth/logout").status_code == 204
     assert world.emulator.session(world.session_id(user)).revoked
+    world.clock.advance(3600)
+    world.call(world.sessions.housekeep)  # it is settled: nothing is told twice
+    assert world.emulator.count("get-new-session-token") == 1
+    assert world.emulator.count("revoke-session") == 2
+
+
+def test_an_exchanged_token_that_cannot_be_revoked_now_is_put_off_like_any_other(world: World) -> None:
+    user = world.sign_in()
+    world.emulator.expire(world.session_id(user))
+    world.emulator.add_fault(Fault("status", path="revoke-session", status=503, skip=1, times=1))
+    assert world.client.post("/auth/logout").status_code == 204
+    world.call(world.sessions.housekeep)
+    assert world.emulator.count("revoke-session") == 2
+    world.clock.advance(3600)
+    world.call(world.sessions.housekeep)
+    assert world.emulator.session(world.session_id(user)).revoked
     assert world.emulator.count("get-new-session-token") == 1
 
 
