@@ -23,11 +23,12 @@ class Freshness(Enum):
 def freshness(
     age: float, settings: OtplessSettings, *, max_age: float | None = None, behind: bool = False
 ) -> Freshness:
-    """Judge an answer that is `age` seconds old.
+    """Judge an answer that is `age` seconds old; where the clock was set back, it is as old as it seems to be early.
 
     `max_age`: the application wants OTPLESS's word at most so old, and nothing stale. `behind`: work can be done behind
     the request.
     """
+    age = abs(age)
     ttl, stale = settings.validation_ttl, settings.stale_if_error
     if max_age is not None:
         return Freshness.FRESH if age < min(max_age, ttl) else Freshness.TOO_OLD

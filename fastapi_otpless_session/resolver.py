@@ -126,7 +126,8 @@ class Resolver:
                 self._copies.renew(digest, copy, now, read_at)
         else:
             now = None
-        return copy if now is not None and now < copy.first_duty else None
+        # A clock that was set back is before the validation.
+        return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
 
     async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
@@ -304,7 +305,7 @@ class Resolver:
     def _is_news(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
         ttl = self._settings.validation_ttl
-        return current.now - current.row.validated_at >= min(NOTED_SECONDS, ttl or NOTED_SECONDS)
+        return abs(current.now - current.row.validated_at) >= min(NOTED_SECONDS, ttl or NOTED_SECONDS)
 
     async def _revalidate(self, current: Current) -> None:
         """Ask behind the request; a "not valid" goes straight into the refresh, and is shared."""

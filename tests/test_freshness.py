@@ -94,6 +94,20 @@ def test_a_fresh_session_is_otpless_word_of_now(world: World) -> None:
     assert world.get("/fresh").status_code == 401
 
 
+@pytest.mark.parametrize("channel", ["signed in here", "frontend-driven"])
+@pytest.mark.parametrize("path", ["/orders", "/fresh"])
+def test_a_clock_that_was_set_back_makes_nobodys_word_last_longer(world: World, path: str, channel: str) -> None:
+    user = world.sign_in() if channel == "signed in here" else world.emulator.sign_in()
+    token = world.token(user)
+    assert [world.get("/orders", token).status_code for _ in range(2)] == [200, 200]  # this worker remembers it
+    before = asked(world)
+    world.clock.advance(-3600)
+    assert world.get(path, token).status_code == 200
+    assert asked(world) == before + 1
+    assert world.get("/orders", token).status_code == 200
+    assert asked(world) == before + 1
+
+
 def test_a_workers_own_copy_is_believed_for_the_store_ttl(make_world: Callable[..., World]) -> None:
     world = make_world(store_ttl=60)
     world.sign_in()
