@@ -55,6 +55,18 @@ class Background:
             raise NoVerdictError("the answer takes too long") from None
         return result
 
+    async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """Return what `work` returns, done by the first who asks; see `Flights.ask`.
+
+        Raises `NoVerdictError` where another's takes longer than `seconds`.
+        """
+        loop = await self._loops.get()
+        try:
+            result: T = await loop.flights.ask(key, work, seconds)
+        except TimeoutError:
+            raise NoVerdictError("the answer takes too long") from None
+        return result
+
     async def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something behind the request; where nothing may run there, now."""
         loop = await self._loops.get()

@@ -37,7 +37,7 @@ class RequestSession:
 
     __slots__ = (
         *("_copy", "_headers", "_is_safe", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scheme"),
-        *("sessions", "transport"),
+        *("sessions", "transport", "was_asked_for"),
     )
 
     def __init__(
@@ -59,6 +59,8 @@ class RequestSession:
         self._outcome: Session | SessionReason | None = None
         self._lock: asyncio.Lock | None = None
         self._max_age: float | None = None
+        self.was_asked_for: bool = False
+        """Whether anybody has asked for the session."""
 
     @property
     def presented(self) -> Presented:
@@ -76,13 +78,8 @@ class RequestSession:
     def outcome(self) -> Session | SessionReason | None:
         """The session or the reason why there is none; None while nobody has asked."""
         if self._outcome is None and self._copy is not None:
-            self._outcome = self._copy.session(self._token)
+            self._outcome = self._copy.session(self.presented.token or "")
         return self._outcome
-
-    @property
-    def was_asked_for(self) -> bool:
-        """Whether anybody has asked for the session."""
-        return self._copy is not None or self._outcome is not None
 
     @property
     def reason(self) -> SessionReason | None:
@@ -129,6 +126,7 @@ class RequestSession:
         """Return the session or the reason why there is none, the same for everybody who asks."""
         if max_age is None:
             self.is_admitted()
+        self.was_asked_for = True
         outcome = self.outcome
         if outcome is not None and self._is_within(max_age):
             return outcome
@@ -158,43 +156,38 @@ class RequestSession:
 
         The record that an application sees of it is made when something asks for that.
         """
-        if self._outcome is None and self._copy is None:
-            self._outcome = self._unusable()
-            if self._outcome is None:
-                self._copy = self.sessions.at_once(self._token)
+        if not self.was_asked_for:
+            self.was_asked_for = True
+            usable = self._usable()
+            if isinstance(usable, SessionReason):
+                self._outcome = usable
+            else:
+                self._copy = self.sessions.at_once(usable)
         return self._copy is not None
 
-    @property
-    def has_swap(self) -> bool:
-        """Whether the response has a new token to carry."""
-        return isinstance(self._outcome, Session) and self._outcome.refreshed
-
     async def _resolve(self, max_age: float | None) -> Session | SessionReason:
-        reason = self._unusable()
-        if reason is not None:
-            return reason
-        return await self.sessions.resolve(self._token, known_only=self.presented.is_cookie_only, max_age=max_age)
+        usable = self._usable()
+        if isinstance(usable, SessionReason):
+            return usable
+        return await self.sessions.resolve(usable, known_only=self.presented.is_cookie_only, max_age=max_age)
 
-    def _unusable(self) -> SessionReason | None:
-        """Return why what the request carries cannot be used, whatever it stands for."""
+    def _usable(self) -> str | SessionReason:
+        """Return the token that the request carries, or why it cannot be used, whatever it stands for."""
         presented = self.presented
-        if presented.in_conflict:
-            return SessionReason.CONFLICT
-        if not presented.tokens:
-            return SessionReason.MISSING
+        token = presented.token
+        if token is None:
+            return SessionReason.CONFLICT if presented.in_conflict else SessionReason.MISSING
         if presented.is_cookie_only and not self._is_safe and self.is_cross_site:
             return SessionReason.CROSS_SITE
-        return None
-
-    @property
-    def _token(self) -> str:
-        (token,) = self.presented.tokens
         return token
 
-    def note(self, message: MutableMapping[str, Any]) -> None:
-        """Note in the start of a response that it depends on the session, which was asked for."""
-        message["headers"] = headers = list(message.get("headers", ()))
-        self.transport.vary(headers)
+    def note(self, message: MutableMapping[str, Any]) -> bool:
+        """Note in the start of a response that it depends on the session. Return whether a new token is to be written.
+
+        It is for responses to requests whose session was asked for.
+        """
+        message["headers"] = self.transport.varied(message.get("headers", ()))
+        return self._copy is None and isinstance(self._outcome, Session) and self._outcome.refreshed
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
         """Write a swapped token into the start of a response, after one more look that the session was not ended."""

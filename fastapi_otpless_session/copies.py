@@ -15,6 +15,7 @@ from fastapi_otpless_session.stores.base import SessionRow
 from fastapi_otpless_session.tokens import Claims
 
 REMEMBERED = 10_000
+MADE_REMEMBERED = 200
 SEEN_SECONDS = 60.0
 
 
@@ -27,10 +28,16 @@ class Copy(NamedTuple):
     at: float
     first_duty: float
     """By the store's clock: until then there is nothing to do about the session but to serve it."""
+    made: Lru[str, tuple[SessionRow, Session]]
+    """The sessions that were last made of copies and a token each, with the rows that they were made of."""
 
     def session(self, token: str) -> Session:
-        """Return what the application sees of the session."""
-        return session_of(self.row, self.claims, token, self.row.validated_at)
+        """Return what the application sees of the session: a record that never changes, and so is made once."""
+        row, session = self.made.get(token) or (None, None)
+        if session is None or row is not self.row:
+            session = session_of(self.row, self.claims, token, self.row.validated_at)
+            self.made.put(token, (self.row, session))
+        return session
 
 
 def session_of(  # noqa: PLR0917 - all that a session is made of
@@ -58,14 +65,15 @@ class Copies(Lru[bytes, Copy]):
     def __init__(self, settings: OtplessSettings) -> None:
         super().__init__(REMEMBERED)
         self._duties = Duties(settings)
+        self._made: Lru[str, tuple[SessionRow, Session]] = Lru(MADE_REMEMBERED)
 
     def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
         """Keep an active row, whose current token has this digest and these claims."""
-        self.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims)))
+        self.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims), self._made))
 
     def renew(self, digest: bytes, copy: Copy, now: float, at: float) -> None:
         """Keep a copy whose row was read again, and is the same."""
-        self.put(digest, Copy(copy.row, copy.claims, now, at, copy.first_duty))
+        self.put(digest, copy._replace(now=now, at=at))
 
 
 class Duties:

@@ -1,6 +1,7 @@
-"""Tasks of the application's rather than a request's, one at a time for each key: single flight.
+"""Work that many ask for and that is done once at a time for each key: single flight.
 
-A client that disconnects cancels its own waiting, never the work that others wait for too.
+What must be finished once it began (a refresh) is done in a task of the application's: a client that disconnects
+cancels its own waiting only. What may as well be asked again (a validation) is done by the first who asks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, asyncio.Task[T]] = {}
+        self._asked: dict[Hashable, asyncio.Future[T]] = {}
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
         """Return the task that is under way for `key`; where there is none, start `work`."""
@@ -40,6 +42,31 @@ class Flights(Generic[T]):
         task = self.start(key, work)
         async with asyncio.timeout(seconds):
             return await asyncio.shield(task)
+
+    async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """Do `work` in the caller's own task, and give whoever asks for `key` meanwhile the same.
+
+        Where the caller is cancelled, one of those who wait does the work anew. Raises `TimeoutError` to who waits for
+        longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
+        """
+        while (asked := self._asked.get(key)) is not None:
+            async with asyncio.timeout(seconds):
+                await asyncio.wait([asked])
+            if not asked.cancelled():
+                return asked.result()
+        asked = self._asked[key] = asyncio.get_running_loop().create_future()
+        try:
+            result = await work()
+        except Exception as error:
+            asked.set_exception(error)
+            asked.exception()  # seen, whether anybody waits for it or not
+            raise
+        else:
+            asked.set_result(result)
+            return result
+        finally:
+            asked.cancel()  # no more than a word to those who wait, where it has no result
+            del self._asked[key]
 
     async def drain(self, seconds: float = 0) -> None:
         """Let what is under way finish, for `seconds` at most; cancel the rest."""

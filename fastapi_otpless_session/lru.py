@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -16,6 +16,8 @@ class Lru(Generic[K, V]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._entries: OrderedDict[K, V] = OrderedDict()
+        self.has: Callable[[object], bool] = self._entries.__contains__
+        """Whether there is an entry; asking is no use of it."""
 
     def get(self, key: K) -> V | None:
         """Return an entry, which counts as its use."""
@@ -37,10 +39,6 @@ class Lru(Generic[K, V]):
     def drop(self, key: K) -> None:
         """Forget an entry."""
         self._entries.pop(key, None)
-
-    def __contains__(self, key: K) -> bool:
-        """Whether there is an entry; asking is no use of it."""
-        return key in self._entries
 
     def __len__(self) -> int:
         return len(self._entries)

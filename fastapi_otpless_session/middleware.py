@@ -56,15 +56,14 @@ class OtplessSessionMiddleware:
 
         has_started = False
 
-        async def send_with_session(message: Message) -> None:
+        def send_with_session(message: Message) -> Awaitable[None]:
+            """Return what sends, rather than be a coroutine of its own, of which each message would need one."""
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                if request.was_asked_for:
-                    request.note(message)
-                    if request.has_swap:
-                        await request.write(message)
-            await send(message)
+                if request.was_asked_for and request.note(message):
+                    return _send_swapped(request, message, send)
+            return send(message)
 
         if transport.is_required(scope, self._root_path) and not request.is_admitted():
             refused = await self._refused(scope, request)
@@ -172,6 +171,11 @@ class OtplessSessionMiddleware:
             await self.app(scope, receive_again, send_and_close)
         finally:
             await close()
+
+
+async def _send_swapped(request: RequestSession, message: Message, send: Send) -> None:
+    await request.write(message)
+    await send(message)
 
 
 def _inside(app: Any) -> Iterator[Any]:

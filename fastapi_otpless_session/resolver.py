@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
@@ -47,12 +47,11 @@ LANDING_SECONDS = 0.25
 WAITS_FOR_REFRESH = {"otpless.waits_for": "refresh"}
 
 
-@dataclass(frozen=True, slots=True)
-class Current:
+class Current(NamedTuple):
     """An active session's current token, and what is known of it at `now` by the store's clock."""
 
     row: SessionRow
-    token: str = field(repr=False)
+    token: str
     claims: Claims
     now: float
     validated_at: float
@@ -63,15 +62,22 @@ class Current:
         """Return what the application sees of the session."""
         return session_of(self.row, self.claims, self.token, self.validated_at, self.refreshed, self.stale)
 
+    def __repr__(self) -> str:
+        """Leave out the token: it is secret."""
+        return f"Current(row={self.row!r})"
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+
+class _Asked(NamedTuple):
     """One question: a token, as it was presented, and how recent OTPLESS's word has to be."""
 
-    token: str = field(repr=False)
-    digest: bytes = field(repr=False)
+    token: str
+    digest: bytes
     known_only: bool
     max_age: float | None
+
+    def __repr__(self) -> str:
+        """Leave out the token: it is secret."""
+        return f"_Asked(known_only={self.known_only}, max_age={self.max_age})"
 
 
 class Resolver:
@@ -105,6 +111,7 @@ class Resolver:
         self._duties = Duties(settings)
         self._watchful = store if isinstance(store, WatchfulStore) else None
         self._has_quiet_time = settings.validation_ttl > 0
+        self._store_ttl = settings.store_ttl
 
     def _digest_of(self, token: str) -> bytes | None:
         """Return the digest of what has the shape of a token."""
@@ -113,11 +120,13 @@ class Resolver:
     def at_once(self, token: str) -> Copy | None:
         """Return the copy of a session that may be served without waiting for anybody or writing; None: `resolve`."""
         digest = self._digest(token) if self._has_quiet_time and len(token) <= TOKEN_LIMIT else None
-        copy = None if digest is None else self._copies.get(digest)
-        if digest is None or copy is None or self._endings.has_over(digest, copy.row.session_id):
+        if digest is None:
+            return None
+        copy = self._copies.get(digest)
+        if copy is None or self._endings.has_over(digest, copy.row.session_id):
             return None
         age = time.monotonic() - copy.at
-        if age < self._settings.store_ttl:
+        if age < self._store_ttl:
             now: float | None = copy.now + age
         elif self._watchful is not None:
             read_at = time.monotonic()
@@ -183,7 +192,7 @@ class Resolver:
     def _is_believed(self, copy: Copy) -> bool:
         """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
         age = time.monotonic() - copy.at
-        if age >= self._settings.store_ttl or self._endings.reason(copy.row.session_id):
+        if age >= self._store_ttl or self._endings.reason(copy.row.session_id):
             return False
         row, now = copy.row, copy.now + age
         return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)
@@ -283,18 +292,18 @@ class Resolver:
         except NoVerdictError:
             if how is not Freshness.DUE:
                 raise
-            return replace(current, stale=True)
+            return current._replace(stale=True)
         if verdict is not Verdict.VALID:
             return None
         if not self._is_news(current):
-            return replace(current, validated_at=now)
-        return replace(current, row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
+            return current._replace(validated_at=now)
+        return current._replace(row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
 
     async def _ask(self, current: Current) -> Verdict:
         """Ask OTPLESS whether a session is valid; whoever asks at the same time shares the answer."""
         key = ("validate", current.row.session_id, current.row.generation)
         patience = 2 * self._settings.request_timeout
-        return await self._background.share(key, lambda: self._validate(current), patience)
+        return await self._background.ask(key, lambda: self._validate(current), patience)
 
     async def _validate(self, current: Current) -> Verdict:
         verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
@@ -321,7 +330,7 @@ class Resolver:
         try:
             row = await self._store.get(current.row.session_id)
             if row is not None and row.state is State.ACTIVE and row.generation == current.row.generation:
-                await self._refreshed(replace(current, row=row))
+                await self._refreshed(current._replace(row=row))
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
 
@@ -384,7 +393,7 @@ class Resolver:
         if not self._duties.is_to_be_noted(row, current.now):
             return current
         await self._background.start(("seen", row.session_id), lambda: self._touch(row, validated=False))
-        return replace(current, row=replace(row, last_seen_at=current.now))
+        return current._replace(row=replace(row, last_seen_at=current.now))
 
     async def _touch(self, row: SessionRow, *, validated: bool) -> None:
         try:

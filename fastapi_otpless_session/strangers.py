@@ -185,7 +185,7 @@ class Strangers:
     async def _asked(self, token: str, digest: bytes, claims: Claims) -> Stranger | SessionReason:
         """Ask OTPLESS, once for all who ask now; then look whether the session was ended here meanwhile."""
         patience = 3 * self._settings.request_timeout
-        outcome = await self._background.share(("stranger", digest), lambda: self._ask(token, claims), patience)
+        outcome = await self._background.ask(("stranger", digest), lambda: self._ask(token, claims), patience)
         if isinstance(outcome, SessionReason):
             self._seen.drop(digest)
             return self._turn_away(digest, outcome)

@@ -49,6 +49,8 @@ class Presented(NamedTuple):
     """All channels that carried something."""
     in_conflict: bool = False
     """Whether it is unclear which credential counts."""
+    token: str | None = None
+    """The one that counts; None where there is none, or they are in conflict."""
     is_cookie_only: bool = False
     """Whether a browser may have sent it without the page's doing."""
 
@@ -77,7 +79,7 @@ class Transport:
         self._required = _compile(settings.required_paths)
         self._exempt = _compile(settings.exempt_paths)
         self._vary = [name for name, _ in self._looked_at()]
-        self._vary_bytes = ", ".join(self._vary).encode()
+        self._vary_header = (b"vary", ", ".join(self._vary).encode())
         # Most requests bring what one of the last brought, to where it went. Remembering both saves a tenth of a bare
         # route's cost a request.
         self._alone = lru_cache(REMEMBERED)(self._read_alone)
@@ -92,13 +94,15 @@ class Transport:
 
     def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
         """Return what a request presents; `offered` is a token from the websocket subprotocols."""
-        read = [(self._names[name], value) for name, value in headers if name in self._names]
-        if offered or len(read) > 1:
-            return self._together(read, offered)
-        if not read:
+        names, read = self._names, []
+        for name, value in headers:
+            if name in names:
+                read.append((names[name], value))
+        if not read and not offered:
             return NOTHING
-        ((channel, value),) = read
-        return self._alone(channel, value) if len(value) <= LONGEST_REMEMBERED else self._together(read, None)
+        if len(read) == 1 and not offered and len(read[0][1]) <= LONGEST_REMEMBERED:
+            return self._alone(*read[0])
+        return self._together(read, offered)
 
     def _read_alone(self, channel: frozenset[Channel], value: bytes) -> Presented:
         return self._together([(channel, value)], None)
@@ -197,13 +201,15 @@ class Transport:
         """Return the `Set-Cookie` value that deletes the session cookie: the same attributes, no life."""
         return f"{self._cookie}=; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT{self._attributes}".encode()
 
-    def vary(self, headers: Headers) -> None:
-        """Note in a response's headers that it depends on the channels that were looked at."""
-        for key, _ in headers:
+    def varied(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+        """Return a response's headers with a note that it depends on the channels that were looked at."""
+        noted = [*headers]
+        for key, _ in noted:
             if key.lower() == b"vary":
-                add_to_list(headers, b"vary", self._vary)
-                return
-        headers.append((b"vary", self._vary_bytes))
+                add_to_list(noted, b"vary", self._vary)
+                return noted
+        noted.append(self._vary_header)
+        return noted
 
 
 def _attributes(settings: OtplessSettings) -> str:
@@ -232,7 +238,8 @@ def _presented(seen: Seen) -> Presented:
     is_repeated = len(seen) != len({channel for _, channel in seen})
     channels = frozenset[Channel]().union(*tokens.values())
     in_conflict = is_repeated or len(tokens) > 1
-    return Presented(tokens, channels, in_conflict=in_conflict, is_cookie_only=channels == COOKIE)
+    counts = None if in_conflict or not tokens else next(iter(tokens))
+    return Presented(tokens, channels, in_conflict, counts, is_cookie_only=channels == COOKIE)
 
 
 def _route_path(scope: Mapping[str, Any], root_path: str) -> str:

@@ -94,7 +94,7 @@ class OverridingMiddleware:
 
 class _CarriesOne(Transport):
     def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
-        return Presented({TOKEN: HEADER}, HEADER)
+        return Presented({TOKEN: HEADER}, HEADER, token=TOKEN)
 
 
 def _summary(session: Session) -> SessionSummary:
