@@ -165,6 +165,11 @@ class RequestSession:
                 self._copy = self.sessions.at_once(usable)
         return self._copy is not None
 
+    def at_once(self) -> Session | None:
+        """Return the session, where nobody has to be waited for."""
+        outcome = self.outcome if self.is_admitted() else None
+        return outcome if isinstance(outcome, Session) else None
+
     async def _resolve(self, max_age: float | None) -> Session | SessionReason:
         usable = self._usable()
         if isinstance(usable, SessionReason):

@@ -118,6 +118,9 @@ def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
 
 async def _required(connection: HTTPConnection, max_age: float | None) -> Session:
     request = request_session(connection)
+    session = request.at_once() if max_age is None else None
+    if session is not None:
+        return session
     try:
         return await request.require(max_age)
     except RefusalError as error:

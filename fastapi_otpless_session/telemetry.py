@@ -145,35 +145,31 @@ def outcome_of(error: BaseException) -> str:
     return "unavailable" if isinstance(error, NoVerdictError) else "error"
 
 
-class span:  # noqa: N801 - read as what it gives, like the standard library's context managers
-    """A span, current inside; without a provider that records it, nothing.
+def span(
+    name: str, attributes: Attributes = None, kind: SpanKind = SpanKind.INTERNAL
+) -> AbstractContextManager[Span, None]:
+    """Return a span, current inside; without a provider that records it, one that does nothing."""
+    opened = _tracer.start_span(name, kind=kind, attributes=attributes)
+    return _Recorded(opened) if opened.is_recording() else opened
+
+
+class _Recorded:
+    """A span that ends with its block, and tells of the error that does.
 
     An error is told by its type and, where it is one of ours, by its text, which holds no secret. OpenTelemetry's
     `record_exception` would add a stack and the errors behind it, whose texts may quote what somebody sent.
     """
 
-    __slots__ = ("_attributes", "_kind", "_name", "_opened", "_scope")
-
-    def __init__(self, name: str, attributes: Attributes = None, kind: SpanKind = SpanKind.INTERNAL) -> None:
-        self._name = name
-        self._attributes = attributes
-        self._kind = kind
-        self._scope: AbstractContextManager[Span] | None = None
+    def __init__(self, opened: Span) -> None:
+        self._opened = opened
+        self._scope = trace.use_span(opened, end_on_exit=True, record_exception=False, set_status_on_exception=False)
 
     def __enter__(self) -> Span:
-        self._opened = opened = _tracer.start_span(self._name, kind=self._kind, attributes=self._attributes)
-        if opened.is_recording():
-            self._scope = trace.use_span(
-                opened, end_on_exit=True, record_exception=False, set_status_on_exception=False
-            )
-            self._scope.__enter__()
-        return opened
+        return self._scope.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._scope is None:
-            return
         if error is not None:
             _tell(self._opened, error)
         self._scope.__exit__(kind, error, trace)

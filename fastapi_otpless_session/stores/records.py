@@ -12,6 +12,7 @@ from fastapi_otpless_session.session import LAST_SECOND
 from fastapi_otpless_session.stores.base import EndReason, Rotation, SessionRow, State
 
 CONFIRMATIONS_REMEMBERED = 1_000
+ROWS_REMEMBERED = 500
 SHAPES_REMEMBERED = 100
 
 _NUMBER = (int, float)
@@ -62,6 +63,11 @@ def confirmations_text(confirmations: Sequence[tuple[int, float]]) -> str:
 
 def row_of(record: Sequence[Any]) -> SessionRow | None:
     """Read a record, in the order of `COLUMNS`. One that this package cannot have written is as good as none."""
+    return _row_of(*record[: len(COLUMNS)])
+
+
+@lru_cache(ROWS_REMEMBERED, typed=True)  # a row that is read is most often one that was read before
+def _row_of(*record: Any) -> SessionRow | None:
     if not _has_right_types(record):
         return None
     values = dict(zip(COLUMNS, record, strict=False))
@@ -86,7 +92,7 @@ def _has_right_types(record: Sequence[Any]) -> bool:
     return True
 
 
-@lru_cache(CONFIRMATIONS_REMEMBERED)  # a row that is read is most often one that was read before
+@lru_cache(CONFIRMATIONS_REMEMBERED)  # most rows have one of a few
 def _confirmations(text: str) -> tuple[tuple[int, float], ...]:
     """Read confirmations as their column has them. Raises `ValueError`, `TypeError`, `OverflowError` or so."""
     confirmations = tuple((int(generation), float(at)) for generation, at in json.loads(text))
