@@ -33,6 +33,7 @@ TOKEN_LIMIT = 8192
 ID_LIMIT = 256
 CLAIMS_REMEMBERED = 100
 HEADERS_REMEMBERED = 100
+SHAPES_REMEMBERED = 100
 ALGORITHM = "RS256"
 RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 SHORTEST_KEY_BITS = 2048
@@ -77,11 +78,16 @@ class Column(StrEnum):
 
 def is_token(text: str) -> bool:
     """Whether `text` has the shape of a JWT: three base64url parts (RFC 7515), 8 KiB at most."""
-    return len(text) <= TOKEN_LIMIT and has_token_shape(text)
+    return len(text) <= TOKEN_LIMIT and _has_shape(text)
 
 
 def has_token_shape(text: str) -> bool:
     """Whether `text` looks like a JWT, of whatever size."""
+    return is_token(text) if len(text) <= TOKEN_LIMIT else _SHAPE.fullmatch(text) is not None
+
+
+@lru_cache(SHAPES_REMEMBERED)  # on its way in, a token is looked at two or three times
+def _has_shape(text: str) -> bool:
     return _SHAPE.fullmatch(text) is not None
 
 

@@ -229,6 +229,9 @@ def _bearer(value: str) -> str:
 
 
 def _presented(seen: Seen) -> Presented:
+    if len(seen) == 1:  # as a rule
+        ((only, channel),) = seen
+        return Presented({only: channel}, channel, token=only, is_cookie_only=channel is COOKIE) if only else NOTHING
     tokens: dict[str, frozenset[Channel]] = {}
     for token, channel in seen:
         if token in tokens:
