@@ -29,6 +29,8 @@ from fastapi_otpless_session import (
 from fastapi_otpless_session.emulator import Emulator, serve
 from fastapi_otpless_session.script import client_script
 
+pytestmark = pytest.mark.varied
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
 
@@ -184,6 +186,7 @@ class TestToken:
         if meanwhile is not None:
             site.answers("/auth/login?channel=header", swap=meanwhile)
             other.evaluate(SIGN_IN)
+        page.wait_for_function(f"token => ({STORED}) === token", arg=meanwhile)  # tabs hear of each other a little later
         site.release(swap=NEWEST)
         page.evaluate("last.then(({ status }) => status)")
         assert stored(page) == meanwhile
