@@ -186,7 +186,7 @@ class TestToken:
         if meanwhile is not None:
             site.answers("/auth/login?channel=header", swap=meanwhile)
             other.evaluate(SIGN_IN)
-        page.wait_for_function(f"token => ({STORED}) === token", arg=meanwhile)  # tabs hear of each other a little later
+        page.wait_for_function(f"token => ({STORED}) === token", arg=meanwhile)  # tabs hear of it a little later
         site.release(swap=NEWEST)
         page.evaluate("last.then(({ status }) => status)")
         assert stored(page) == meanwhile

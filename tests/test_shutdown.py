@@ -103,9 +103,9 @@ def test_a_life_with_faults_leaves_no_task_connection_file_or_thread_open(tmp_pa
 
 async def _live(emulator: Emulator, url: str, file: Path) -> None:
     values = make_settings(
-        base_url=url, jwks_url=f"{url}/.well-known/jwks", store_url=f"sqlite:///{file}", request_timeout=0.3
+        base_url=url, jwks_url=f"{url}/.well-known/jwks", store_url=f"sqlite:///{file}", request_timeout=1
     )
-    values = values.model_copy(update={"refresh_timeout": 0.3, "validation_ttl": 0, "stale_if_error": 0})
+    values = values.model_copy(update={"refresh_timeout": 1, "validation_ttl": 0, "stale_if_error": 0})
     async with OtplessSessions(values) as sessions:
         user = emulator.sign_in()
         token = (await sessions.sign_in(OtplessUser.model_validate(user))).token.get_secret_value()

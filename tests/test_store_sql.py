@@ -501,12 +501,12 @@ async def test_a_caller_that_went_away_is_not_waited_for_longer_than_others(
     subject: Subject, postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = await subject.sign_in()
-    monkeypatch.setattr(sql_link, "PATIENCE", LITTLE_PATIENCE)
+    monkeypatch.setattr(sql_link, "PATIENCE", 5 * LITTLE_PATIENCE)
+    waiting = "wait_event_type = 'Lock'"
     async with holding(postgres_url, "SELECT 1 FROM otpless_sessions FOR UPDATE"):
         ending = asyncio.create_task(subject.store.end(row, EndReason.REVOKED, revoke_in=None))
-        await subject.store.now()
+        await until(lambda: _connections(postgres_server, postgres_url, waiting) == 1, "for the statement to wait")
         ending.cancel()
-        waiting = "wait_event_type = 'Lock'"
         await until(lambda: _connections(postgres_server, postgres_url, waiting) == 0, "for the statement to go")
     assert await subject.row() == row
 
