@@ -22,13 +22,13 @@ help:
 demo: $(STAMP)
 	@PORT='$(PORT)' EMULATOR_PORT='$(EMULATOR_PORT)' exec $(BIN)/python -m example_app
 
-# The long tests compare what they measure, and have the machine to themselves.
+# The long tests compare what they measure, and have the machine to themselves; coverage would take half of it.
 # Tests that need Redis or PostgreSQL are skipped where it is not installed, and fail with REQUIRE_SERVERS=1. Coverage is
 # only judged when none was skipped.
 test: lint
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m 'not slow' -n 2 $(PYTEST_ARGS)
-	$(if $(SLOW),$(BIN)/coverage run -m pytest -m slow $(PYTEST_ARGS))
+	$(BIN)/coverage run -m pytest -m 'not slow' -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(if $(SLOW),$(BIN)/pytest -m slow $(PYTEST_ARGS))
 	$(BIN)/coverage combine --quiet
 	@missing=$$($(BIN)/python tests/backends.py) || exit; \
 	if [ -z "$$missing" ]; then \

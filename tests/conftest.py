@@ -28,7 +28,7 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings
 
-pytest_plugins = ["backends", "browser", "doctored"]
+pytest_plugins = ["backends", "browser", "doctored", "traced"]
 EMULATOR_URL = "http://otpless.localhost"
 NOW = 1_900_000_000.0
 

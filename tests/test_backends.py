@@ -14,6 +14,8 @@ from processes import HOST, PATIENCE, wait_until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+pytestmark = pytest.mark.varied
+
 HERE = Path(__file__).parent
 
 KILLED = """
@@ -187,5 +189,5 @@ def _pytest(directory: Path, test: str, **variables: str) -> subprocess.Complete
     """Run a test in a pytest of its own."""
     (directory / "test_inner.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-p", "backends", "-p", "no:cacheprovider", "-ra", "-s", str(directory)]
-    environ = {**os.environ, "PYTHONPATH": str(HERE), **variables}
+    environ = {**os.environ, "PYTHONPATH": str(HERE), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **variables}
     return subprocess.run(command, env=environ, cwd=directory, capture_output=True, text=True, check=False)  # noqa: S603

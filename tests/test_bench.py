@@ -20,6 +20,8 @@ import report
 import sockets
 from rows import Count, Result, Row
 
+pytestmark = pytest.mark.varied
+
 GOALS = {
     "believed": 1.15,
     "sqlite": 2.0,

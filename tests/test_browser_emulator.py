@@ -16,7 +16,7 @@ from fastapi_otpless_session.emulator import Emulator, serve
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.varied]
 CREDENTIALS = {"clientId": "demo-client", "clientSecret": "demo-secret"}
 SIZES = {"desk": DESKTOP, "phone": PHONE}
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")

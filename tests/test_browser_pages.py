@@ -13,7 +13,7 @@ from browser import DESKTOP, PHONE, PICTURES, Browser, Scheme, Shop, Window, sig
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.varied]
 SIZES = {"desk": DESKTOP, "phone": PHONE}
 AXE = (files("axe_playwright_python") / "axe.min.js").read_text("utf-8")
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}

@@ -15,6 +15,8 @@ from fastapi.routing import APIRoute
 from fastapi_otpless_session import CurrentSession, OptionalSession, create_session_router
 from fastapi_otpless_session.emulator import Fault
 
+pytestmark = pytest.mark.varied
+
 DAY = 86_400
 COOKIE = "__Host-otpless_session"
 OWN = "https://shop.example"

@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Message
 from fastapi_otpless_session.connection import RequestSession
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 
+pytestmark = pytest.mark.varied
+
 WARM = 3
 """How often a request is sent before one counts: what the first ones remember is not to be counted."""
 

@@ -11,6 +11,8 @@ import httpx
 import pytest
 from demos import run_demo
 
+pytestmark = pytest.mark.varied
+
 HTML = {"Accept": "text/html"}
 
 

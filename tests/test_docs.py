@@ -26,6 +26,8 @@ from example_app.settings import ShopSettings
 from fastapi_otpless_session import OtplessSettings, open_store, testing
 from fastapi_otpless_session.settings import STORE_SCHEMES
 
+pytestmark = pytest.mark.varied
+
 NODE = shutil.which("node")
 PYTHON = [block for block in blocks("python") if not re.match(r"# \S+\.py\b", block.text)]
 """But for the files of a project, which begin with their name: `test_plugin_docs.py` puts that together and runs it."""

@@ -17,6 +17,8 @@ from example_app.main import create_app
 from example_app.settings import ShopSettings
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 
+pytestmark = pytest.mark.varied
+
 SWAPPED = "Your session token was swapped just now — you didn&#x27;t notice."
 SWAPPED_AS_TYPED = "Your session token was swapped just now — you didn't notice."
 

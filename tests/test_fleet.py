@@ -25,7 +25,7 @@ from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, 
 from fastapi_otpless_session.telemetry import session_label
 from fastapi_otpless_session.tokens import new_key
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.varied]
 
 Rotation = Literal["fixed", "rotating", "strict"]
 

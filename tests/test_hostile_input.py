@@ -33,6 +33,8 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import Emulator, Fault
 
+pytestmark = pytest.mark.varied
+
 COOKIE = "__Host-otpless_session"
 JSON = {"Content-Type": "application/json"}
 

@@ -17,6 +17,8 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm, RSAPSSAlgorithm
 
 from fastapi_otpless_session.emulator import EmulatorSettings, Fault
 
+pytestmark = pytest.mark.varied
+
 ISSUER = "https://otpless.com"
 JWKS = "/.well-known/jwks"
 HS = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}

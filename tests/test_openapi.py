@@ -26,8 +26,8 @@ from example_app.main import create_app
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
 
 # The application's own thread may draw a random pause while an example is being made; hypothesis takes it for ours.
-pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
-EXAMPLES = 40
+pytestmark = [pytest.mark.varied, pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")]
+EXAMPLES = 20
 CHECKS: list[Any] = [
     not_a_server_error,
     status_code_conformance,

@@ -34,6 +34,8 @@ from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.tokens import KeySet
 from fastapi_otpless_session.wire import Answer, SignInProof, TokenPair, Verdict
 
+pytestmark = pytest.mark.varied
+
 TEXT = (files(emulator_package) / "otpless_openapi.json").read_text("utf-8")
 DOCUMENT: dict[str, Any] = json.loads(TEXT)
 CREDENTIALS = {"clientId": "demo-client", "clientSecret": "demo-secret"}

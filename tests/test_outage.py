@@ -17,7 +17,7 @@ from fastapi_otpless_session.http import HttpSender, HttpxSender
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.wire import Answer, Request
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.varied]
 
 PEOPLE = 250
 REQUESTS_A_SECOND = 500

@@ -11,6 +11,8 @@ from fastapi_otpless_session.emulator import EmulatorSettings
 from fastapi_otpless_session.testing import EmulatedOtpless
 from fastapi_otpless_session.testing.settings import settings_for_tests
 
+pytestmark = pytest.mark.varied
+
 pytest_plugins = ["pytester"]
 PAGE = (Path(__file__).parents[1] / "docs" / "testing.md").read_text(encoding="utf-8")
 WITHOUT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:schemathesis")

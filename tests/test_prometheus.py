@@ -21,6 +21,8 @@ from servers import environment, wait_for
 
 from fastapi_otpless_session.emulator import Emulator, serve
 
+pytestmark = pytest.mark.varied
+
 PAGE = read(DOCS / "observability.md")
 RULES = DOCS / "alerts.yml"
 MADE_UP = Path(__file__).parent / "alerts_test.yml"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jwt.algorithms import RSAAlgorithm
 
 # The application's own thread may draw a random pause while an example is being made; hypothesis takes it for ours.
-pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+pytestmark = [pytest.mark.varied, pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")]
 COOKIE = b"__Host-otpless_session"
 REFUSALS = {400, 401, 403}
 DOCUMENTED = {
@@ -37,7 +37,7 @@ DOCUMENTED = {
 }
 
 bounded = settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -254,7 +254,7 @@ SEGMENTS = st.sampled_from(
 )
 
 
-@settings(bounded, max_examples=400)
+@settings(bounded, max_examples=300)
 @given(segments=st.lists(SEGMENTS, max_size=7))
 @example(segments=["files", ".", "private", "x"])
 @example(segments=["files", "public", "..", "private", "x"])

@@ -36,6 +36,8 @@ from fastapi_otpless_session import (
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.errors import refusal
 
+pytestmark = pytest.mark.varied
+
 NODE = shutil.which("node")
 SHOP = "https://shop.example"
 

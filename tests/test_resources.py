@@ -34,7 +34,7 @@ from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Answer, Request
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.varied]
 
 GARBAGE = 100_000
 AT_ONCE = 10

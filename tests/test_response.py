@@ -25,6 +25,8 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import EmulatorSettings, Fault
 
+pytestmark = pytest.mark.varied
+
 DAY = 86_400
 COOKIE = b"__Host-otpless_session="
 OURS = {b"set-cookie", b"cache-control", b"vary", b"x-session-token", b"access-control-expose-headers"}

@@ -31,6 +31,8 @@ from fastapi_otpless_session.errors import OtplessSessionError
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.tokens import TokenError, new_key
 
+pytestmark = pytest.mark.varied
+
 SECRET = "canary-client-secret-0123456789"
 OURS = Path(fastapi_otpless_session.__file__).parent
 FOREIGN_LOGGERS = ("httpx", "httpcore", "asyncio", "redis", "sqlalchemy", "uvicorn", "websockets", "concurrent")

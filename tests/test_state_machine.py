@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
+import pytest
 from conftest import Clock, make_settings
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -30,6 +31,8 @@ from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import State
 from fastapi_otpless_session.tokens import read_claims
 from fastapi_otpless_session.wire import NEW_SESSION_TOKEN, Answer, Request
+
+pytestmark = pytest.mark.varied
 
 T = TypeVar("T")
 

@@ -41,6 +41,8 @@ from fastapi_otpless_session.stores.base import EndReason, SessionRow
 from fastapi_otpless_session.testing.store_contract import new_row, refresh_digest, token_digest
 from fastapi_otpless_session.vault import Vault
 
+pytestmark = pytest.mark.varied
+
 DAY = 86_400
 LEASE = 15
 VALIDATION_TTL = 30
@@ -912,7 +914,7 @@ def test_a_slow_store_makes_requests_slow_and_nothing_else(
     workers[0].clock.advance(DAY + 1)
     backend.slow()
     with ThreadPoolExecutor(len(workers)) as threads:
-        crowds = list(threads.map(lambda worker: worker.together([token] * 20), workers))
+        crowds = list(threads.map(lambda worker: worker.together([token] * 8), workers))
     answers = [answer for crowd in crowds for answer in crowd]
     for answer in answers:
         assert_served(answer, user, refreshed=True, stale=False)

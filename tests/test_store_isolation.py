@@ -39,6 +39,8 @@ from fastapi_otpless_session.testing.store_contract import (
 )
 from fastapi_otpless_session.vault import Vault
 
+pytestmark = pytest.mark.varied
+
 STRICT = EmulatorSettings(rotation="strict")
 REFRESH = "get-new-session-token"
 DEEP = "[" * 100_000

@@ -27,6 +27,8 @@ from fastapi_otpless_session import (
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.tokens import read_claims
 
+pytestmark = pytest.mark.varied
+
 SECRET = "canary-client-secret"
 COOKIE = "__Host-otpless_session"
 SLOW = {"hang", "drip", "act_then_hang"}

@@ -15,6 +15,8 @@ from servers import environment, uvicorn
 
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
 
+pytestmark = pytest.mark.varied
+
 REQUESTS = 100
 
 
