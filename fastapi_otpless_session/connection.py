@@ -192,7 +192,7 @@ class RequestSession:
         It is for responses to requests whose session was asked for.
         """
         message["headers"] = self.transport.varied(message.get("headers", ()))
-        return self._copy is None and isinstance(self._outcome, Session) and self._outcome.refreshed
+        return isinstance(self._outcome, Session) and self._outcome.refreshed
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
         """Write a swapped token into the start of a response, after one more look that the session was not ended."""

@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import (
     CurrentSession,
+    CurrentSessionDetails,
+    FreshSession,
     OtplessSessionMiddleware,
     Sessions,
     create_session_router,
@@ -166,6 +168,29 @@ def test_a_client_of_both_channels_gets_the_token_on_both(world: World) -> None:
     world.clock.advance(DAY + 1)
     answer = world.get("/orders", world.token(user))
     assert swapped_token(answer) == answer.headers["x-session-token"]
+
+
+@pytest.mark.parametrize("path", ["/shown-and-fresh", "/shown-and-details"])
+@pytest.mark.parametrize("required_paths", [[], ["/**"]], ids=["open", "required"])
+def test_a_session_that_was_served_and_then_asked_about_anew_goes_out_with_its_new_token(
+    make_world: Callable[..., World], path: str, required_paths: list[str]
+) -> None:
+    world = make_world(required_paths=required_paths)
+
+    @world.app.get("/shown-and-fresh")
+    async def shown_and_fresh(shown: CurrentSession, fresh: FreshSession) -> list[bool]:
+        return [shown.refreshed, fresh.refreshed]
+
+    @world.app.get("/shown-and-details")
+    async def shown_and_details(request: Request, shown: CurrentSession, _: CurrentSessionDetails) -> list[bool]:
+        return [shown.refreshed, (await request.state.otpless.require()).refreshed]
+
+    user = world.sign_in(channel="header")
+    assert world.get("/orders", world.token(user)).json()["refreshed"] is False  # from here on a copy will do
+    world.emulator.expire(world.session_id(user))
+    answer = world.get(path, world.token(user))
+    assert answer.json() == [False, True]
+    assert world.get("/orders", answer.headers["x-session-token"]).json()["refreshed"] is False
 
 
 @pytest.mark.parametrize("channel", ["cookie", "header"])
