@@ -55,16 +55,18 @@ class Outbox:
     async def _try(self, row: SessionRow) -> bool:
         """Return whether OTPLESS has answered definitely, or can no longer be told. Raises `StoreError`."""
         try:
-            if await self._may_be_revived(row):
+            is_settled = not await self._may_be_revived(row)
+            if not is_settled:
                 exchanged = await self._exchange(row)
-                if exchanged is not None:
-                    row = exchanged  # what is settled or put off from here on is the new pair
-                    await self._keep_and_revoke(row)
+                row = exchanged or row  # what is settled or put off from here on is the new pair
+                is_settled = exchanged is None or not await self._keep_and_revoke(exchanged)
         except UpstreamError:
+            is_settled = False
+        if is_settled:
+            await self._store.settle_revocation(row)
+        else:
             await self._store.postpone_revocation(row, _pause(row.revocation_attempts))
-            return False
-        await self._store.settle_revocation(row)
-        return True
+        return is_settled
 
     async def revoke_pair(self, row: SessionRow, pair: TokenPair) -> None:
         """Revoke a pair that came for a session which had ended meanwhile. Raises `StoreError`."""
@@ -96,12 +98,16 @@ class Outbox:
             refresh_token=self._vault.seal_refresh_token(answer.refresh_token, row.session_id),
         )
 
-    async def _keep_and_revoke(self, row: SessionRow) -> None:
-        """Keep a new pair in the outbox, and revoke it. Raises `StoreError`, `UpstreamError`."""
+    async def _keep_and_revoke(self, row: SessionRow) -> bool:
+        """Keep a new pair in the outbox, and revoke it; return whether it is dead, too, and may be revived.
+
+        A refresh that was on its way may have overtaken it. Raises `StoreError`, `UpstreamError`.
+        """
         try:
             await self._store.replace_revocation(row.session_id, row.session_token, row.refresh_token)
         finally:  # where the store cannot keep the new pair, this is the only chance to revoke it
-            await self._client.revoke_session(self._vault.session_token(row))
+            may_be_revived = await self._may_be_revived(row)
+        return may_be_revived
 
 
 def _opened(row: SessionRow, open_token: Callable[[SessionRow], str]) -> str:

@@ -280,6 +280,19 @@ def test_an_exchanged_token_that_cannot_be_revoked_now_is_put_off_like_any_other
     assert world.emulator.count("get-new-session-token") == 1
 
 
+def test_an_exchanged_token_that_is_dead_by_then_too_is_not_the_end_of_it(world: World) -> None:
+    user = world.sign_in()
+    world.emulator.expire(world.session_id(user))
+    dead = {"message": "Unauthorized", "errorCode": "7415", "description": "session is not in active state"}
+    body = json.dumps(dead).encode()
+    world.emulator.add_fault(Fault("status", path="revoke-session", status=401, body=body, skip=1, times=1))
+    assert world.client.post("/auth/logout").status_code == 204  # as where a refresh on its way overtakes the exchange
+    assert not world.emulator.session(world.session_id(user)).revoked
+    world.clock.advance(3600)
+    world.call(world.sessions.housekeep)
+    assert world.emulator.session(world.session_id(user)).revoked
+
+
 def test_who_am_i(world: World) -> None:
     user = world.sign_in(name="Asha")
     answer = world.get("/auth/session").json()
