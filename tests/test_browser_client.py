@@ -32,7 +32,7 @@ from fastapi_otpless_session.script import client_script
 pytestmark = pytest.mark.varied
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Route
+    from playwright.sync_api import Page, Route, WebSocketRoute
 
 SITE = "https://shop.example"
 HEADER = "X-Session-Token"
@@ -310,6 +310,27 @@ class TestEnd:
         page.evaluate(closed)
         assert is_signed_in(page) is not ends
         assert events(page)[1:] == ([["signed-out", reason]] if ends else [])
+
+    def test_a_websocket_that_ends_before_the_sign_out_is_answered_does_not_tell_of_a_revocation(
+        self, site: Site
+    ) -> None:
+        page = site.signed_in_tab()
+        page.route_web_socket("**/live", lambda socket: socket.on_message(lambda _: end(socket)))
+        opened = (
+            "new Promise((done) => (window.socket = otplessSession.socket('/live')).addEventListener('open', done))"
+        )
+        page.evaluate(f"{opened}.then(() => 0)")
+        page.route("**/auth/logout", lambda route: site.held.append(route))  # noqa: PLW0108 - Playwright writes to it
+        page.evaluate("window.leaving = otplessSession.signOut(); 0")
+        page.evaluate("socket.send('the session is over')")
+        page.wait_for_function("!otplessSession.signedIn")
+        site.held.pop().fulfill(status=204)
+        page.evaluate("leaving")
+        assert events(page)[1:] == [["signed-out", None]]
+
+
+def end(socket: WebSocketRoute) -> None:
+    socket.close(code=1008, reason="session_revoked")
 
 
 class TestTabs:

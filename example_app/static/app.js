@@ -21,14 +21,25 @@ class App {
   constructor(way) {
     this.way = way;
     this.isOpen = false;
+    this.isLeaving = false;
     document.querySelectorAll("[data-product]").forEach((button) => {
       button.addEventListener("click", () => this.busy(button, () => this.order(button.dataset.product)));
     });
-    this.on("sign-out", () => way.signOut());
-    this.on("sign-out-everywhere", () => way.signOut({ everywhere: true }));
+    this.on("sign-out", () => this.signOut());
+    this.on("sign-out-everywhere", () => this.signOut({ everywhere: true }));
     this.on("expire", async () => {
       if (await this.call("/demo/expire", { method: "POST" })) showKilled(KILLED);
     });
+  }
+
+  /** Signs out. Meanwhile the websocket may end first: then that is no news. */
+  async signOut(options) {
+    this.isLeaving = true;
+    try {
+      await this.way.signOut(options);
+    } finally {
+      this.isLeaving = false;
+    }
   }
 
   on(id, act) {
@@ -59,7 +70,7 @@ class App {
       open: () => this.way.socket("/live/orders"),
       isSignedIn: () => this.way.isSignedIn(),
       heard: ({ orders }) => showOrders(orders),
-      over: leave,
+      over: (code) => this.isLeaving || leave(code),
     });
   }
 

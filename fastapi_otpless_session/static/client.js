@@ -28,6 +28,7 @@
   const listeners = { "signed-in": [], "signed-out": [], "sign-in-failed": [] };
 
   let storage = usableStorage();
+  let isSigningOut = false;
   let known = storage ? storage.getItem(key) : null; // the token that this tab knew last
 
   /** Return localStorage, or null where there is none or nothing can be written: then each tab keeps its own token. */
@@ -54,7 +55,7 @@
     } catch (error) {
       storage = null; // full: this tab goes on by itself
     }
-    tell(before, token, code);
+    tell(before, token, isSigningOut ? null : code); // a websocket may hear of the end first
   }
 
   function claims(token) {
@@ -174,9 +175,14 @@
     const sent = read();
     if (!sent) return;
     const path = options && options.everywhere ? "logout-all" : "logout";
-    const response = await call(base.href + path, { method: "POST", headers: { Accept: "application/json" } });
-    if (!response.ok && response.status !== 401) throw await refusal(response);
-    if (sessionOf(read()) === sessionOf(sent)) write(null);
+    isSigningOut = true;
+    try {
+      const response = await call(base.href + path, { method: "POST", headers: { Accept: "application/json" } });
+      if (!response.ok && response.status !== 401) throw await refusal(response);
+      if (sessionOf(read()) === sessionOf(sent)) write(null);
+    } finally {
+      isSigningOut = false;
+    }
   }
 
   function socket(path, protocols) {
