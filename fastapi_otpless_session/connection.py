@@ -167,7 +167,9 @@ class RequestSession:
 
     def at_once(self) -> Session | None:
         """Return the session, where nobody has to be waited for."""
-        outcome = self.outcome if self.is_admitted() else None
+        if not self.is_admitted():
+            return None
+        outcome = self.outcome
         return outcome if isinstance(outcome, Session) else None
 
     async def _resolve(self, max_age: float | None) -> Session | SessionReason:

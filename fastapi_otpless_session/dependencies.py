@@ -80,7 +80,7 @@ async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
 @_Secured
 async def current_session(connection: HTTPConnection) -> Session:
     """Return the session. Raises a `RefusalError`: 401 where there is none, 400, 403, or 503 for no verdict."""
-    return await _required(connection, None)
+    return request_session(connection).at_once() or await _required(connection, None)
 
 
 @_Secured
@@ -118,9 +118,6 @@ def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
 
 async def _required(connection: HTTPConnection, max_age: float | None) -> Session:
     request = request_session(connection)
-    session = request.at_once() if max_age is None else None
-    if session is not None:
-        return session
     try:
         return await request.require(max_age)
     except RefusalError as error:

@@ -155,7 +155,7 @@ def _verified(token: str, key: RSAPublicKey) -> dict[str, Any]:
 
 def _unverified(token: str) -> dict[str, Any]:
     try:
-        payload = json.loads(_decoded(token.split(".")[1]))
+        payload = json.loads(_decoded(token.split(".")[1]).decode())
     except (ValueError, RecursionError):
         raise TokenError("unreadable payload") from None
     if not isinstance(payload, dict):
