@@ -4,6 +4,7 @@ They show up in OpenAPI as three security schemes (bearer, header, cookie), so t
 """
 
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Depends, WebSocketException
@@ -106,8 +107,11 @@ made_by_fresh_within: dict[float, Callable[..., Awaitable[Session]]] = {}
 def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
     """Return a dependency: the session, about which OTPLESS said "valid" within the last `seconds`.
 
-    The same `seconds` give the same dependency, so that tests can override it.
+    The same `seconds` give the same dependency, so that tests can override it. 0 asks OTPLESS now, as `fresh_session`.
+    Raises `ValueError` for what is no number of seconds.
     """
+    if not 0 <= seconds < inf:
+        raise ValueError(f"fresh_within takes a number of seconds, 0 or more, and not {seconds}")
 
     @_Secured
     async def session_fresh_within(connection: HTTPConnection) -> Session:

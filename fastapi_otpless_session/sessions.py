@@ -138,10 +138,18 @@ class OtplessSessions:
 
         Raises `StoreError` where the store cannot be used.
         """
-        await self._store.open()
+        await self._open_store()
         await self._client.open()
         await self._background.begin(self._housekeep)
         self.is_open = True
+
+    async def _open_store(self) -> None:
+        try:
+            await self._store.open()
+        except StoreError as error:
+            if not self._owns_store or "OTPLESS_STORE_URL" in str(error):
+                raise
+            raise StoreError(f"{error}. Check OTPLESS_STORE_URL") from None
 
     async def close(self) -> None:
         """Finish the refreshes that are under way on this event loop, and close what was opened."""

@@ -93,6 +93,14 @@ def test_an_unusable_store_keeps_the_server_from_starting() -> None:
     assert "does not exist" in failed["message"]
 
 
+def test_a_store_that_cannot_be_reached_at_the_start_is_told_with_the_setting_that_names_it() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(store_url="redis://127.0.0.1:1/0"))
+    (failed,) = asyncio.run(_lifespan(app))
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "OTPLESS_STORE_URL" in failed["message"]
+
+
 def test_a_test_client_whose_application_cannot_start_gets_the_error() -> None:
     app = FastAPI()
     app.add_middleware(OtplessSessionMiddleware)
@@ -415,6 +423,12 @@ def test_everything_in_a_request_shares_one_answer(world: World) -> None:
     user = world.emulator.sign_in()
     assert world.get("/shared", world.token(user)).json() is True
     assert world.emulator.count("validate-session") == 1
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_freshness_that_no_session_can_have_is_refused_where_it_is_declared(seconds: float) -> None:
+    with pytest.raises(ValueError, match="fresh_within takes a number of seconds"):
+        fresh_within(seconds)
 
 
 class AsksForTheSession:
