@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ from fastapi_otpless_session.tokens import Claims, KeySet, TokenError
 from fastapi_otpless_session.wire import SignInProof, TokenPair, Verdict
 
 T = TypeVar("T")
+
+SHARE_OF_PATIENCE = 0.5
+"""How much of its deadline a call has to go without an answer to count as failed, where its caller gives up on it."""
 
 
 class OtplessClient:
@@ -169,6 +173,10 @@ class OtplessClient:
         except RefusalError:
             self._breaker.succeeded()
             raise
+        except asyncio.CancelledError:  # where callers give up early, nothing else would tell of an OTPLESS that hangs
+            if self._monotonic() - started >= (ends_at - started) * SHARE_OF_PATIENCE:
+                self._breaker.failed(started)
+            raise
         else:
             self._breaker.succeeded()
             return result
@@ -186,6 +194,9 @@ class OtplessClient:
             raise
         except UpstreamError as error:
             outcome = _kind_of(error)
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
             raise
         else:
             outcome = "answer"

@@ -627,6 +627,25 @@ async def test_failures_that_are_spread_out_do_not_open_the_breaker(mocked: Otpl
     assert route.call_count == 60
 
 
+async def test_callers_that_give_up_on_a_call_without_an_answer_open_the_breaker_and_hasty_ones_do_not(
+    clock: Clock,
+) -> None:
+    puppet = Puppet()
+    client = OtplessClient(settings_for(request_timeout=3), http=puppet, monotonic=clock)
+    for waited, calls in ((1.4, 30), (1.6, 5)):
+        for _ in range(calls):
+            call = asyncio.create_task(client.validate_session("a.b.c"))
+            await settle()
+            clock.advance(waited)
+            call.cancel()
+            await asyncio.wait([call])
+    call = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    assert len(puppet.calls) == 35
+    with pytest.raises(UpstreamError, match="has been failing"):
+        await call
+
+
 @dataclass
 class Puppet:
     """An `HttpSender` whose calls are kept until a test says how each of them ends."""

@@ -131,6 +131,22 @@ class TestUpstream:
         assert telemetry.count(DURATION, call="validate-token", outcome="answer") == 1
         assert telemetry.count(DURATION, call="jwks", outcome="answer") == 1
 
+    def test_a_request_that_is_cancelled_is_no_fault_of_otpless(self, world: World, telemetry: Telemetry) -> None:
+        token = world.token(world.sign_in(channel="header"))
+        world.emulator.add_fault(Fault("hang"))
+        world.clock.advance(100)
+
+        async def leave() -> None:
+            request = asyncio.create_task(world.sessions.resolve(token))
+            while not world.emulator.count("validate-session"):  # noqa: ASYNC110 - the emulator tells nobody
+                await asyncio.sleep(0)
+            request.cancel()
+            await asyncio.wait([request])
+
+        world.call(leave)
+        assert telemetry.count(DURATION, call="validate-session", outcome="cancelled") == 1
+        assert telemetry.count(DURATION, call="validate-session", outcome="fault") == 0
+
     def test_a_breaker_that_opens_is_seen_and_so_are_the_calls_that_it_holds_back(
         self, world: World, telemetry: Telemetry
     ) -> None:

@@ -280,6 +280,26 @@ async def test_a_cancelled_request_does_not_cancel_the_refresh(tmp_path: Path, c
     await close(stores)
 
 
+async def test_who_waits_for_the_question_of_a_request_that_is_cancelled_asks_it_anew(
+    tmp_path: Path, clock: Clock
+) -> None:
+    emulator = Emulator(clock=clock)
+    stores = files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores) as world:
+        emulator.reset_calls()
+        emulator.set_latency("validate-session", 0.05)
+        clock.advance(100)
+        first, *others = (asyncio.create_task(world.workers[0].resolve(world.token)) for _ in range(5))
+        while not emulator.count("validate-session"):  # noqa: ASYNC110 - the emulator tells nobody
+            await asyncio.sleep(0)
+        first.cancel()
+        outcomes = await asyncio.gather(*others)
+        assert all(isinstance(outcome, Session) and not outcome.stale for outcome in outcomes)
+        assert first.cancelled()
+        assert emulator.count("validate-session") == 2
+    await close(stores)
+
+
 async def test_a_shutdown_lets_the_refresh_finish(tmp_path: Path, clock: Clock) -> None:
     emulator = Emulator(STRICT, clock=clock)
     stores = files(tmp_path, clock, 2)
