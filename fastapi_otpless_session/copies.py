@@ -1,4 +1,7 @@
-"""A worker's own copies of the sessions that it resolved: enough to serve them again, and none of their tokens."""
+"""A worker's own copies of the sessions that it resolved: enough to serve them again, and none of their tokens.
+
+The records that applications see do have the token. The last ones that were made are kept, however many copies there are.
+"""
 
 from __future__ import annotations
 
