@@ -1,6 +1,6 @@
 """A worker's own copies of the sessions that it resolved: enough to serve them again, and none of their tokens.
 
-The records that applications see do have the token. The last ones that were made are kept, however many copies there are.
+The records that applications see do have the token; the last ones that were made are kept.
 """
 
 from __future__ import annotations
