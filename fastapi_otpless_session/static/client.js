@@ -33,9 +33,10 @@
 
   /** Return localStorage, or null where there is none or nothing can be written: then each tab keeps its own token. */
   function usableStorage() {
+    const probe = "probe of " + key; // other tabs see it for a moment
     try {
-      window.localStorage.setItem(key + " probe", "");
-      window.localStorage.removeItem(key + " probe");
+      window.localStorage.setItem(probe, "");
+      window.localStorage.removeItem(probe);
       return window.localStorage;
     } catch (error) {
       return null;

@@ -147,10 +147,10 @@ class WatchfulStore(Protocol):
     """
 
     def unchanged_at(self, digest: bytes, row: SessionRow) -> float | None:
-        """Return the store's time if a digest leads to an active row that is as `row`, and is its current token's.
+        """Return the store's time if the active row of a session is as `row`; None: it is not, or cannot be told now.
 
-        What is compared: the generation, and when the session was validated and seen and its token expires. None: it
-        is not so, or cannot be told now.
+        What is compared: the generation, and when the session was validated and seen and its token expires. `digest`
+        led to the row when it was read, as its current token's; it may be looked up again, and need not be.
         """
         ...
 
