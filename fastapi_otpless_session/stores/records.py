@@ -12,7 +12,7 @@ from fastapi_otpless_session.session import LAST_SECOND
 from fastapi_otpless_session.stores.base import EndReason, Rotation, SessionRow, State
 
 CONFIRMATIONS_REMEMBERED = 1_000
-ROWS_REMEMBERED = 500
+ROWS_REMEMBERED = 100
 SHAPES_REMEMBERED = 100
 
 _NUMBER = (int, float)
