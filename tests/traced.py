@@ -1,5 +1,5 @@
 """Coverage follows the tests that go each way once, and not those marked `varied`, which go the same ways with many
-inputs, faults or stores: it makes these take twice as long, and finds nothing more. This is a pytest plugin.
+inputs, faults or stores: it makes these take twice as long, and finds little more. This is a pytest plugin.
 """
 
 from __future__ import annotations
