@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi_otpless_session.errors import NoVerdictError
 from fastapi_otpless_session.flights import Flights
 from fastapi_otpless_session.loops import PerLoop
 
@@ -48,11 +47,7 @@ class Background:
 
         Raises `NoVerdictError` after `seconds`; the work goes on.
         """
-        loop = await self._loops.get()
-        try:
-            result: T = await loop.flights.join(key, work, seconds)
-        except TimeoutError:
-            raise NoVerdictError("the answer takes too long") from None
+        result: T = await (await self._loops.get()).flights.join(key, work, seconds)
         return result
 
     async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
@@ -60,11 +55,7 @@ class Background:
 
         Raises `NoVerdictError` where another's takes longer than `seconds`.
         """
-        loop = await self._loops.get()
-        try:
-            result: T = await loop.flights.ask(key, work, seconds)
-        except TimeoutError:
-            raise NoVerdictError("the answer takes too long") from None
+        result: T = await (await self._loops.get()).flights.ask(key, work, seconds)
         return result
 
     async def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -28,8 +28,6 @@ from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
 STATE_NAME = "otpless"
 OPEN_MARK = "fastapi_otpless_session.open"
 """A scope has this key once a route of the router's has matched it that nobody needs a session for."""
-SCRIPT_PATH = "/client.js"
-"""Where that script is, under the router's prefix."""
 
 
 class RequestSession:
@@ -126,7 +124,8 @@ class RequestSession:
         """Return the session or the reason why there is none, the same for everybody who asks."""
         if max_age is None:
             self.is_admitted()
-        self.was_asked_for = True
+        else:
+            self.was_asked_for = True
         outcome = self.outcome
         if outcome is not None and self._is_within(max_age):
             return outcome

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
-from fastapi_otpless_session.errors import OtplessSessionError
+from fastapi_otpless_session.errors import NoVerdictError, OtplessSessionError
 from fastapi_otpless_session.telemetry import logger
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Flights(Generic[T]):
@@ -38,20 +39,17 @@ class Flights(Generic[T]):
         return self._tasks.get(key)
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
-        """Wait for the task of `key`, started where there is none. Raises `TimeoutError` after `seconds`."""
-        task = self.start(key, work)
-        async with asyncio.timeout(seconds):
-            return await asyncio.shield(task)
+        """Wait for the task of `key`, started where there is none. Raises `NoVerdictError` after `seconds`."""
+        return await _within(seconds, asyncio.shield(self.start(key, work)))
 
     async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Do `work` in the caller's own task, and give whoever asks for `key` meanwhile the same.
 
-        Where the caller is cancelled, one of those who wait does the work anew. Raises `TimeoutError` to who waits for
-        longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
+        Where the caller is cancelled, one of those who wait does the work anew. Raises `NoVerdictError` to who waits
+        for longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
         """
         while (asked := self._asked.get(key)) is not None:
-            async with asyncio.timeout(seconds):
-                await asyncio.wait([asked])
+            await _within(seconds, asyncio.wait([asked]))
             if not asked.cancelled():
                 return asked.result()
         asked = self._asked[key] = asyncio.get_running_loop().create_future()
@@ -83,3 +81,11 @@ class Flights(Generic[T]):
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, OtplessSessionError):
             logger.error("Work behind requests failed", exc_info=error)
+
+
+async def _within(seconds: float, waiting: Awaitable[R]) -> R:
+    try:
+        async with asyncio.timeout(seconds):
+            return await waiting
+    except TimeoutError:
+        raise NoVerdictError("the answer takes too long") from None

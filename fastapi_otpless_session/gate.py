@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.errors import UpstreamError
@@ -30,7 +29,8 @@ class _Places:
     strangers: asyncio.Semaphore
 
 
-class Pass(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pass:
     """A place that is held."""
 
     gates: tuple[asyncio.Semaphore, ...]
@@ -55,10 +55,8 @@ class Gate:
         """Take a place. Raises `UpstreamError` where none gets free early enough in `deadline` seconds."""
         places = await self._places.get()
         gates = (places.all,) if known else (places.strangers, places.all)
-        if not any(gate.locked() for gate in gates):  # as a rule; then there is no wait, nor need of a timer to end it
-            for gate in gates:
-                await gate.acquire()
-            return Pass(gates)
+        if not any(gate.locked() for gate in gates):  # as a rule; then the wait needs no deadline, which costs a timer
+            return await _take(gates)
         try:
             async with asyncio.timeout(deadline * SHARE_OF_WAITING):
                 return await _take(gates)

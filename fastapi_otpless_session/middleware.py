@@ -12,8 +12,9 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session import telemetry
-from fastapi_otpless_session.connection import OPEN_MARK, SCRIPT_PATH, STATE_NAME, RequestSession
+from fastapi_otpless_session.connection import OPEN_MARK, STATE_NAME, RequestSession
 from fastapi_otpless_session.errors import OtplessSessionError, RefusalError, refusal
+from fastapi_otpless_session.script import SCRIPT_PATH
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.settings import OtplessSettings

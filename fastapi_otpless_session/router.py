@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import Scope
 
-from fastapi_otpless_session.connection import OPEN_MARK, SCRIPT_PATH, RequestSession, request_session
+from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, request_session
 from fastapi_otpless_session.errors import (
     BodyRefusedError,
     CrossSiteRequestError,
@@ -26,7 +26,7 @@ from fastapi_otpless_session.errors import (
     SessionNotFoundError,
     SessionUnavailableError,
 )
-from fastapi_otpless_session.script import client_script
+from fastapi_otpless_session.script import SCRIPT_PATH, client_script
 from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.transport import SAFE_METHODS, Channel
@@ -80,7 +80,7 @@ class OpenRoute(APIRoute):
 
 
 class SignInRoute(OpenRoute):
-    """The sign-in route."""
+    """The sign-in route, which the doctor looks for: without it nobody can sign in."""
 
 
 async def _same_origin(connection: HTTPConnection) -> None:

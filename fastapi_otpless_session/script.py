@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
+SCRIPT_PATH = "/client.js"
+"""Where the router serves it, under its prefix."""
 MAX_AGE = 300
 """How many seconds a browser may use the script unasked: so long an upgrade takes to reach all pages."""
 

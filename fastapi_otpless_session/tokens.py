@@ -78,12 +78,12 @@ class Column(StrEnum):
 
 def is_token(text: str) -> bool:
     """Whether `text` has the shape of a JWT: three base64url parts (RFC 7515), 8 KiB at most."""
-    return len(text) <= TOKEN_LIMIT and _has_shape(text)
+    return len(text) <= TOKEN_LIMIT and has_token_shape(text)
 
 
 def has_token_shape(text: str) -> bool:
     """Whether `text` looks like a JWT, of whatever size."""
-    return is_token(text) if len(text) <= TOKEN_LIMIT else _SHAPE.fullmatch(text) is not None
+    return _has_shape(text) if len(text) <= TOKEN_LIMIT else _SHAPE.fullmatch(text) is not None
 
 
 @lru_cache(SHAPES_REMEMBERED)  # on its way in, a token is looked at two or three times

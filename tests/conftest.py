@@ -46,7 +46,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """HTTP clients trust one certificate instead of 140: it takes 20 ms to read these, and no test calls the world."""
+    """HTTP clients trust one certificate: to read all of a system takes them long, and no test calls the world."""
     folder = tmp_path_factory.mktemp("authority")
     write_certificate(folder, "nobody")
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +141,7 @@ def _template() -> FastAPI:
 
 
 def make_app() -> FastAPI:
-    """Return an application with those routes, and ours under /auth: made once, for FastAPI takes 30 ms for them."""
+    """Return an application with those routes, and ours under /auth: made once, for FastAPI takes long for them."""
     app = FastAPI()
     app.router.routes.extend(_template().routes)
     return app
