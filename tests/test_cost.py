@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from asgi import http_scope
 from conftest import Clock, World
 from fastapi import FastAPI
+from made_up import KINDS, Kind, MadeUp
 from starlette.types import ASGIApp, Message
 
 from fastapi_otpless_session.connection import RequestSession
@@ -62,12 +63,19 @@ async def send(message: Message) -> None:
 
 
 async def calls_of(app: ASGIApp, path: str, token: str | None) -> list[str]:
-    headers = [(b"host", b"shop.example"), *([(b"x-session-token", token.encode())] if token else [])]
-    for _ in range(WARM):
-        await app({**http_scope(path), "headers": list(headers)}, receive, send)
-    scope = {**http_scope(path), "headers": list(headers)}
-    with counted() as made:
+    return await calls_of_last(app, path, [token] * (WARM + 1))
+
+
+async def calls_of_last(app: ASGIApp, path: str, tokens: Sequence[str | None]) -> list[str]:
+    """Send a request with each of the tokens, and return the calls of the last."""
+    *first, last = [
+        {**http_scope(path), "headers": [(b"host", b"shop.example"), *header]}
+        for header in ([(b"x-session-token", token.encode())] if token else [] for token in tokens)
+    ]
+    for scope in first:
         await app(scope, receive, send)
+    with counted() as made:
+        await app(last, receive, send)
     return made[:-2]  # the two that stop counting
 
 
@@ -121,6 +129,23 @@ def test_a_refusal_makes_fewer_calls_than_a_route(make_world: Callable[..., Worl
     refused = world.call(calls_of, world.app, "/public", None)
     route = asyncio.run(calls_of(bare(), "/public", None))
     assert len(refused) < len(route) / 2
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_a_made_up_token_costs_as_two_requests_of_somebody_known_at_most_and_otpless_hears_of_none(
+    make_world: Callable[..., World], kind: Kind
+) -> None:
+    """So a flood of them is to the others as so many people would be. None is like another, and none is remembered."""
+    world = make_world()
+    served = world.call(calls_of, world.app, "/orders", world.token(world.sign_in(channel="header")))
+    made_up = MadeUp(world.emulator)
+    assert world.get("/orders", made_up.one(kind)).status_code == 401  # an unknown key: they are fetched once again
+    asked = len(world.emulator.calls)
+    refused = world.call(calls_of_last, world.app, "/orders", [made_up.one(kind) for _ in range(WARM + 1)])
+    assert len(refused) <= 2 * len(served)
+    assert refused.count("Connection.execute") == kind.has_token_shape  # looked up: it could be known
+    assert refused.count("RSAPublicKey.verify") == kind.names_known_key
+    assert len(world.emulator.calls) == asked
 
 
 def test_a_known_session_is_looked_at_once_a_request_and_not_read(
