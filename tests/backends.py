@@ -348,7 +348,21 @@ ServerT = TypeVar("ServerT", Server, RedisServer, RedisCluster, PostgresServer)
 
 
 @pytest.fixture(scope="session")
-def server_guard() -> Iterator[Guard]:
+def _patient_stores() -> Iterator[None]:
+    """Stores wait for their servers as long as the tests do: where many want one at once, a busy machine is no fault.
+
+    A test that is about a store's patience takes some of it away.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("sql_link.PATIENCE", "redis_link.PATIENCE", "redis_link.CONNECT_SECONDS"):
+            patch.setattr(f"fastapi_otpless_session.stores.{name}", PATIENCE)
+        for name in ("ASK_SECONDS", "NODE_SECONDS"):
+            patch.setattr(f"fastapi_otpless_session.stores.redis_cluster.{name}", PATIENCE)
+        yield
+
+
+@pytest.fixture(scope="session")
+def server_guard(_patient_stores: None) -> Iterator[Guard]:
     with Guard() as guard:
         yield guard
 

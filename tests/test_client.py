@@ -10,7 +10,6 @@ import logging
 import socket
 import ssl
 import threading
-import time
 import warnings
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -39,9 +38,8 @@ SECRET = "canary-secret"
 BASE = "https://otpless.example"
 VALIDATE = f"{BASE}/v1/sessions/validate-session"
 REFRESH = f"{BASE}/v1/sessions/get-new-session-token"
-SHORT = 0.4
-PATIENCE = 3.0
-"""How long a deadline of `SHORT` may take on a busy machine."""
+SHORT = 2.0
+"""A deadline in real seconds: long enough for a busy machine to have sent a request before it."""
 THREADS = 3
 only_httpx = pytest.mark.parametrize("http_client", ["httpx"])
 
@@ -412,28 +410,32 @@ async def test_a_fault_of_any_kind_is_no_verdict_on_any_call(
     assert len(backend.emulator.calls) == len(calls)  # none was made twice
 
 
-@pytest.mark.parametrize(("kind", "path"), [("hang", "validate-session"), ("drip", "validate-session")])
-async def test_the_deadline_is_total_so_that_a_server_that_drips_cannot_beat_it(
-    backend: Backend, kind: FaultKind, path: str
-) -> None:
+async def test_the_deadline_is_total_so_that_a_server_that_drips_cannot_beat_it(backend: Backend) -> None:
+    """No byte is long in coming, and the whole answer would be there after ten seconds."""
     info = backend.sign_in()
-    backend.emulator.add_fault(Fault(kind, path, interval=SHORT / 2))
+    backend.emulator.add_fault(Fault("drip", "validate-session", interval=SHORT / 4))
     async with backend.client(request_timeout=SHORT) as client:
-        started = time.monotonic()
-        with pytest.raises(UpstreamError, match=r"did not answer within 0\.\d+ s") as caught:
+        with pytest.raises(UpstreamError, match=r"did not answer within [012]") as caught:
             await client.validate_session(info["sessionToken"])
-        assert time.monotonic() - started < PATIENCE
         assert caught.value.unsent is False
 
 
 async def test_a_refresh_has_a_deadline_of_its_own(backend: Backend) -> None:
     info = backend.sign_in()
     backend.emulator.add_fault(Fault("hang"))
-    async with backend.client(request_timeout=SHORT, refresh_timeout=2 * SHORT) as client:
-        started = time.monotonic()
-        with pytest.raises(UpstreamError):
-            await client.new_session_token(info["refreshToken"])
-        assert 2 * SHORT - 0.05 <= time.monotonic() - started < PATIENCE
+    async with backend.client(request_timeout=20, refresh_timeout=60) as client:
+        time = LoopTime()
+        calls = [client.validate_session(info["sessionToken"]), client.new_session_token(info["refreshToken"])]
+        validation, refresh = [asyncio.create_task(call) for call in calls]
+        while len(backend.emulator.calls) < len(calls):  # noqa: ASYNC110 - the emulator has its own thread
+            await asyncio.sleep(0.01)
+        await time.advance(20)
+        with pytest.raises(UpstreamError, match=r"did not answer within [12]\d"):
+            await validation
+        assert not refresh.done()
+        await time.advance(40)
+        with pytest.raises(UpstreamError, match=r"did not answer within [56]\d"):
+            await refresh
 
 
 async def test_a_redirect_is_not_followed_and_our_secret_stays_here(backend: Backend) -> None:
@@ -531,7 +533,7 @@ async def test_no_secret_and_no_token_reach_the_log_or_an_error(
 async def test_a_caller_that_goes_away_in_an_answer_leaves_nothing_of_it_to_the_next(
     backend: Backend, client: OtplessClient
 ) -> None:
-    backend.emulator.add_fault(Fault("drip", times=1, interval=SHORT / 10))
+    backend.emulator.add_fault(Fault("drip", times=1, interval=0.04))
     for number in range(2):
         if number:
             backend.emulator.add_fault(Fault("hang", times=1))
@@ -796,12 +798,16 @@ async def test_no_more_calls_than_allowed_are_made_at_once_and_strangers_get_hal
 
 
 async def test_who_finds_no_place_in_time_gets_no_verdict_and_keeps_none() -> None:
-    gatekeeper = Gatekeeper()
-    client = OtplessClient(settings_for(max_upstream=1, request_timeout=0.05, refresh_timeout=60), http=gatekeeper)
+    gatekeeper, time = Gatekeeper(), LoopTime()
+    client = OtplessClient(settings_for(max_upstream=1, request_timeout=60, refresh_timeout=120), http=gatekeeper)
     first = asyncio.create_task(client.new_session_token("a.b.c"))
     await settle()
+    second = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    assert not second.done()
+    await time.advance(60)
     with pytest.raises(UpstreamError, match="too many calls") as caught:
-        await client.validate_session("a.b.c")
+        await second
     assert caught.value.unsent is True
     gatekeeper.open_gate.set()
     with pytest.raises(UpstreamError):  # the gatekeeper knows no pairs

@@ -17,6 +17,7 @@ from fastapi import WebSocket
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 from pages import DOCS, read
+from simulated import LoopTime, settle
 from telemetered import Telemetry, telemetry_of_process
 from test_refresh import STRICT, Workers, close, files, token_of
 
@@ -167,13 +168,17 @@ class TestUpstream:
         assert telemetry.gauge("otpless.upstream.breakers_open") == closed
 
     def test_a_crowd_beyond_max_upstream_is_told(self, make_world: Callable[..., World], telemetry: Telemetry) -> None:
-        world = make_world(max_upstream=1, request_timeout=0.2)
+        world = make_world(max_upstream=1)
         tokens = [world.token(world.sign_in(channel="header", mobile=str(number))) for number in range(2)]
         world.emulator.add_fault(Fault("hang"))
         world.clock.advance(400)
 
         async def both() -> None:
-            await asyncio.gather(*(world.sessions.resolve(token) for token in tokens))
+            time = LoopTime()
+            looks = asyncio.gather(*(world.sessions.resolve(token) for token in tokens))
+            await settle()
+            await time.advance(world.settings.request_timeout)
+            await looks
 
         world.call(both)
         assert telemetry.count("otpless.upstream.rejections", reason="full") == 1

@@ -10,6 +10,8 @@ from typing import Any, Self
 import httpx
 import pytest
 from conftest import Clock, World, make_settings
+from processes import PATIENCE
+from simulated import Stalls, hurry
 
 from fastapi_otpless_session import (
     NoVerdictError,
@@ -176,16 +178,17 @@ async def test_a_lost_answer_is_asked_for_again(clock: Clock) -> None:
 @pytest.mark.parametrize("kind", ["hang", "reset", "truncated", "gzip_bomb", "deep", "redirect", "wrong_types"])
 async def test_an_otpless_that_answers_nothing_usable_signs_nobody_out(clock: Clock, kind: Any) -> None:
     emulator = Emulator(clock=clock)
-    deadline = 1 if kind == "hang" else 10
+    emulator.app = stalls = Stalls(emulator.app)
     with serve(emulator) as url:
         settings = make_settings(
             base_url=url,
             jwks_url=f"{url}/.well-known/jwks",
-            request_timeout=deadline,
-            refresh_timeout=deadline,
+            request_timeout=PATIENCE,
+            refresh_timeout=PATIENCE,
             stale_if_error=0,
         )
-        async with OtplessSessions(settings, clock=clock) as sessions:
+        client = hurry(OtplessClient(settings), stalls)
+        async with OtplessSessions(settings, client=client, clock=clock) as sessions:
             session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
             token = session.token.get_secret_value()
             for path in ("validate-session", "get-new-session-token"):

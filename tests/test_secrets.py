@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from conftest import Clock, make_app, make_settings
 from fastapi.testclient import TestClient
+from processes import PATIENCE
+from simulated import Stalls, hurry
 from telemetered import telemetry_of_process
 
 import fastapi_otpless_session
@@ -104,6 +106,7 @@ def test_no_path_and_no_fault_brings_a_secret_to_light(
     measured = telemetry_of_process()
     measured.begin()
     emulator = Emulator(EmulatorSettings(client_secret=SECRET, rotation="rotating"), clock=clock)
+    emulator.app = stalls = Stalls(emulator.app)
     with serve(emulator) as url:
         values = make_settings(
             client_secret=SECRET,
@@ -111,10 +114,10 @@ def test_no_path_and_no_fault_brings_a_secret_to_light(
             base_url=url,
             jwks_url=f"{url}/.well-known/jwks",
             store_url=f"sqlite:///{tmp_path / 'store.db'}",
-            request_timeout=0.5,
-            refresh_timeout=0.5,
+            request_timeout=PATIENCE,
+            refresh_timeout=PATIENCE,
         )
-        client = OtplessClient(values, monotonic=clock)
+        client = hurry(OtplessClient(values, monotonic=clock), stalls)
 
         def told_to_a_hook(event: SessionEvent) -> None:
             canaries.seen.append(repr(event))

@@ -15,10 +15,11 @@ import httpx
 import pytest
 from conftest import make_settings
 from fleet_members import REFRESH, Fleet, Turnstile, outcome, until
-from processes import wait_until
+from processes import PATIENCE, wait_until
 from servers import Nursery, Worker, environment
+from simulated import Stalls, hurry
 
-from fastapi_otpless_session import OtplessSessions, Session, SessionReason
+from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.signin import OtplessUser
 
@@ -90,10 +91,11 @@ async def test_a_client_that_disconnects_changes_nothing_for_others_who_wait_nor
 
 def test_a_life_with_faults_leaves_no_task_connection_file_or_thread_open(tmp_path: Path) -> None:
     emulator = Emulator()
+    emulator.app = stalls = Stalls(emulator.app)
     with serve(emulator) as url:
-        asyncio.run(_live(emulator, url, tmp_path / "warm.db"))  # what Python itself opens once is open now
+        asyncio.run(_live(emulator, stalls, url, tmp_path / "warm.db"))  # what Python itself opens once is open now
         files, threads = Counter(_open_files()), set(threading.enumerate())
-        asyncio.run(_live(emulator, url, tmp_path / "s.db"))
+        asyncio.run(_live(emulator, stalls, url, tmp_path / "s.db"))
         gc.collect()  # a connection that was forgotten would warn now, and warnings are errors
         # The emulator is in this process, too, and may need a moment to see that its clients have gone; those of the
         # first life as well, so that there may be less open than before.
@@ -101,12 +103,17 @@ def test_a_life_with_faults_leaves_no_task_connection_file_or_thread_open(tmp_pa
         assert set(threading.enumerate()) <= threads
 
 
-async def _live(emulator: Emulator, url: str, file: Path) -> None:
+async def _live(emulator: Emulator, stalls: Stalls, url: str, file: Path) -> None:
     values = make_settings(
-        base_url=url, jwks_url=f"{url}/.well-known/jwks", store_url=f"sqlite:///{file}", request_timeout=1
+        base_url=url,
+        jwks_url=f"{url}/.well-known/jwks",
+        store_url=f"sqlite:///{file}",
+        request_timeout=PATIENCE,
+        refresh_timeout=PATIENCE,
+        validation_ttl=0,
+        stale_if_error=0,
     )
-    values = values.model_copy(update={"refresh_timeout": 1, "validation_ttl": 0, "stale_if_error": 0})
-    async with OtplessSessions(values) as sessions:
+    async with OtplessSessions(values, client=hurry(OtplessClient(values), stalls)) as sessions:
         user = emulator.sign_in()
         token = (await sessions.sign_in(OtplessUser.model_validate(user))).token.get_secret_value()
         assert isinstance(await sessions.resolve(token), Session)

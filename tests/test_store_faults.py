@@ -36,7 +36,7 @@ from fastapi_otpless_session import (
     open_store,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
-from fastapi_otpless_session.stores import lua
+from fastapi_otpless_session.stores import lua, redis_link, sql_link
 from fastapi_otpless_session.stores.base import EndReason, SessionRow
 from fastapi_otpless_session.testing.store_contract import new_row, refresh_digest, token_digest
 from fastapi_otpless_session.vault import Vault
@@ -47,6 +47,7 @@ DAY = 86_400
 LEASE = 15
 VALIDATION_TTL = 30
 DELAY = 0.01
+LITTLE_PATIENCE = 0.5
 PEOPLE = 30
 LOOKS = 150
 REFRESH = "get-new-session-token"
@@ -924,7 +925,7 @@ def test_a_slow_store_makes_requests_slow_and_nothing_else(
 
 @pytest.mark.parametrize("trouble", SILENT, indirect=True)
 def test_a_store_that_falls_silent_is_waited_for_briefly_and_what_it_had_taken_is_done_once(
-    trouble: Trouble, strict: Otpless, make_worker: MakeWorker
+    trouble: Trouble, strict: Otpless, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker, other = make_worker(trouble.url, strict), make_worker(trouble.url, strict)
     user, token = worker.someone("911")
@@ -932,7 +933,13 @@ def test_a_store_that_falls_silent_is_waited_for_briefly_and_what_it_had_taken_i
     seen, seen_token = other.someone("922")
     unseen, unseen_token = worker.someone("933")
     other.together([seen_token])
-    strict.while_refreshing = trouble.begin
+
+    def fall_silent() -> None:
+        trouble.begin()
+        for link in (sql_link, redis_link):
+            monkeypatch.setattr(link, "PATIENCE", LITTLE_PATIENCE)
+
+    strict.while_refreshing = fall_silent
     with ThreadPoolExecutor(1) as thread:
         refreshing = thread.submit(worker.together, [token])
         wait_until(lambda: worker.refreshes == 1, "for the refresh to begin")
@@ -942,6 +949,7 @@ def test_a_store_that_falls_silent_is_waited_for_briefly_and_what_it_had_taken_i
     assert_nothing_new(served)
     assert_served(stale, seen, refreshed=False, stale=True)
     assert_no_verdict(no_verdict)
+    monkeypatch.undo()
     trouble.end()
     assert_one_generation_more(worker, user)
     assert_served(other.ask(unseen_token), unseen, stale=False)

@@ -17,6 +17,8 @@ from fastapi import Request
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import PATIENCE
+from simulated import Stalls, hurry
 
 from fastapi_otpless_session import (
     OtplessClient,
@@ -31,10 +33,6 @@ pytestmark = pytest.mark.varied
 
 SECRET = "canary-client-secret"
 COOKIE = "__Host-otpless_session"
-SLOW = {"hang", "drip", "act_then_hang"}
-SHORT = 0.3
-PATIENCE = 10.0
-"""The deadlines of a call that meets a slow fault, and of others, in real seconds: sockets know no other."""
 
 FAULTS = {
     "timeout": Fault("hang"),
@@ -103,27 +101,26 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[tuple[Emulator, Clock, str]]:
+def upstream() -> Iterator[tuple[Emulator, Stalls, Clock, str]]:
     clock = Clock()
     emulator = Emulator(EmulatorSettings(client_secret=SECRET, rotation="rotating"), clock=clock)
+    emulator.app = stalls = Stalls(emulator.app)
     with serve(emulator) as url:
-        yield emulator, clock, url
+        yield emulator, stalls, clock, url
 
 
 @pytest.fixture
-def stage(upstream: tuple[Emulator, Clock, str], request: pytest.FixtureRequest, http_client: str) -> Iterator[Stage]:
-    emulator, clock, url = upstream
-    fault = getattr(request.node, "callspec", None) and request.node.callspec.params.get("fault")
-    deadline = SHORT if fault and fault.kind in SLOW else PATIENCE
+def stage(upstream: tuple[Emulator, Stalls, Clock, str], http_client: str) -> Iterator[Stage]:
+    emulator, stalls, clock, url = upstream
     values = make_settings(
         client_secret=SECRET,
         base_url=url,
         jwks_url=f"{url}/.well-known/jwks",
-        request_timeout=deadline,
-        refresh_timeout=deadline,
+        request_timeout=PATIENCE,
+        refresh_timeout=PATIENCE,
         http_client=http_client,
     )
-    sessions = OtplessSessions(values, client=OtplessClient(values, monotonic=clock), clock=clock)
+    sessions = OtplessSessions(values, client=hurry(OtplessClient(values, monotonic=clock), stalls), clock=clock)
     app = make_app()
     app.add_middleware(OtplessSessionMiddleware, sessions=sessions)
     with TestClient(app, base_url="https://shop.example") as client:
