@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,6 +14,7 @@ import pytest
 from certificates import CERTIFICATE, write_certificate
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from processes import PATIENCE
 
 from fastapi_otpless_session import (
     CurrentSession,
@@ -27,6 +29,10 @@ from fastapi_otpless_session import (
     telemetry,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings
+
+for number in (signal.SIGINT, signal.SIGQUIT):  # a shell has what runs in the background ignore them, and its children
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
 
 pytest_plugins = ["backends", "browser", "doctored", "traced"]
 EMULATOR_URL = "http://otpless.localhost"
@@ -51,6 +57,15 @@ def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     write_certificate(folder, "nobody")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(folder / CERTIFICATE))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_requests() -> Iterator[None]:
+    """What tests send by httpx has as long as a busy machine needs; by itself it gives up after five seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        for phase in ("connect", "read", "write", "pool"):
+            patch.setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, phase, PATIENCE)
         yield
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from queue import Queue
 from threading import Thread
 
+from processes import PATIENCE
+
 ROOT = Path(__file__).parent.parent
-PATIENCE = 30.0
 
 
 class Demo:

@@ -13,6 +13,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from processes import PATIENCE
 
 from fastapi_otpless_session.__main__ import main
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
@@ -91,7 +92,7 @@ def examine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capt
         )
         for name, value in {**defaults, **urls, **variables}.items():
             monkeypatch.setenv(name, value)
-        arguments = ["doctor", *options, *["--json"] * as_json]
+        arguments = ["doctor", "--timeout", str(PATIENCE), *options, *["--json"] * as_json]
         if app is not None:
             module = f"doctored_{os.getpid()}_{next(_numbers)}"
             (tmp_path / f"{module}.py").write_text(dedent(app))

@@ -6,9 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from browser import Browser, Shop, signed_in
+from browser import MILLISECONDS, Browser, Shop, signed_in
 from playwright.sync_api import expect
-from processes import wait_until
+from processes import PATIENCE, wait_until
 
 pytestmark = pytest.mark.varied
 
@@ -21,7 +21,7 @@ LOCAL_TOKEN = "Object.entries(localStorage).find(([key]) => key.startsWith('otpl
 
 def expect_path(page: Page, path: str) -> None:
     """Look again and again: `wait_for_url` fails where one navigation takes over from another."""
-    expect(page).to_have_url(re.compile(rf"https?://[^/]+{re.escape(path)}"), timeout=30_000)
+    expect(page).to_have_url(re.compile(rf"https?://[^/]+{re.escape(path)}"), timeout=PATIENCE * MILLISECONDS)
 
 
 def order(page: Page, tea: str = "Masala Chai") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import World
+from processes import PATIENCE
 
 NODE = shutil.which("node")
 SCRIPT = "/auth/client.js"
@@ -64,4 +65,4 @@ def test_it_is_javascript(world: World, tmp_path: Path) -> None:
     assert NODE is not None
     file = tmp_path / "client.js"
     file.write_bytes(world.client.get(SCRIPT).content)
-    subprocess.run([NODE, "--check", file], check=True, timeout=30)  # noqa: S603 - our own script
+    subprocess.run([NODE, "--check", file], check=True, timeout=PATIENCE)  # noqa: S603 - our own script

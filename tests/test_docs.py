@@ -20,6 +20,7 @@ import diagrams
 import pytest
 import yaml  # type: ignore[import-untyped]
 from pages import DOCS, NOT_OURS, README, ROOT, Block, Page, blocks, pages, read, tables
+from processes import PATIENCE
 
 import fastapi_otpless_session
 from example_app.settings import ShopSettings
@@ -71,7 +72,7 @@ class TestCode:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=5 * PATIENCE,
         )
         assert ran.returncode == 0, ran.stdout + ran.stderr
         assert "passed" in ran.stdout
@@ -107,7 +108,7 @@ class TestCode:
             found = re.findall(r"<script(?: type=\"module\")?>(.*?)</script>", block.text, re.DOTALL)
         file = tmp_path / ("snippet.mjs" if "import " in block.text else "snippet.js")
         file.write_text("\n".join(found), encoding="utf-8")
-        ran = subprocess.run([NODE, "--check", file], capture_output=True, text=True, check=False, timeout=30)  # noqa: S603 - our own page
+        ran = subprocess.run([NODE, "--check", file], capture_output=True, text=True, check=False, timeout=PATIENCE)  # noqa: S603 - our own page
         assert ran.returncode == 0, ran.stderr
 
     @pytest.mark.parametrize("block", blocks("nginx", "json", "toml", "yaml"), ids=str)

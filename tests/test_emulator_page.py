@@ -15,6 +15,7 @@ from typing import Any, get_args
 import httpx
 import pytest
 from asgi import exchange, http_scope
+from processes import PATIENCE
 from starlette.types import Message
 
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, FaultKind, serve
@@ -24,13 +25,13 @@ from fastapi_otpless_session.emulator.live import MOST_CALLS, MOST_SESSIONS
 CREDENTIALS = {"clientId": "demo-client", "clientSecret": "demo-secret"}
 VALIDATE = "/v1/sessions/validate-session"
 REFRESH = "/v1/sessions/get-new-session-token"
-PATIENCE = 10.0
 HERE = "http://127.0.0.1:8701"
 CONTROL = ["state", "calls", "faults", "events", "openapi.json"]
 
 
-def validate(base_url: str, token: str, **headers: str) -> httpx.Response:
-    return httpx.post(base_url + VALIDATE, json={"sessionToken": token}, headers={**CREDENTIALS, **headers})
+def validate(base_url: str, token: str, *, timeout: httpx.Timeout | None = None, **headers: str) -> httpx.Response:
+    with httpx.Client(timeout=timeout or PATIENCE, headers={**CREDENTIALS, **headers}) as client:
+        return client.post(base_url + VALIDATE, json={"sessionToken": token})
 
 
 class Viewer:
@@ -152,7 +153,7 @@ class TestStream:
         emulator.add_fault(Fault("hang"))
         with looking_at(url) as viewer:
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(url + VALIDATE, json={"sessionToken": "x"}, headers=CREDENTIALS, timeout=0.1)
+                validate(url, "x", timeout=httpx.Timeout(PATIENCE, read=0.1))
             told = viewer.wait_until(lambda told: told["calls"]["calls"] != [])
         (call,) = told["calls"]["calls"]
         assert (call["status"], call["took"], call["fault"]) == (0, None, "hang")

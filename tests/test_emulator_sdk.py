@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from processes import PATIENCE
 
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
 from fastapi_otpless_session.emulator.sdk import MOST_PENDING, OTP_LIFETIME, OTP_TRIES
@@ -220,7 +221,7 @@ def test_the_headless_script_reports_its_events() -> None:
         source = httpx.get(url + "/v4/headless.js").text
         command = [NODE, "-e", PAGE]
         ran = subprocess.run(  # noqa: S603 - the command is Node.js with the page above
-            command, input=json.dumps([url, source]), capture_output=True, text=True, check=True, timeout=30
+            command, input=json.dumps([url, source]), capture_output=True, text=True, check=True, timeout=PATIENCE
         )
     assert json.loads(ran.stdout) == {
         "types": ["OTP_AUTO_READ", "FAILED", "ONETAP", "SESSION_END"],

@@ -13,10 +13,9 @@ from contextlib import suppress
 import pytest
 import redis
 from backends import RedisServer
-from processes import HOST, steady_port, wait_until
+from processes import HOST, PATIENCE, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Direction, Proxy
 
-PATIENCE = 10
 LARGE = b"x" * 1_000_000 + b"\n"
 
 

@@ -20,6 +20,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from pages import Block, blocks, tables
+from processes import PATIENCE
 from starlette.websockets import WebSocketDisconnect
 
 import fastapi_otpless_session
@@ -283,7 +284,7 @@ def _browse(section: str, *, answers: list[list[Any]], calls: int) -> Any:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     return json.loads(ran.stdout)
 

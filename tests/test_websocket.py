@@ -12,6 +12,7 @@ import httpx
 import pytest
 from conftest import Clock, World, make_settings
 from fastapi import FastAPI, WebSocket
+from processes import PATIENCE
 from simulated import LoopTime, settle
 from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
@@ -30,7 +31,6 @@ from fastapi_otpless_session.signin import OtplessUser
 
 DAY = 86_400
 QUICK = 0.02
-PATIENCE = 10
 SITE = "wss://shop.example"
 
 

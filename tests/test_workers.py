@@ -31,14 +31,14 @@ def strict() -> Iterator[tuple[Emulator, str]]:
 async def _together(url: str, token: str) -> list[httpx.Response]:
     """Send many requests at once, each on a connection of its own, so that all workers get some."""
     limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, limits=limits) as client:
         headers = {"X-Session-Token": token}
         return await asyncio.gather(*(client.get("/orders", headers=headers) for _ in range(REQUESTS)))
 
 
 def _sign_in(url: str, emulator: Emulator) -> dict[str, Any]:
     user = emulator.sign_in()
-    answer = httpx.post(f"{url}/auth/login?channel=header", json=user, timeout=30)
+    answer = httpx.post(f"{url}/auth/login?channel=header", json=user)
     assert answer.status_code == 200, answer.text
     return user
 
@@ -52,8 +52,8 @@ def test_a_restart_loses_no_session_and_a_sign_out_acts_on_every_worker(
         token = str(_sign_in(url, emulator)["sessionInfo"]["sessionToken"])
     with uvicorn(variables, workers=2) as url:
         headers = {"X-Session-Token": token}
-        assert httpx.get(f"{url}/orders", headers=headers, timeout=30).status_code == 200
-        assert httpx.post(f"{url}/auth/logout", headers=headers, timeout=30).status_code == 204
+        assert httpx.get(f"{url}/orders", headers=headers).status_code == 200
+        assert httpx.post(f"{url}/auth/logout", headers=headers).status_code == 204
         answers = asyncio.run(_together(url, token))
         assert {answer.json()["detail"]["code"] for answer in answers} == {"session_revoked"}
 
@@ -63,7 +63,7 @@ def test_each_channel_works_and_nothing_secret_is_in_the_file_or_the_log(
 ) -> None:
     emulator, emulator_url = strict
     store, log = tmp_path / "s.db", tmp_path / "log"
-    with uvicorn(environment(emulator_url, store), log=log) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with uvicorn(environment(emulator_url, store), log=log) as url, httpx.Client(base_url=url) as client:
         user = emulator.sign_in()
         assert client.post("/auth/login", json=user).status_code == 200
         info = user["sessionInfo"]
@@ -72,7 +72,7 @@ def test_each_channel_works_and_nothing_secret_is_in_the_file_or_the_log(
             assert client.get("/orders").status_code == 200
             token = str(client.cookies["otpless_session"])
             seen.add(token)
-            with httpx.Client(base_url=url, timeout=30) as other:
+            with httpx.Client(base_url=url) as other:
                 for headers in ({"Authorization": f"Bearer {token}"}, {"X-Session-Token": token}):
                     assert other.get("/orders", headers=headers).status_code == 200
             emulator.expire(info["sessionId"])
