@@ -38,9 +38,10 @@ class Background:
         """Stop housekeeping on the running event loop, and let what is under way finish."""
         await self._loops.close()
 
-    async def is_allowed(self) -> bool:
+    def is_allowed(self) -> bool:
         """Whether work may be done behind requests on the running event loop."""
-        return (await self._loops.get()).housekeeping is not None
+        loop = self._loops.there()
+        return loop is not None and loop.housekeeping is not None
 
     async def share(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Return what `work` returns; whoever asks for the same key meanwhile gets the same.
@@ -55,7 +56,8 @@ class Background:
 
         Raises `NoVerdictError` where another's takes longer than `seconds`.
         """
-        result: T = await (await self._loops.get()).flights.ask(key, work, seconds)
+        loop = self._loops.there() or await self._loops.get()
+        result: T = await loop.flights.ask(key, work, seconds)
         return result
 
     async def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

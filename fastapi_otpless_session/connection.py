@@ -35,7 +35,7 @@ class RequestSession:
 
     __slots__ = (
         *("_copy", "_headers", "_is_safe", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scheme"),
-        *("sessions", "transport", "was_asked_for"),
+        *("has_new_token", "sessions", "transport", "was_asked_for"),
     )
 
     def __init__(
@@ -59,6 +59,8 @@ class RequestSession:
         self._max_age: float | None = None
         self.was_asked_for: bool = False
         """Whether anybody has asked for the session."""
+        self.has_new_token: bool = False
+        """Whether the response is to bring a new token."""
 
     @property
     def presented(self) -> Presented:
@@ -133,8 +135,8 @@ class RequestSession:
         async with self._lock:
             outcome = self.outcome
             if outcome is None:
-                outcome, self._max_age = await self._resolve(max_age), max_age
-                self._outcome = outcome
+                outcome = await self._resolve(max_age)
+                self._take(outcome, max_age)
             elif isinstance(outcome, Session) and not self._is_within(max_age):
                 return await self._newer(max_age)
             return outcome
@@ -147,8 +149,12 @@ class RequestSession:
         """Ask again where the answer so far may be too old; a fault then is no verdict on the session itself."""
         outcome = await self._resolve(max_age)
         if outcome is not SessionReason.UNAVAILABLE:
-            self._outcome, self._max_age = outcome, max_age
+            self._take(outcome, max_age)
         return outcome
+
+    def _take(self, outcome: Session | SessionReason, max_age: float | None) -> None:
+        self._outcome, self._max_age = outcome, max_age
+        self.has_new_token = isinstance(outcome, Session) and outcome.refreshed
 
     def is_admitted(self) -> bool:
         """Whether there is a session, as far as that can be told without waiting for anybody.
@@ -157,11 +163,11 @@ class RequestSession:
         """
         if not self.was_asked_for:
             self.was_asked_for = True
-            usable = self._usable()
-            if isinstance(usable, SessionReason):
-                self._outcome = usable
+            presented = self.presented
+            if presented.token is None or self._is_forgeable(presented):
+                self._outcome = _why_refused(presented)
             else:
-                self._copy = self.sessions.at_once(usable)
+                self._copy = self.sessions.at_once(presented.token)
         return self._copy is not None
 
     def at_once(self) -> Session | None:
@@ -172,28 +178,14 @@ class RequestSession:
         return outcome if isinstance(outcome, Session) else None
 
     async def _resolve(self, max_age: float | None) -> Session | SessionReason:
-        usable = self._usable()
-        if isinstance(usable, SessionReason):
-            return usable
-        return await self.sessions.resolve(usable, known_only=self.presented.is_cookie_only, max_age=max_age)
-
-    def _usable(self) -> str | SessionReason:
-        """Return the token that the request carries, or why it cannot be used, whatever it stands for."""
         presented = self.presented
-        token = presented.token
-        if token is None:
-            return SessionReason.CONFLICT if presented.in_conflict else SessionReason.MISSING
-        if presented.is_cookie_only and not self._is_safe and self.is_cross_site:
-            return SessionReason.CROSS_SITE
-        return token
+        if presented.token is None or self._is_forgeable(presented):
+            return _why_refused(presented)
+        return await self.sessions.resolve(presented.token, known_only=presented.is_cookie_only, max_age=max_age)
 
-    def note(self, message: MutableMapping[str, Any]) -> bool:
-        """Note in the start of a response that it depends on the session. Return whether a new token is to be written.
-
-        It is for responses to requests whose session was asked for.
-        """
-        message["headers"] = self.transport.varied(message.get("headers", ()))
-        return isinstance(self._outcome, Session) and self._outcome.refreshed
+    def _is_forgeable(self, presented: Presented) -> bool:
+        """Whether another site may have had the browser send a request that changes something."""
+        return presented.is_cookie_only and not self._is_safe and self.is_cross_site
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
         """Write a swapped token into the start of a response, after one more look that the session was not ended."""
@@ -208,6 +200,13 @@ class RequestSession:
             telemetry.logger.warning("The swapped token goes out with the next response: %s", error)
         except CookieTooLargeError as error:
             telemetry.logger.error("The swapped token cannot be set as a cookie: %s", error.message)
+
+
+def _why_refused(presented: Presented) -> SessionReason:
+    """Say why what a request carries cannot be used, whatever it stands for."""
+    if presented.token is not None:
+        return SessionReason.CROSS_SITE
+    return SessionReason.CONFLICT if presented.in_conflict else SessionReason.MISSING
 
 
 def request_session(connection: HTTPConnection) -> RequestSession:

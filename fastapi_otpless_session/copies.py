@@ -6,8 +6,7 @@ The records that applications see do have the token; the last ones that were mad
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from pydantic import SecretStr
 
@@ -22,17 +21,24 @@ MADE_REMEMBERED = 200
 SEEN_SECONDS = 60.0
 
 
-class Copy(NamedTuple):
-    """What a store had for a digest: read at `at` by the worker's monotonic clock, when the store's said `now`."""
+@dataclass(slots=True)
+class Copy:
+    """What a store had for a digest. Only when it was read changes: that happens with every request."""
 
     row: SessionRow
     claims: Claims
-    now: float
-    at: float
     first_duty: float
     """By the store's clock: until then there is nothing to do about the session but to serve it."""
     made: Lru[str, tuple[SessionRow, Session]]
     """The sessions that were last made of copies and a token each, with the rows that they were made of."""
+    at: float
+    """When it was read, by the worker's monotonic clock."""
+    offset: float
+    """What the store's clock was ahead of that: threads that read while it is written are wrong by a drift at most."""
+
+    def read_again(self, now: float, at: float) -> None:
+        """Note that the store's row is the same at `at` by the worker's monotonic clock, `now` by the store's."""
+        self.at, self.offset = at, now - at
 
     def session(self, token: str) -> Session:
         """Return what the application sees of the session: a record that never changes, and so is made once."""
@@ -72,11 +78,7 @@ class Copies(Lru[bytes, Copy]):
 
     def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
         """Keep an active row, whose current token has this digest and these claims."""
-        self.put(digest, Copy(_light(row, claims), claims, now, at, self._duties.first(row, claims), self._made))
-
-    def renew(self, digest: bytes, copy: Copy, now: float, at: float) -> None:
-        """Keep a copy whose row was read again, and is the same."""
-        self.put(digest, copy._replace(now=now, at=at))
+        self.put(digest, Copy(_light(row, claims), claims, self._duties.first(row, claims), self._made, at, now - at))
 
 
 class Duties:

@@ -34,6 +34,10 @@ class Endings:
         self._patience = patience
         self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
         self._signed_out: Lru[bytes, bool] = Lru(REMEMBERED)
+        self.is_over = self._known.has
+        """Whether this worker knows that a session has ended, by its id."""
+        self.is_signed_out = self._signed_out.has
+        """Whether a token was signed out in this worker while the store could not take note of it, by its digest."""
 
     def reason(self, session_id: str) -> SessionReason | None:
         """Return why a session ended, if this worker knows that it has."""
@@ -43,17 +47,9 @@ class Endings:
         """Remember that a session has ended."""
         self._known.put(session_id, reason)
 
-    def has_over(self, digest: bytes, session_id: str) -> bool:
-        """Whether this worker knows that a token or its session is over."""
-        return self._signed_out.has(digest) or self._known.has(session_id)
-
-    def is_signed_out(self, digest: bytes) -> bool:
-        """Whether a token was signed out in this worker while the store could not take note of it."""
-        return self._signed_out.get(digest) is not None
-
     async def note_signed_out(self, digest: bytes, row: SessionRow) -> None:
         """Remember a token that was signed out without the store, and its session."""
-        was_active = not self._known.has(row.session_id)
+        was_active = not self.is_over(row.session_id)
         self._signed_out.put(digest, True)
         self.note(row.session_id, SessionReason.REVOKED)
         if was_active:
@@ -62,7 +58,7 @@ class Endings:
     async def end(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""
         ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
-        was_active = row.state is State.ACTIVE and not self._known.has(row.session_id)
+        was_active = row.state is State.ACTIVE and not self.is_over(row.session_id)
         self.note(row.session_id, ended_reason(ended))
         if was_active and ended.end_reason is reason:
             await self._events.signed_out(ended, why or WHY[reason])

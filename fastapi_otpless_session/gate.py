@@ -53,7 +53,7 @@ class Gate:
 
     async def enter(self, *, known: bool, deadline: float) -> Pass:
         """Take a place. Raises `UpstreamError` where none gets free early enough in `deadline` seconds."""
-        places = await self._places.get()
+        places = self._places.there() or await self._places.get()
         gates = (places.all,) if known else (places.strangers, places.all)
         if not any(gate.locked() for gate in gates):  # as a rule; then the wait needs no deadline, which costs a timer
             return await _take(gates)

@@ -26,12 +26,17 @@ class PerLoop(Generic[T]):
             WeakKeyDictionary()
         )
 
+    def there(self) -> T | None:
+        """Return the running loop's value if it was made: most often it was, and no coroutine is needed to get it."""
+        entry = self._values.get(asyncio.get_running_loop())
+        return None if entry is None else entry[0]
+
     async def get(self) -> T:
         """Return the running loop's value."""
+        there = self.there()
+        if there is not None:
+            return there
         loop = asyncio.get_running_loop()
-        entry = self._values.get(loop)
-        if entry is not None:
-            return entry[0]
         value = self._make()
         guard = self._guard(weakref.ref(loop), value)
         self._values[loop] = value, guard

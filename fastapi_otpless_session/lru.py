@@ -18,13 +18,14 @@ class Lru(Generic[K, V]):
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.has: Callable[[object], bool] = self._entries.__contains__
         """Whether there is an entry; asking is no use of it."""
+        self._use = self._entries.move_to_end
 
     def get(self, key: K) -> V | None:
         """Return an entry, which counts as its use."""
         value = self._entries.get(key)
         if value is not None:
             try:
-                self._entries.move_to_end(key)
+                self._use(key)
             except KeyError:  # another thread dropped it meanwhile
                 return None
         return value

@@ -62,8 +62,10 @@ class OtplessSessionMiddleware:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                if request.was_asked_for and request.note(message):
-                    return _send_swapped(request, message, send)
+                if request.was_asked_for:
+                    message["headers"] = transport.varied(message.get("headers", ()))
+                    if request.has_new_token:
+                        return _send_swapped(request, message, send)
             return send(message)
 
         if transport.is_required(scope, self._root_path) and not request.is_admitted():

@@ -104,6 +104,8 @@ class Resolver:
         self._refresher = refresher
         self._strangers = strangers
         self._endings = endings
+        self._is_over = endings.is_over
+        self._is_signed_out = endings.is_signed_out
         self._events = events
         self._background = background
         self._settings = settings
@@ -123,20 +125,18 @@ class Resolver:
         if digest is None:
             return None
         copy = self._copies.get(digest)
-        if copy is None or self._endings.has_over(digest, copy.row.session_id):
+        if copy is None or self._is_signed_out(digest) or self._is_over(copy.row.session_id):
             return None
-        age = time.monotonic() - copy.at
-        if age < self._store_ttl:
-            now: float | None = copy.now + age
-        elif self._watchful is not None:
-            read_at = time.monotonic()
-            now = self._watchful.unchanged_at(digest, copy.row)
-            if now is not None:
-                self._copies.renew(digest, copy, now, read_at)
+        at = time.monotonic()
+        if at - copy.at < self._store_ttl:
+            now = copy.offset + at
+        elif self._watchful is None or (unchanged_at := self._watchful.unchanged_at(digest, copy.row)) is None:
+            return None
         else:
-            now = None
+            now = unchanged_at
+            copy.read_again(now, at)
         # A clock that was set back is before the validation.
-        return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
+        return copy if copy.row.validated_at <= now < copy.first_duty else None
 
     async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
@@ -145,7 +145,7 @@ class Resolver:
         if digest is None:
             return SessionReason.INVALID
         asked = _Asked(token, digest, known_only, max_age)
-        if self._endings.is_signed_out(asked.digest):
+        if self._is_signed_out(digest):
             came_from("memory")
             return SessionReason.REVOKED
         try:
@@ -191,25 +191,25 @@ class Resolver:
 
     def _is_believed(self, copy: Copy) -> bool:
         """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
-        age = time.monotonic() - copy.at
-        if age >= self._store_ttl or self._endings.reason(copy.row.session_id):
+        row, at = copy.row, time.monotonic()
+        if at - copy.at >= self._store_ttl or self._is_over(row.session_id):
             return False
-        row, now = copy.row, copy.now + age
+        now = copy.offset + at
         return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)
 
     async def _from_copy(self, asked: _Asked, copy: Copy) -> Current | None:
         """Return what a copy that is believed is good for; None: OTPLESS refuses its token.
 
-        What is only believed does not count as read again: `now` and `at` stay the copy's.
+        What is only believed does not count as read again.
         """
-        now = copy.now + time.monotonic() - copy.at
+        now = copy.offset + time.monotonic()
         current = Current(copy.row, asked.token, copy.claims, now, copy.row.validated_at)
         settled = await self._settled(current, asked.max_age)
         if settled is None:
             return None
         outcome = await self._seen(settled)
         if not outcome.stale and outcome.row is not copy.row:
-            self._copies.keep(asked.digest, outcome.row, copy.claims, copy.now, copy.at)
+            self._copies.keep(asked.digest, outcome.row, copy.claims, copy.offset + copy.at, copy.at)
         return outcome
 
     async def _known(
@@ -276,7 +276,7 @@ class Resolver:
     async def _settled(self, current: Current, max_age: float | None) -> Current | None:
         """Have OTPLESS's word, recent enough, on a session whose token is not over. None: that word is no."""
         row, now = current.row, current.now
-        behind = await self._background.is_allowed()
+        behind = self._background.is_allowed()
         how = freshness(now - row.validated_at, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.FRESH:
             if behind and self._duties.is_to_be_refreshed_ahead(row, current.claims, now):
@@ -411,8 +411,8 @@ class Resolver:
             if stranger is None:
                 return SessionReason.UNAVAILABLE
             return self._endings.reason(stranger.session_id) or stranger.session(asked.token)
-        row, age = copy.row, time.monotonic() - copy.at
-        now = copy.now + age
+        row, at = copy.row, time.monotonic()
+        age, now = at - copy.at, copy.offset + at
         is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
         if age > self._settings.stale_if_error or is_over_now:
             return SessionReason.UNAVAILABLE

@@ -163,7 +163,7 @@ class Strangers:
     ) -> Stranger | SessionReason:
         if seen is None:
             return await self._waited_for(token, digest, claims)
-        age, behind = self._clock() - seen.validated_at, await self._background.is_allowed()
+        age, behind = self._clock() - seen.validated_at, self._background.is_allowed()
         how = freshness(age, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.AGING:
             await self._background.start(("behind", digest), lambda: self._ask_behind(token, digest, claims))

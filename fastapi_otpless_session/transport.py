@@ -94,23 +94,27 @@ class Transport:
 
     def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
         """Return what a request presents; `offered` is a token from the websocket subprotocols."""
-        names, read = self._names, []
+        names = self._names
+        only_name = only_value = b""
         for name, value in headers:
             if name in names:
-                read.append((names[name], value))
-        if not read and not offered:
-            return NOTHING
-        if len(read) == 1 and not offered and len(read[0][1]) <= LONGEST_REMEMBERED:
-            return self._alone(*read[0])
-        return self._together(read, offered)
+                if only_name:
+                    return self._together(headers, offered)
+                only_name, only_value = name, value
+        if offered or len(only_value) > LONGEST_REMEMBERED:
+            return self._together(headers, offered)
+        return self._alone(only_name, only_value) if only_name else NOTHING
 
-    def _read_alone(self, channel: frozenset[Channel], value: bytes) -> Presented:
-        return self._together([(channel, value)], None)
+    def _read_alone(self, name: bytes, value: bytes) -> Presented:
+        return self._together([(name, value)], None)
 
-    def _together(self, read: Iterable[tuple[frozenset[Channel], bytes]], offered: str | None) -> Presented:
+    def _together(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None) -> Presented:
         seen: Seen = [(offered, OFFERED)] if offered else []
         bearers: list[str] = []
-        for channel, value in read:
+        for name, value in headers:
+            channel = self._names.get(name)
+            if channel is None:
+                continue
             text = value.decode("latin-1")
             if channel is HEADER:
                 seen.append((text.strip(" \t"), HEADER))

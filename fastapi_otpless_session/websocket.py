@@ -69,7 +69,9 @@ class GuardedSocket:
         self._watch()
 
     async def _write(self, message: Message) -> None:
-        if self._request.was_asked_for and self._request.note(message):
+        if self._request.was_asked_for:
+            message["headers"] = self._request.transport.varied(message.get("headers", ()))
+        if self._request.has_new_token:
             await self._request.write(message)
 
     def _has_own_subprotocol(self, message: Message) -> bool:
