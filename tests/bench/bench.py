@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import clicks
 import crowds
+import floods
 import footprint
 import keeping
 import measure
@@ -37,7 +38,7 @@ from rows import Count, NotHereError, Result, Row, bare
 ROOT = Path(__file__).parents[2]
 ROWS: tuple[Row, ...] = (*steady.ROWS, *crowds.ROWS, *keeping.ROWS, *scaling.ROWS)
 ADDED_GOAL = 0.2
-COUNTS: tuple[Count, ...] = (*crowds.COUNTS, *footprint.COUNTS, *clicks.COUNTS)
+COUNTS: tuple[Count, ...] = (*crowds.COUNTS, *footprint.COUNTS, *clicks.COUNTS, *floods.COUNTS)
 
 
 def chosen(rows: Sequence[Row | Count], only: str) -> list[Row | Count]:
