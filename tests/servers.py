@@ -20,6 +20,8 @@ from processes import HOST, PATIENCE, steady_port
 
 HERE = Path(__file__).parent
 STARTED = b"Application startup complete."
+LISTENS = b"Uvicorn running on"
+"""What uvicorn says of each worker, and once of its socket: for one worker that comes later, for several earlier."""
 KEEP_ALIVE = "60"
 """How many seconds uvicorn leaves idle connections open: longer than any test makes one wait."""
 
@@ -59,7 +61,7 @@ def uvicorn(variables: dict[str, str], *, workers: int = 1, log: Path | None = N
 def wait_for(workers: int, log: Path, process: subprocess.Popen[bytes]) -> None:
     """Wait until all workers say that they serve. They are other processes: there is no event to wait for."""
     deadline = time.monotonic() + PATIENCE
-    while log.read_bytes().count(STARTED) < workers:
+    while (said := log.read_bytes()).count(STARTED) < workers or LISTENS not in said:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
         time.sleep(0.05)
