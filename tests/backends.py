@@ -12,6 +12,7 @@ program it says what is missing.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import shutil
@@ -25,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 import redis
+from patience import NAMES, be_patient
 from processes import HOST, PATIENCE, Account, Guard, Server, clean_environment, spawn, steady_port, wait_until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -349,15 +351,11 @@ ServerT = TypeVar("ServerT", Server, RedisServer, RedisCluster, PostgresServer)
 
 @pytest.fixture(scope="session")
 def _patient_stores() -> Iterator[None]:
-    """Stores wait for their servers as long as the tests do: where many want one at once, a busy machine is no fault.
-
-    A test that is about a store's patience takes some of it away.
-    """
+    """Stores wait for their servers as long as the tests do. A test of a store's patience takes some of it away."""
+    for module in NAMES:
+        importlib.import_module(module)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("sql_link.PATIENCE", "redis_link.PATIENCE", "redis_link.CONNECT_SECONDS"):
-            patch.setattr(f"fastapi_otpless_session.stores.{name}", PATIENCE)
-        for name in ("ASK_SECONDS", "NODE_SECONDS"):
-            patch.setattr(f"fastapi_otpless_session.stores.redis_cluster.{name}", PATIENCE)
+        be_patient(patch.setattr)
         yield
 
 

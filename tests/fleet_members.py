@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 from processes import PATIENCE
@@ -60,6 +62,25 @@ class Turnstile:
             await send(message)
 
         await self._app(scope, receive, send_later)
+
+
+class StoreTime:
+    """The store's clock as some workers see it, which goes ahead when a test says so: then leases lapse."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / f"ahead{next(_numbers)}"
+        self._ahead = 0.0
+        self.variables = {"WORKER_STORE_AHEAD": str(self._file)}
+        self.advance(0)
+
+    def advance(self, seconds: float) -> None:
+        self._ahead += seconds
+        written = self._file.with_suffix(".new")
+        written.write_text(str(self._ahead))
+        written.replace(self._file)  # nobody reads half of it
+
+
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,8 +187,8 @@ async def test_an_otpless_that_answers_nothing_usable_signs_nobody_out(clock: Cl
             refresh_timeout=PATIENCE,
             stale_if_error=0,
         )
-        client = hurry(OtplessClient(settings), stalls)
-        async with OtplessSessions(settings, client=client, clock=clock) as sessions:
+        async with OtplessSessions(settings, clock=clock) as sessions:
+            hurry(sessions._client, stalls)
             session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
             token = session.token.get_secret_value()
             for path in ("validate-session", "get-new-session-token"):

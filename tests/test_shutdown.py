@@ -19,7 +19,7 @@ from processes import PATIENCE, wait_until
 from servers import Nursery, Worker, environment
 from simulated import Stalls, hurry
 
-from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason
+from fastapi_otpless_session import OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.signin import OtplessUser
 
@@ -113,7 +113,8 @@ async def _live(emulator: Emulator, stalls: Stalls, url: str, file: Path) -> Non
         validation_ttl=0,
         stale_if_error=0,
     )
-    async with OtplessSessions(values, client=hurry(OtplessClient(values), stalls)) as sessions:
+    async with OtplessSessions(values) as sessions:
+        hurry(sessions._client, stalls)
         user = emulator.sign_in()
         token = (await sessions.sign_in(OtplessUser.model_validate(user))).token.get_secret_value()
         assert isinstance(await sessions.resolve(token), Session)

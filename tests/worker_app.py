@@ -1,6 +1,7 @@
 """An application for uvicorn workers; its settings come from `OTPLESS_*` variables.
 
 More variables are for what befalls a worker. `WORKER_CLOCK_AHEAD`: how many seconds its host's clock is ahead.
+`WORKER_STORE_AHEAD`: a file that says so of the store's clock, at each moment.
 `WORKER_STRUCK_AT`: the step of the refresh protocol at which, once, it gets the signal `WORKER_STRUCK_BY` (SIGKILL):
 
     before_lease     it wants to refresh, and has told nobody
@@ -15,9 +16,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any, cast
 
 from fastapi import FastAPI
+from patience import be_patient
 
 from fastapi_otpless_session import (
     CurrentSession,
@@ -54,12 +57,14 @@ def create_sessions() -> OtplessSessions:
     def clock() -> float:
         return time.time() + ahead
 
+    url, store_ahead = settings.store_url.get_secret_value(), os.environ.get("WORKER_STORE_AHEAD")
+    store = open_store(url, clock=clock, offset=lambda: float(Path(store_ahead).read_text()) if store_ahead else 0.0)
+    be_patient()
     if "WORKER_STRUCK_AT" not in os.environ:
-        return OtplessSessions(settings, clock=clock)
+        return OtplessSessions(settings, store=store if store_ahead else None, clock=clock)
     blow = Blow(os.environ["WORKER_STRUCK_AT"], signal.Signals[os.environ.get("WORKER_STRUCK_BY", "SIGKILL")])
-    store = StruckStore(open_store(settings.store_url.get_secret_value(), clock=clock), blow)
     client = OtplessClient(settings, http=StruckSender(HttpxSender(), blow))
-    return OtplessSessions(settings, store=cast("SessionStore", store), client=client, clock=clock)
+    return OtplessSessions(settings, store=cast("SessionStore", StruckStore(store, blow)), client=client, clock=clock)
 
 
 async def orders(session: CurrentSession) -> dict[str, Any]:
