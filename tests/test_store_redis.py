@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from backends import MakeRedis, RedisCluster, RedisServer
 from certificates import CERTIFICATE, KEY, write_certificate
-from processes import HOST, steady_port, wait_until
+from processes import HOST, PATIENCE, steady_port, wait_until
 from proxy import Proxy
 from redis.crc import key_slot
 
@@ -111,9 +111,11 @@ async def test_one_node_is_enough_to_find_a_cluster(redis_cluster: RedisCluster)
 
 @pytest.mark.parametrize("how", ["stop", "pause"])
 async def test_one_node_that_is_down_or_hangs_does_not_take_the_others_along(
-    redis_cluster: RedisCluster, how: str
+    redis_cluster: RedisCluster, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By default a Cluster of which a part is down takes nothing at all; here its other parts go on."""
+    for name in ("redis_link.CONNECT_SECONDS", "redis_cluster.ASK_SECONDS", "redis_cluster.NODE_SECONDS"):
+        monkeypatch.setattr(f"fastapi_otpless_session.stores.{name}", PATIENCE / 20)  # it is waited out four times
     for node in redis_cluster.nodes:
         node.execute("CONFIG SET", "cluster-require-full-coverage", "no")
     getattr(redis_cluster.nodes[0], how)()
