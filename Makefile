@@ -32,7 +32,7 @@ test: lint
 	$(BIN)/coverage run -m pytest -m 'not slow' -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 	$(if $(SLOW),$(BIN)/pytest -m slow $(PYTEST_ARGS))
 	$(BIN)/coverage combine --quiet
-	@missing=$$($(BIN)/python tests/backends.py) || exit; \
+	@missing=$(if $(PYTEST_ARGS),'PYTEST_ARGS chose some of them.',$$($(BIN)/python tests/backends.py)) || exit; \
 	if [ -z "$$missing" ]; then \
 	    $(BIN)/coverage report --fail-under=$(MINIMUM_COVERAGE); \
 	else \

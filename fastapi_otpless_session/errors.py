@@ -139,10 +139,14 @@ class SessionUnavailableError(RefusalError):
 
 
 class SignInRefusedError(RefusalError):
-    """401: OTPLESS or our own checks don't bear out what the frontend sent. Nothing was stored."""
+    """401: OTPLESS or our own checks don't bear out what the frontend sent. Nothing was stored.
 
-    def __init__(self, message: str = "The sign-in could not be verified. Sign in again.") -> None:
+    `why` is for the log: whoever forges sign-ins is not to learn how far they get.
+    """
+
+    def __init__(self, message: str = "The sign-in could not be verified. Sign in again.", *, why: str = "") -> None:
         super().__init__(401, "sign_in_refused", message, {"WWW-Authenticate": 'Bearer realm="otpless"'})
+        self.why = why
 
 
 class BodyRefusedError(RefusalError):

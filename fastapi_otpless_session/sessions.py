@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -102,7 +102,8 @@ class OtplessSessions:
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         self._strangers = strangers = Strangers(store, client, settings, background, clock)
         hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
-        self._events = events = Events({name: hook for name, hook in hooks.items() if hook}, background, clock)
+        self._hooks = {name: hook for name, hook in hooks.items() if hook}
+        self._events = events = Events(self._hooks, background, clock)
         self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
         refresher = Refresher(
             store=store,
@@ -131,6 +132,11 @@ class OtplessSessions:
         """Where the sessions are kept."""
         return self._store
 
+    @property
+    def hooks(self) -> Mapping[str, Hook]:
+        """The hooks that were given, as the arguments that they were: `on_sign_in` and so on."""
+        return {f"on_{name}": hook for name, hook in self._hooks.items()}
+
     # Life
 
     async def open(self) -> None:
@@ -149,7 +155,7 @@ class OtplessSessions:
         except StoreError as error:
             if not self._owns_store or "OTPLESS_STORE_URL" in str(error):
                 raise
-            raise StoreError(f"{error}. Check OTPLESS_STORE_URL") from None
+            raise StoreError(f"{str(error).rstrip('.')}. Check OTPLESS_STORE_URL") from None
 
     async def close(self) -> None:
         """Finish the refreshes that are under way on this event loop, and close what was opened."""
@@ -230,6 +236,8 @@ class OtplessSessions:
                 session, outcome = await self._sign_in(user, fits)
             except BaseException as error:
                 telemetry.sign_ins.add(1, telemetry.labels(outcome=telemetry.outcome_of(error)))
+                if isinstance(error, SignInRefusedError):
+                    telemetry.logger.warning("Sign-in refused: %s", error.why or error.message)
                 raise
             span.set_attribute("otpless.outcome", outcome)
         telemetry.sign_ins.add(1, telemetry.labels(outcome=outcome))
@@ -257,11 +265,11 @@ class OtplessSessions:
 
     def _signed_in_before(self, row: SessionRow, bound: Bound, now: float) -> Session:
         if row.state is State.ENDED or row.user_id != bound.user_id:
-            raise SignInRefusedError
+            raise SignInRefusedError(why="the session was signed out or ended before, or is another user's")
         try:
             token = self._vault.session_token(row)
         except UnreadableError:
-            raise SignInRefusedError from None
+            raise SignInRefusedError(why="the session is here already, sealed with a key that is not set") from None
         return Current(row, token, tokens.read_claims(token), now, row.validated_at).session()
 
     async def _is_stored(self, refresh_token: str, session_id: str) -> bool:

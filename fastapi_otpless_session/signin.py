@@ -80,13 +80,13 @@ async def bind(
     user_id, pair = await _redeem(client, settings, user)
     details = await client.session_details(pair.session_token, known=False)
     if not isinstance(details, SessionDetails):
-        raise SignInRefusedError
+        raise SignInRefusedError(why="OTPLESS does not know the session token, or calls it dead")
     claims = _readable(pair.session_token)
     if details.session_id != pair.session_id or user_id not in {None, details.user_id}:
-        raise SignInRefusedError
+        raise SignInRefusedError(why="by OTPLESS's details the session is another, or another user's")
     _must_name(claims, details)
     if is_over(claims.expires_at, now):
-        raise SignInRefusedError
+        raise SignInRefusedError(why="the session token has expired, by the store's clock")
     brought = pair.refresh_token
     pair, claims, refresh_claims = await _bind_refresh_token(client, settings, pair, details, claims, now, is_stored)
     return Bound(pair, details.user_id, claims, refresh_claims, summarise(details), brought)
@@ -101,7 +101,7 @@ async def _redeem(client: OtplessClient, settings: OtplessSettings, user: Otples
     brought = _from_browser(user) if user.session_info is not None else None
     proof = await client.validate_sign_in(user.token)
     if user.user_id not in {None, proof.user_id}:
-        raise SignInRefusedError
+        raise SignInRefusedError(why="the one-time token is another user's")
     return proof.user_id, proof.pair or brought or _from_browser(user)
 
 
@@ -120,7 +120,7 @@ def _from_browser(user: OtplessUser) -> TokenPair:
     _readable(info.refresh_token)
     session_id = info.session_id or claims.session_id
     if session_id is None or info.session_token == info.refresh_token:
-        raise SignInRefusedError
+        raise SignInRefusedError(why="sessionInfo names no session, or has one token in both places")
     return TokenPair(session_id, info.session_token, info.refresh_token)
 
 
@@ -128,15 +128,15 @@ def _readable(token: str) -> Claims:
     try:
         return tokens.read_claims(token)
     except TokenError:
-        raise SignInRefusedError from None
+        raise SignInRefusedError(why="sessionInfo has a token that cannot be read") from None
 
 
 def _must_name(claims: Claims, details: SessionDetails) -> None:
     """Refuse a token that names another session or user than OTPLESS does, or that is for somebody else (`aud`)."""
     if claims.session_id not in {None, details.session_id} or claims.user_id not in {None, details.user_id}:
-        raise SignInRefusedError
+        raise SignInRefusedError(why="a token names another session or user than OTPLESS does")
     if claims.has_audience:
-        raise SignInRefusedError
+        raise SignInRefusedError(why="a token has an audience, as ID tokens have")
 
 
 async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
@@ -153,19 +153,19 @@ async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
         try:
             refresh_claims = await client.verify(pair.refresh_token)
         except TokenError:
-            raise SignInRefusedError from None
+            raise SignInRefusedError(why="the refresh token's signature or issuer does not hold") from None
         except UpstreamError as error:
             telemetry.logger.warning("Sign-in without keys, exchanging instead: %s", error)
         else:
             if refresh_claims.session_id != pair.session_id or refresh_claims.expires_at <= claims.expires_at:
-                raise SignInRefusedError
+                raise SignInRefusedError(why="the refresh token is another session's, or no refresh token")
             _must_name(refresh_claims, details)
             return pair, claims, refresh_claims
     if await is_stored(pair.refresh_token, pair.session_id):  # the same sign-in again: don't use it up
         return pair, claims, _readable(pair.refresh_token)
     answer = await client.new_session_token(pair.refresh_token)
     if not isinstance(answer, TokenPair) or answer.session_id != pair.session_id:
-        raise SignInRefusedError
+        raise SignInRefusedError(why="OTPLESS refused the refresh token, or it is another session's")
     return answer, *check_pair(answer, details.session_id, details.user_id, now)
 
 

@@ -52,6 +52,7 @@ class Verdict(Enum):
 
 TOKEN_FIELDS = frozenset({"token", "idToken", "sessionToken", "refreshToken", "sessionInfo"})
 """What may hold a token, and so is never a detail: details are shown to the browser."""
+USED_UP = "OTPLESS refused the one-time token: used before, expired, or of another OTPLESS application"
 _CLIENT_ERRORS = range(400, 500)
 _BUSY = frozenset({408, 425, 429})
 _VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}
@@ -160,11 +161,11 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
 def read_sign_in(answer: Answer) -> SignInProof:
     """Read validate/token's answer. Raises `SignInRefusedError` where OTPLESS refuses the one-time token."""
     if answer.status in {400, 401} and _error_code(answer) is not None:
-        raise SignInRefusedError
+        raise SignInRefusedError(why=USED_UP)
     body = _success(answer)
     if body.get("status") != "SUCCESS":
         if isinstance(body.get("status"), str):
-            raise SignInRefusedError
+            raise SignInRefusedError(why=USED_UP)
         raise _nonsense("no status in the sign-in's answer")
     user_id = body.get("userId")
     if not isinstance(user_id, str) or not is_id(user_id):

@@ -241,7 +241,7 @@ def test_otpless_is_asked_through_the_chosen_http_client(
 def test_a_file_that_is_not_there_yet_is_not_made(examine: Examine, tmp_path: Path) -> None:
     found = examine()
     assert found["store"] == "ok"
-    assert "was deleted again" in found.text("store")
+    assert "was written, found, and ran out" in found.text("store")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -250,7 +250,7 @@ def test_what_is_written_into_a_file_is_undone(examine: Examine, tmp_path: Path,
     store = Setup(Host({}), make_settings(store_url=f"sqlite:///{path}")).open_store()
     world.call(store.open)
     world.call(store.close)
-    assert "was deleted again" in examine().text("store")
+    assert "was written, found, and ran out" in examine().text("store")
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
     db.close()

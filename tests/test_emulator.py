@@ -805,6 +805,7 @@ class TestControl:
             ("faults", {"kind": "status", "status": "x"}),
             ("faults", {"kind": "status", "status": 99}),
             ("faults", {"kind": "status", "path": 1}),
+            ("faults", {"kind": "status", "path": "validate-sesion"}),
             ("faults", {"kind": "status", "body": 1}),
             ("faults", {"kind": "status", "headers": {"a": 1}}),
         ],

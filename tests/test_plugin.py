@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import add_routes
+from conftest import add_routes, make_settings
 from fastapi import FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
@@ -23,8 +23,10 @@ from fastapi_otpless_session import (
     ConfigurationError,
     CurrentSession,
     OtplessSessionMiddleware,
+    OtplessSessions,
     OtplessSettings,
     RefusalError,
+    SessionEvent,
     UpstreamError,
     create_session_router,
 )
@@ -295,6 +297,24 @@ def test_afterwards_the_application_is_what_it_was() -> None:
     assert before == (app.user_middleware, list(app.user_middleware), app.middleware_stack)
     with pytest.raises(ConfigurationError, match="OTPLESS_CLIENT_ID"):
         TestClient(app).get("/orders")
+
+
+def test_the_applications_hooks_are_called() -> None:
+    told: list[tuple[str, str]] = []
+
+    def note(event: SessionEvent) -> None:
+        told.append((event.name, event.user_id))
+
+    async def note_too(event: SessionEvent) -> None:
+        note(event)
+
+    app = add_routes(FastAPI())
+    app.add_middleware(
+        OtplessSessionMiddleware, sessions=OtplessSessions(make_settings(), on_sign_in=note, on_sign_out=note_too)
+    )
+    with use_emulator(app) as otpless:
+        otpless.sign_out(otpless.sign_in(TestClient(app)))
+    assert told == [("sign_in", "MO-1"), ("sign_out", "MO-1")]
 
 
 def test_users_outlive_a_lifespan_within_a_test(otpless_emulator: EmulatedOtpless) -> None:

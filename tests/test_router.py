@@ -81,12 +81,16 @@ def _swap(mine: dict[str, Any], other: dict[str, Any], *path: str) -> dict[str, 
     ids=".".join,
 )
 def test_nobody_attaches_anything_of_somebody_elses_to_a_session(
-    make_world: Callable[..., World], path: tuple[str, ...], jwks_url: str | None
+    make_world: Callable[..., World], path: tuple[str, ...], jwks_url: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = make_world(**({} if jwks_url is None else {"jwks_url": jwks_url}))
     mine, victim = world.emulator.sign_in(mobile="911"), world.emulator.sign_in(mobile="922")
     answer = world.client.post("/auth/login", json=_swap(mine, victim, *path))
     assert (answer.status_code, code(answer)) == (401, "sign_in_refused")
+    (logged,) = [line for line in caplog.messages if line.startswith("Sign-in refused: ")]
+    why = logged.removeprefix("Sign-in refused: ")
+    assert why
+    assert why not in answer.text
     assert "set-cookie" not in answer.headers
     assert stored(world) == []
 
@@ -112,11 +116,12 @@ def test_a_session_token_that_has_expired_signs_nobody_in_and_its_refresh_token_
 
 @pytest.mark.parametrize("refusal", ["401/7301", "400/7301", "401/7415", "400/7414"])
 def test_a_refused_one_time_token_fails_the_sign_in_and_nothing_else(
-    make_world: Callable[..., World], refusal: Any
+    make_world: Callable[..., World], refusal: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = make_world(EmulatorSettings(one_time_token_refusal=refusal))
     user = world.sign_in()
     assert code(world.client.post("/auth/login", json=user)) == "sign_in_refused"
+    assert [line for line in caplog.messages if line.startswith("Sign-in refused: OTPLESS refused the one-time token")]
     assert world.get("/orders").status_code == 200
 
 

@@ -116,8 +116,8 @@ async def _written(opened: SessionStore, shown: str) -> Outcome:
         return problem(f"{shown} takes a session, but does not have it afterwards.", "Is it a cache, or a replica?")
     await asyncio.sleep(max(0.0, row.expires_at - await opened.now()) + 0.01)
     await opened.purge(PURGE_BATCH)
-    over = "was deleted again" if await opened.get(name) is None else "goes with the expired ones"
-    return ok(f"{shown} can be reached and written: a row was written, found, and {over}.")
+    over = "ran out" if await opened.get(name) is None else "goes with the expired ones"
+    return ok(f"{shown} can be reached and written: a row of a moment was written, found, and {over}.")
 
 
 async def _eviction(opened: SessionStore) -> Outcome | None:

@@ -141,6 +141,10 @@ def _fault(body: dict[str, Any]) -> Fault:
     if (text := optional_text(body, "body")) is not None:
         given["body"] = text.encode()
     given["headers"] = _headers(body.get("headers"))
+    given.setdefault("kind", "")
+    path = given.get("path", "")
+    if not any(known.endswith(path) for known in PUBLISHED):
+        raise RefusedError(422, f"path must be how one of these ends: {', '.join(sorted(PUBLISHED))}.")
     try:
         return Fault(**given)
     except (TypeError, ValueError) as error:

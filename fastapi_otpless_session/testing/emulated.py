@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -76,7 +76,9 @@ class EmulatedOtpless:
     asynchronous tests too.
     """
 
-    def __init__(self, settings: OtplessSettings, emulator: Emulator, clock: Clock) -> None:
+    def __init__(
+        self, settings: OtplessSettings, emulator: Emulator, clock: Clock, hooks: Mapping[str, Any] | None = None
+    ) -> None:
         self.settings = settings
         """The application's settings in this test."""
         self.emulator = emulator
@@ -86,7 +88,9 @@ class EmulatedOtpless:
         self._client = OtplessClient(settings, http=self._http, monotonic=clock.monotonic)
         # Neither is the sessions' own: an application whose lifespan ends would close them, and forget everybody.
         self._store = open_store(settings.store_url.get_secret_value(), clock=clock)
-        self.sessions: OtplessSessions = OtplessSessions(settings, store=self._store, client=self._client, clock=clock)
+        self.sessions: OtplessSessions = OtplessSessions(
+            settings, store=self._store, client=self._client, clock=clock, **(hooks or {})
+        )
         """The sessions of the application."""
         self._credentials = Credentials(settings)
         self._thread = ThreadPoolExecutor(1, "otpless-testing")
@@ -245,8 +249,8 @@ def use_emulator(
     The application may have been in use before, and be used again by the next test: each starts with nobody signed in.
     Its middleware gets sessions in memory; the settings are those that it was given in code (never those of the
     environment or of `.env`), with the emulator's credentials, cookies that http:// clients send too, and OTPLESS asked
-    at every request (`validation_ttl=0`). `settings` are put on top. `emulator_settings` say how OTPLESS behaves where
-    its documentation is silent, such as `EmulatorSettings(rotation="strict")`.
+    at every request (`validation_ttl=0`). `settings` are put on top. Its hooks are called. `emulator_settings` say how
+    OTPLESS behaves where its documentation is silent, such as `EmulatorSettings(rotation="strict")`.
 
     Raises `ConfigurationError` where the application has no `OtplessSessionMiddleware`, or a setting is wrong.
     """
@@ -254,7 +258,8 @@ def use_emulator(
     clock = Clock()
     emulator = Emulator(emulator_settings or EmulatorSettings(), clock=clock)
     own = next((place.settings for place in found if place.settings is not None), None)
-    emulated = EmulatedOtpless(settings_for_tests(own, emulator.settings, settings), emulator, clock)
+    hooks = next((place.sessions.hooks for place in found if place.sessions is not None), None)
+    emulated = EmulatedOtpless(settings_for_tests(own, emulator.settings, settings), emulator, clock, hooks)
     try:
         with using(found, emulated.sessions):
             yield emulated
