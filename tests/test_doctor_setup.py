@@ -92,6 +92,31 @@ def test_a_key_of_ones_own_is_known_to_all_workers_before_one_seals_with_it(exam
     assert weak.index("as the last key") < weak.index("in front") < weak.index("drop the weak one")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("OTPLESS_ENCRYPTION_KEY", "OTPLESS_ENCRYPTION_KEYS"),
+        ("OTPLESS_STORE", "OTPLESS_STORE_URL"),
+        ("OTPLESS_VALIDATON_TTL", "OTPLESS_VALIDATION_TTL"),
+        ("otpless_cookie_samsite", "OTPLESS_COOKIE_SAMESITE"),
+    ],
+)
+def test_a_misspelled_variable_is_told_with_the_name_that_is_meant(examine: Examine, name: str, meant: str) -> None:
+    found = examine(**{name: SECRET})
+    assert found["variables"] == "warning"
+    assert f"{name.upper()}: write {meant}," in found.text("variables")
+    assert SECRET not in found.out
+
+
+def test_a_misspelled_variable_in_the_env_file_is_told_and_an_applications_own_is_not(
+    examine: Examine, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("OTPLESS_APP_ID=SHOP\nOTPLESS_PAGE=x\nOTPLESSHOP=y\n")
+    assert examine()["variables"] == "ok"
+    (tmp_path / ".env").write_text("OTPLESS_REFRESH_TIMOUT=3\n")
+    assert "OTPLESS_REFRESH_TIMEOUT" in examine().text("variables")
+
+
 # OTPLESS
 
 

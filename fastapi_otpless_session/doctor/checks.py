@@ -13,6 +13,7 @@ Check = Callable[[Setup], Awaitable[Outcome]]
 
 CHECKS: dict[str, Check] = {
     "settings": configuration.settings,
+    "variables": configuration.variables,
     "versions": configuration.versions,
     "extras": configuration.extras,
     "otpless": otpless.base_url,

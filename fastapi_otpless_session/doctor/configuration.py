@@ -6,15 +6,18 @@ import base64
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from importlib import metadata
 from importlib.util import find_spec
+
+from dotenv import dotenv_values
 
 from fastapi_otpless_session.client import new_sender
 from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.setup import Setup
 from fastapi_otpless_session.errors import ConfigurationError
-from fastapi_otpless_session.settings import DERIVED_KEY
+from fastapi_otpless_session.settings import DERIVED_KEY, ENV_FILE, PREFIX, OtplessSettings
 
 DISTRIBUTION = "fastapi-otpless-session"
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)")
@@ -23,6 +26,8 @@ FEWEST_BYTES = 16
 """32 random bytes hold about 30 different ones; fewer than 16 come from no random source."""
 KEYGEN = "python -m fastapi_otpless_session keygen"
 ENCRYPTION_KEYS = "OTPLESS_ENCRYPTION_KEYS"
+NEARLY = 0.85
+"""From what likeness on (of 1) one name is taken for another's misspelling."""
 WEBSOCKET_PACKAGES = ("websockets", "wsproto")
 SHOWN = ("fastapi", "starlette", "pydantic", "httpx")
 
@@ -36,6 +41,34 @@ async def settings(setup: Setup) -> Outcome:
             f"{finding}.", "Set them in the environment or in .env, in the folder that the server starts in."
         )
     return ok(f"They can be read; they come from {setup.settings_source}.")
+
+
+async def variables(setup: Setup) -> Outcome:
+    """No variable nearly has a setting's name: it would do nothing, and nobody would say so.
+
+    Others may be the application's own, such as its OTPLESS app id.
+    """
+    known = {PREFIX + name.upper() for name in OtplessSettings.model_fields}
+    names = {name.upper() for name in (*setup.host.environ, *_names_in_file())}
+    meant = {
+        name: close[0]
+        for name in sorted(names - known)
+        if name.startswith(PREFIX) and (close := get_close_matches(name, known, n=1, cutoff=NEARLY))
+    }
+    if not meant:
+        return ok("No variable nearly has the name of a setting.")
+    return warning(
+        f"No setting has this name, and what it says is not heeded: {', '.join(meant)}.",
+        " ".join(f"{name}: write {setting}, if that is meant." for name, setting in meant.items()),
+    )
+
+
+def _names_in_file() -> Iterable[str]:
+    """Return the names in the file that the settings are read from, by what pydantic-settings reads it with."""
+    try:
+        return dotenv_values(ENV_FILE)
+    except (OSError, UnicodeError):  # the check of the settings tells
+        return ()
 
 
 async def versions(_: Setup) -> Outcome:
