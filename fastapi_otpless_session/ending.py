@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
@@ -34,9 +36,9 @@ class Endings:
         self._patience = patience
         self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
         self._signed_out: Lru[bytes, bool] = Lru(REMEMBERED)
-        self.is_over = self._known.has
+        self.is_over: Callable[[str], bool] = self._known.has
         """Whether this worker knows that a session has ended, by its id."""
-        self.is_signed_out = self._signed_out.has
+        self.is_signed_out: Callable[[bytes], bool] = self._signed_out.has
         """Whether a token was signed out in this worker while the store could not take note of it, by its digest."""
 
     def reason(self, session_id: str) -> SessionReason | None:
