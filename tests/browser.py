@@ -85,9 +85,9 @@ class Shop:
         return sum(count for path, count in self.state()["calls"].items() if path.endswith(name))
 
     @contextmanager
-    def outage(self) -> Iterator[None]:
-        """OTPLESS answers nothing but 503."""
-        self.control("faults", kind="status", status=503)
+    def outage(self, path: str | None = None) -> Iterator[None]:
+        """OTPLESS answers nothing but 503, to calls whose path has this end or to all."""
+        self.control("faults", kind="status", status=503, **({"path": path} if path else {}))
         try:
             yield
         finally:

@@ -285,6 +285,31 @@ class TestFrontendDriven:
         expect_path(other, "/frontend?why=")  # the other tab's word or the websocket's end: whichever comes first
         other.get_by_label("Phone number").wait_for()
 
+    def test_who_signs_out_is_told_so_though_the_websocket_ends_before_the_next_page_comes(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        window = browser.window()
+        page = window.tab(f"{shop.url}/frontend")
+        shop.sign_in_headless(page, shop.number())
+        page.get_by_text("Live. New orders appear by themselves.").wait_for()
+        page.evaluate("app.way.signOut = () => send('/auth/logout', { method: 'POST' })")  # the next page is not there
+        window.refusals = {"401"}
+        signed_in(page).click()
+        page.get_by_text("Your session is over.").wait_for()
+        assert page.url == f"{shop.url}/frontend"
+
+    def test_a_session_that_ended_here_is_over_though_otpless_has_yet_to_hear_of_it(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        window = browser.window()
+        page = window.tab(f"{shop.url}/frontend")
+        shop.sign_in_headless(page, shop.number())
+        page.get_by_text("Live. New orders appear by themselves.").wait_for()
+        window.refusals = {"401"}
+        with shop.outage("revoke-session"):
+            page.evaluate("send('/auth/logout', { method: 'POST' }).then(() => 0)")
+            expect_path(page, "/frontend?why=session_revoked")
+
     def test_a_number_that_a_message_cannot_reach_and_one_whose_code_is_read_by_itself(
         self, shop: Shop, browser: Browser
     ) -> None:

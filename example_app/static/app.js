@@ -32,13 +32,14 @@ class App {
     });
   }
 
-  /** Signs out. Meanwhile the websocket may end first: then that is no news. */
+  /** Signs out. The websocket may end before the next page is there: then that is no news. */
   async signOut(options) {
     this.isLeaving = true;
     try {
       await this.way.signOut(options);
-    } finally {
+    } catch (error) {
       this.isLeaving = false;
+      throw error;
     }
   }
 
@@ -68,7 +69,7 @@ class App {
     this.isOpen = true;
     follow({
       open: () => this.way.socket("/live/orders"),
-      isSignedIn: () => this.way.isSignedIn(),
+      isSignedIn: (reason) => this.way.isSignedIn(reason),
       heard: ({ orders }) => showOrders(orders),
       over: (code) => this.isLeaving || leave(code),
     });
