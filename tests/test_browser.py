@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from browser import MILLISECONDS, Browser, Shop, signed_in
+from browser import MILLISECONDS, Browser, Shop, Window, signed_in
 from playwright.sync_api import expect
 from processes import PATIENCE, wait_until
 
@@ -285,13 +285,18 @@ class TestFrontendDriven:
         expect_path(other, "/frontend?why=")  # the other tab's word or the websocket's end: whichever comes first
         other.get_by_label("Phone number").wait_for()
 
+    @staticmethod
+    def _live_page(shop: Shop, window: Window) -> Page:
+        page = window.tab(f"{shop.url}/frontend")
+        shop.sign_in_headless(page, shop.number())
+        page.get_by_text("Live. New orders appear by themselves.").wait_for()
+        return page
+
     def test_who_signs_out_is_told_so_though_the_websocket_ends_before_the_next_page_comes(
         self, shop: Shop, browser: Browser
     ) -> None:
         window = browser.window()
-        page = window.tab(f"{shop.url}/frontend")
-        shop.sign_in_headless(page, shop.number())
-        page.get_by_text("Live. New orders appear by themselves.").wait_for()
+        page = self._live_page(shop, window)
         page.evaluate("app.way.signOut = () => send('/auth/logout', { method: 'POST' })")  # the next page is not there
         window.refusals = {"401"}
         signed_in(page).click()
@@ -302,9 +307,7 @@ class TestFrontendDriven:
         self, shop: Shop, browser: Browser
     ) -> None:
         window = browser.window()
-        page = window.tab(f"{shop.url}/frontend")
-        shop.sign_in_headless(page, shop.number())
-        page.get_by_text("Live. New orders appear by themselves.").wait_for()
+        page = self._live_page(shop, window)
         window.refusals = {"401"}
         with shop.outage("revoke-session"):
             page.evaluate("send('/auth/logout', { method: 'POST' }).then(() => 0)")
