@@ -48,7 +48,8 @@ class Background:
 
         Raises `NoVerdictError` after `seconds`; the work goes on.
         """
-        result: T = await (await self._loops.get()).flights.join(key, work, seconds)
+        loop = self._loops.there() or await self._loops.get()
+        result: T = await loop.flights.join(key, work, seconds)
         return result
 
     async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
@@ -59,6 +60,16 @@ class Background:
         loop = self._loops.there() or await self._loops.get()
         result: T = await loop.flights.ask(key, work, seconds)
         return result
+
+    def is_asked(self, key: Hashable) -> bool:
+        """Whether somebody on the running event loop has asked for `key` and does not know yet."""
+        loop = self._loops.there()
+        return loop is not None and loop.flights.is_asked(key)
+
+    async def overhear(self, key: Hashable, seconds: float) -> tuple[Any] | None:
+        """Return what who has asked for `key` on the running event loop learns; see `Flights.overhear`."""
+        loop = self._loops.there()
+        return None if loop is None else await loop.flights.overhear(key, seconds)
 
     async def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something behind the request; where nothing may run there, now."""

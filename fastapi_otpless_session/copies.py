@@ -107,7 +107,7 @@ class Duties:
 
     def first(self, row: SessionRow, claims: Claims) -> float:
         """Return when there is first something to do, or may be."""
-        if not _is_confirmed(row):
+        if not is_confirmed(row):
             return 0.0
         limit = row.token_expires_at if self._absolute is None else row.created_at + self._absolute
         return min(
@@ -128,18 +128,17 @@ def _light(row: SessionRow, claims: Claims) -> SessionRow:
         row,
         session_id=claims.session_id or row.session_id,
         user_id=claims.user_id or row.user_id,
-        confirmations=() if _is_confirmed(row) else row.confirmations,
+        confirmations=() if is_confirmed(row) else row.confirmations,
         rotated_at=0.0 if claims.issued_at else row.rotated_at,
         session_token=b"",
         refresh_token=b"",
         lease_owner=None,
         lease_until=0.0,
-        expires_at=0.0,
         summary="",
     )
 
 
-def _is_confirmed(row: SessionRow) -> bool:
+def is_confirmed(row: SessionRow) -> bool:
     """Whether the client was seen to have the row's generation, and that is written; a copy tells by having none."""
     return not row.confirmations or row.confirmed_generation >= row.generation
 

@@ -7,7 +7,7 @@ refresh itself is in `refresh.py`, tokens without a row are in `strangers.py`.
 from __future__ import annotations
 
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Copies, Copy, Duties, session_of
+from fastapi_otpless_session.copies import Copies, Copy, Duties, is_confirmed, session_of
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
@@ -114,6 +114,7 @@ class Resolver:
         self._watchful = store if isinstance(store, WatchfulStore) else None
         self._has_quiet_time = settings.validation_ttl > 0
         self._store_ttl = settings.store_ttl
+        self._patience = settings.refresh_timeout + LANDING_SECONDS
 
     def _digest_of(self, token: str) -> bytes | None:
         """Return the digest of what has the shape of a token."""
@@ -127,16 +128,19 @@ class Resolver:
         copy = self._copies.get(digest)
         if copy is None or self._is_signed_out(digest) or self._is_over(copy.row.session_id):
             return None
+        now = self._unchanged_at(digest, copy)
+        # A clock that was set back is before the validation.
+        return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
+
+    def _unchanged_at(self, digest: bytes, copy: Copy) -> float | None:
+        """Return the store's time if a copy is as good as its row: it is believed, or nothing has changed."""
         at = time.monotonic()
         if at - copy.at < self._store_ttl:
-            now = copy.offset + at
-        elif self._watchful is None or (unchanged_at := self._watchful.unchanged_at(digest, copy.row)) is None:
-            return None
-        else:
-            now = unchanged_at
+            return copy.offset + at
+        now = None if self._watchful is None else self._watchful.unchanged_at(digest, copy.row)
+        if now is not None:
             copy.read_again(now, at)
-        # A clock that was set back is before the validation.
-        return copy if copy.row.validated_at <= now < copy.first_duty else None
+        return now
 
     async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
@@ -166,6 +170,15 @@ class Resolver:
         copy = self._copies.get(digest)
         return None if copy is None else copy.row
 
+    def remaining_life(self, session: Session) -> float | None:
+        """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once."""
+        digest = self._digest(session.token.get_secret_value())
+        copy = None if digest is None else self._copies.get(digest)
+        if digest is None or copy is None or copy.row.session_id != session.id or self._is_over(session.id):
+            return None
+        now = self._unchanged_at(digest, copy)
+        return None if now is None else copy.row.expires_at - now
+
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         refused_generation = None
         if copy is not None and self._is_believed(copy):
@@ -175,6 +188,8 @@ class Resolver:
                 return outcome.session()
             refused_generation = copy.row.generation
             self._copies.drop(asked.digest)  # it would be served in an outage
+        if copy is not None and (joined := await self._joined(asked, copy)) is not None:
+            return joined
         read_at = time.monotonic()
         came_from("store")
         try:
@@ -189,10 +204,41 @@ class Resolver:
             return await self._stranger(asked)
         return await self._known(asked, found, copy, read_at, refused_generation)
 
+    async def _joined(self, asked: _Asked, copy: Copy) -> Session | SessionReason | None:
+        """Wait with those who brought the same dead token, where its row is as they read it; None: nobody has."""
+        crowd = _crowd(asked, copy.row)
+        if asked.max_age is not None or not self._background.is_asked(crowd) or self._is_over(copy.row.session_id):
+            return None
+        return None if self._unchanged_at(asked.digest, copy) is None else await self._overheard(crowd)
+
+    async def _with_others(
+        self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
+    ) -> Session | SessionReason:
+        """Serve a dead token, once for all who bring it now: most of what a herd costs is to do this for each."""
+        crowd = _crowd(asked, row)
+        while self._background.is_asked(crowd):
+            if (outcome := await self._overheard(crowd)) is not None:
+                return outcome
+        return await self._background.ask(crowd, serve, self._patience)
+
+    async def _overheard(self, crowd: Hashable) -> Session | SessionReason | None:
+        """Return what the first of a crowd learns; None: there is no crowd, or its first was cancelled."""
+        came_from("refresh")
+        heard: tuple[Session | SessionReason] | None = (SessionReason.UNAVAILABLE,)
+        try:
+            with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
+                heard = await self._background.overhear(crowd, self._patience)
+        finally:
+            if heard is not None:
+                outcome = heard[0]
+                result = "refreshed" if isinstance(outcome, Session) else outcome.value
+                telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=result))
+        return None if heard is None else heard[0]
+
     def _is_believed(self, copy: Copy) -> bool:
         """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
         row, at = copy.row, time.monotonic()
-        if at - copy.at >= self._store_ttl or self._is_over(row.session_id):
+        if at - copy.at >= self._store_ttl or self._is_over(row.session_id) or not is_confirmed(row):
             return False
         now = copy.offset + at
         return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)
@@ -226,7 +272,17 @@ class Resolver:
         if standing is Standing.SUPERSEDED:
             self._copies.drop(asked.digest)  # it would be served in an outage
             return await self._reused(row)
-        if standing is Standing.OLDER:
+        if asked.max_age is None and is_over(row.token_expires_at, now):
+            if standing is Standing.CURRENT:  # it tells who comes next that nothing has changed
+                self._copies.keep(asked.digest, row, claims, now, read_at)
+            return await self._with_others(asked, row, lambda: self._served(asked, found, claims, read_at))
+        return await self._served(asked, found, claims, read_at, refused_generation)
+
+    async def _served(
+        self, asked: _Asked, found: Found, claims: Claims, read_at: float, refused_generation: int | None = None
+    ) -> Session | SessionReason:
+        row, now = found.row, found.now
+        if found.generation < row.generation:
             outcome = await self._judged(row, now, asked.max_age)
             return outcome if isinstance(outcome, SessionReason) else outcome.session()
         if row.confirmed_generation < row.generation:
@@ -347,10 +403,9 @@ class Resolver:
             led = True
             return self._refresher.refresh(row)
 
-        patience = self._settings.refresh_timeout + LANDING_SECONDS
         result = UNAVAILABLE
         try:
-            outcome = await self._background.share(("refresh", row.session_id), lead, patience)
+            outcome = await self._background.share(("refresh", row.session_id), lead, self._patience)
             result = outcome_of(outcome)
         finally:
             if not led:
@@ -361,6 +416,8 @@ class Resolver:
             self._endings.note(row.session_id, outcome)
             return outcome
         claims, now = tokens.read_claims(outcome.token), max(current.now, outcome.row.validated_at)
+        if outcome.committed:  # each answer that hands the token out looks at its row again
+            self._copies.keep(self._vault.digest(outcome.token), outcome.row, claims, now, time.monotonic())
         return Current(outcome.row, outcome.token, claims, now, outcome.row.validated_at, refreshed=outcome.committed)
 
     async def _stranger(self, asked: _Asked) -> Session | SessionReason:
@@ -417,6 +474,11 @@ class Resolver:
         if age > self._settings.stale_if_error or is_over_now:
             return SessionReason.UNAVAILABLE
         return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
+
+
+def _crowd(asked: _Asked, row: SessionRow) -> Hashable:
+    """Return the key of those who bring the same token of the same generation of its session."""
+    return "token", asked.digest, row.generation
 
 
 def claims_for(token: str, row: SessionRow) -> Claims | None:

@@ -217,6 +217,9 @@ class OtplessSessions:
 
         Raises `StoreError`.
         """
+        life = self._resolver.remaining_life(session)
+        if life is not None:
+            return max(0.0, life)
         row = await self._store.get(session.id)
         if row is None or row.state is State.ENDED:
             return None

@@ -1,0 +1,56 @@
+"""A crowd: many who wait for one thing, each with a patience of its own.
+
+`asyncio.shield` and `asyncio.timeout` would do for each of them, and cost a waiting request a quarter of a bare route;
+here a waiter is one future, and one timer serves the crowd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from fastapi_otpless_session.errors import NoVerdictError
+
+
+class Crowd:
+    """Those on one event loop who wait for the same. One of them who is cancelled takes nothing from the others."""
+
+    __slots__ = ("_loop", "_timer", "_waiters")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: deque[tuple[float, asyncio.Future[bool]]] = deque()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until the crowd is let go. Raises `NoVerdictError` after `seconds`: those who come later give up later.
+
+        So `seconds` is to be the same for all.
+        """
+        waiter = self._loop.create_future()
+        self._waiters.append((self._loop.time() + seconds, waiter))
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._lose_patience)
+        if not await waiter:
+            raise NoVerdictError("the answer takes too long")
+
+    def let_go(self) -> None:
+        """Have all go on who wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiters:
+            _end(self._waiters.popleft()[1], in_time=True)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._waiters and (self._waiters[0][0] <= now or self._waiters[0][1].done()):
+            _end(self._waiters.popleft()[1], in_time=False)
+        if self._waiters:
+            self._timer = self._loop.call_at(self._waiters[0][0], self._lose_patience)
+
+
+def _end(waiter: asyncio.Future[bool], *, in_time: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(in_time)
