@@ -18,21 +18,34 @@ from fastapi_otpless_session.telemetry import logger
 T = TypeVar("T")
 
 
-class _Flight(Generic[T]):
-    """What there will be, and who waits for it: nobody, as a rule."""
+class _Asked(Generic[T]):
+    """What one who asks will know, and who waits for that: nobody, as a rule, and then nothing is made for them."""
 
-    __slots__ = ("_crowd", "answer")
+    __slots__ = ("_answer", "_crowd")
 
-    def __init__(self, answer: asyncio.Future[T]) -> None:
-        self.answer = answer
+    def __init__(self) -> None:
+        self._answer: asyncio.Future[T] | None = None
         self._crowd: Crowd | None = None
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until it has landed. Raises `NoVerdictError` after `seconds`."""
+    async def heard(self, seconds: float) -> tuple[T] | None:
+        """Wait for the answer; None: there will be none. Raises its error, and `NoVerdictError` after `seconds`."""
+        self._answer = answer = self._answer or asyncio.get_running_loop().create_future()
         self._crowd = self._crowd or Crowd()
         await self._crowd.wait(seconds)
+        return (answer.result(),) if answer.done() else None
 
-    def land(self) -> None:
+    def fail(self, error: Exception) -> None:
+        """Have those who wait get an error."""
+        if self._answer is not None:
+            self._answer.set_exception(error)
+            self._answer.exception()  # seen, whether anybody still waits for it or not
+
+    def succeed(self, result: T) -> None:
+        """Have those who wait get a result."""
+        if self._answer is not None:
+            self._answer.set_result(result)
+
+    def let_go(self) -> None:
         """Have all go on who wait."""
         if self._crowd is not None:
             self._crowd.let_go()
@@ -42,17 +55,17 @@ class Flights(Generic[T]):
     """The tasks of one event loop that are under way."""
 
     def __init__(self) -> None:
-        self._tasks: dict[Hashable, _Flight[T]] = {}
-        self._asked: dict[Hashable, _Flight[T]] = {}
+        self._tasks: dict[Hashable, tuple[asyncio.Task[T], Crowd]] = {}
+        self._asked: dict[Hashable, _Asked[T]] = {}
 
-    def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
+    def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
         """Return the task that is under way for `key`; where there is none, start `work`."""
-        return self._started(key, work).answer
+        return self._started(key, work)[0]
 
-    def under_way(self, key: Hashable) -> asyncio.Future[T] | None:
+    def under_way(self, key: Hashable) -> asyncio.Task[T] | None:
         """Return the task that is under way for `key`, if there is one."""
-        flight = self._tasks.get(key)
-        return None if flight is None else flight.answer
+        started = self._tasks.get(key)
+        return None if started is None else started[0]
 
     def is_asked(self, key: Hashable) -> bool:
         """Whether somebody has asked for `key` and does not know yet."""
@@ -64,17 +77,14 @@ class Flights(Generic[T]):
         Raises what that one's work raises, and `NoVerdictError` after `seconds`.
         """
         asked = self._asked.get(key)
-        if asked is None:
-            return None
-        await asked.wait(seconds)
-        return (asked.answer.result(),) if asked.answer.done() else None
+        return None if asked is None else await asked.heard(seconds)
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Wait for the task of `key`, started where there is none. Raises `NoVerdictError` after `seconds`."""
-        flight = self._started(key, work)
-        if not flight.answer.done():
-            await flight.wait(seconds)
-        return flight.answer.result()
+        task, crowd = self._started(key, work)
+        if not task.done():
+            await crowd.wait(seconds)
+        return task.result()
 
     async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Do `work` in the caller's own task, and give whoever asks for `key` meanwhile the same.
@@ -85,41 +95,39 @@ class Flights(Generic[T]):
         while key in self._asked:
             if (heard := await self.overhear(key, seconds)) is not None:
                 return heard[0]
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        asked = self._asked[key] = _Flight(answer)
+        asked: _Asked[T] = _Asked()
+        self._asked[key] = asked
         try:
             result = await work()
         except Exception as error:
-            answer.set_exception(error)
-            answer.exception()  # seen, whether anybody waits for it or not
+            asked.fail(error)
             raise
         else:
-            answer.set_result(result)
+            asked.succeed(result)
             return result
         finally:
             del self._asked[key]
-            asked.land()
+            asked.let_go()
 
     async def drain(self, seconds: float = 0) -> None:
         """Let what is under way finish, for `seconds` at most; cancel the rest."""
         ends_at = time.monotonic() + seconds
         while self._tasks and (left := ends_at - time.monotonic()) > 0:  # what finishes may start more
-            await asyncio.wait({flight.answer for flight in self._tasks.values()}, timeout=left)
-        for task in (pending := {flight.answer for flight in self._tasks.values()}):
+            await asyncio.wait({task for task, _ in self._tasks.values()}, timeout=left)
+        for task in (pending := {task for task, _ in self._tasks.values()}):
             task.cancel()
         if pending:
             await asyncio.wait(pending)
 
-    def _started(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> _Flight[T]:
-        flight = self._tasks.get(key)
-        if flight is None:
-            task = asyncio.create_task(work())
-            flight = self._tasks[key] = _Flight(task)
-            task.add_done_callback(lambda done: self._landed(key, done))
-        return flight
+    def _started(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> tuple[asyncio.Task[T], Crowd]:
+        started = self._tasks.get(key)
+        if started is None:
+            started = self._tasks[key] = asyncio.create_task(work()), Crowd()
+            started[0].add_done_callback(lambda task: self._landed(key, task))
+        return started
 
     def _landed(self, key: Hashable, task: asyncio.Task[T]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, OtplessSessionError):
             logger.error("Work behind requests failed", exc_info=error)
-        self._tasks.pop(key).land()
+        self._tasks.pop(key)[1].let_go()

@@ -22,23 +22,27 @@ a refresh whose answer is lost may cost its session."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """The places on one event loop."""
-
-    all: asyncio.Semaphore
-    strangers: asyncio.Semaphore
-
-
-@dataclass(frozen=True, slots=True)
 class Pass:
-    """A place that is held."""
+    """A place, free or held: one in each gate that leads to it."""
 
     gates: tuple[asyncio.Semaphore, ...]
+
+    def is_free(self) -> bool:
+        """Whether it can be taken without waiting."""
+        return not self.gates[0].locked() and not self.gates[-1].locked()
 
     def leave(self) -> None:
         """Give the place back."""
         for gate in self.gates:
             gate.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The places on one event loop, by who may take them."""
+
+    known: Pass
+    strangers: Pass
 
 
 class Gate:
@@ -54,28 +58,31 @@ class Gate:
     async def enter(self, *, known: bool, deadline: float) -> Pass:
         """Take a place. Raises `UpstreamError` where none gets free early enough in `deadline` seconds."""
         places = self._places.there() or await self._places.get()
-        gates = (places.all,) if known else (places.strangers, places.all)
-        if not any(gate.locked() for gate in gates):  # as a rule; then the wait needs no deadline, which costs a timer
-            return await _take(gates)
+        place = places.known if known else places.strangers
+        if place.is_free():  # as a rule; then nobody waits, and a deadline would cost a timer
+            for gate in place.gates:
+                await gate.acquire()
+            return place
         try:
             async with asyncio.timeout(deadline * SHARE_OF_WAITING):
-                return await _take(gates)
+                return await _wait(place)
         except TimeoutError:
             telemetry.upstream_rejections.add(1, telemetry.labels(reason="full"))
             raise UpstreamError("too many calls to OTPLESS are under way", unsent=True) from None
 
     def _new_places(self) -> _Places:
-        strangers = max(1, int(self._limit * SHARE_OF_STRANGERS))
-        return _Places(asyncio.Semaphore(self._limit), asyncio.Semaphore(strangers))
+        everybody = asyncio.Semaphore(self._limit)
+        strangers = asyncio.Semaphore(max(1, int(self._limit * SHARE_OF_STRANGERS)))
+        return _Places(Pass((everybody,)), Pass((strangers, everybody)))
 
 
-async def _take(gates: tuple[asyncio.Semaphore, ...]) -> Pass:
+async def _wait(place: Pass) -> Pass:
     held: tuple[asyncio.Semaphore, ...] = ()
     try:
-        for gate in gates:
+        for gate in place.gates:
             await gate.acquire()
             held = (*held, gate)
     except BaseException:
         Pass(held).leave()
         raise
-    return Pass(held)
+    return place

@@ -355,11 +355,11 @@ class Resolver:
             return current._replace(validated_at=now)
         return current._replace(row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
 
-    async def _ask(self, current: Current) -> Verdict:
+    def _ask(self, current: Current) -> Coroutine[Any, Any, Verdict]:
         """Ask OTPLESS whether a session is valid; whoever asks at the same time shares the answer."""
         key = ("validate", current.row.session_id, current.row.generation)
         patience = 2 * self._settings.request_timeout
-        return await self._background.ask(key, lambda: self._validate(current), patience)
+        return self._background.ask(key, lambda: self._validate(current), patience)
 
     async def _validate(self, current: Current) -> Verdict:
         verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
