@@ -14,7 +14,6 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from fastapi_otpless_session.stores.records import (
     row_of,
     rows_of,
 )
+from fastapi_otpless_session.stores.sqlite_writer import Writer, transact
 from fastapi_otpless_session.telemetry import logger
 
 try:
@@ -406,17 +406,16 @@ class _Connections:
     def __init__(self, path: str | None) -> None:
         self._lock = Lock()
         if path is None:
-            self._thread = None
-            self._writer = self._reader = _connect(":memory:", 0)
-            _prepare(self._writer)
+            self._writer: Writer | None = None
+            self._reader = _connect(":memory:", 0)
+            _prepare(self._reader)
             return
         full = Path(path).absolute()
         if not Path(path).is_absolute():
             logger.info("Sessions are kept in %s", full)
         _create(full)
-        self._writer = _connect(str(full), BUSY_SECONDS)
         self._reader = _connect(str(full), 0)
-        self._thread = ThreadPoolExecutor(1, "otpless-session-store")
+        self._writer = Writer(_connect(str(full), BUSY_SECONDS))
 
     def read(self, query: str, values: tuple[Any, ...]) -> Any:
         with self._lock:
@@ -424,26 +423,21 @@ class _Connections:
 
     async def read_all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         """Read what may be many rows, off the loop."""
-        return await self._apart(lambda db: db.execute(query, values).fetchall())
+        if self._writer is None:
+            with self._lock:
+                return self._reader.execute(query, values).fetchall()
+        return await self._writer.read(lambda db: db.execute(query, values).fetchall())
 
     async def write(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
-        return await self._apart(lambda db: _transact(db, transaction))
-
-    async def _apart(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        if self._thread is None:
+        if self._writer is None:
             with self._lock:
-                return work(self._writer)
-        try:
-            submitted = self._thread.submit(work, self._writer)
-        except RuntimeError:
-            raise StoreError("the session store was closed") from None
-        return await asyncio.wrap_future(submitted)
+                return transact(self._reader, transaction)
+        return await self._writer.transact(transaction)
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
+        if self._writer is not None:
+            self._writer.close()
         self._reader.close()
-        self._writer.close()
 
 
 def _connect(path: str, busy: float) -> sqlite3.Connection:
@@ -459,18 +453,6 @@ def _decoded(data: bytes) -> str | bytes:
         return data.decode()
     except UnicodeDecodeError:
         return data
-
-
-def _transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        result = transaction(db)
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-    return result
 
 
 @contextmanager

@@ -1,0 +1,187 @@
+"""The one thread that writes to a SQLite file. What waits for it meanwhile shares a commit, and a wait for the disk.
+
+A queue and a thread of our own. An executor takes twice as long for the way to its thread and back, which is as much as
+a small transaction takes, and knows nothing of work that can be done together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread, current_thread
+from typing import Any, Generic, TypeVar
+
+from fastapi_otpless_session.errors import StoreError
+
+MOST_TOGETHER = 100
+"""How many transactions share a commit: as long as it takes, no other process can write."""
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """Something to do with the connection, and who waits for what comes of it."""
+
+    __slots__ = ("_error", "_result", "_work", "answer", "is_transaction", "loop")
+
+    def __init__(self, work: Callable[[sqlite3.Connection], T], *, is_transaction: bool) -> None:
+        self._work = work
+        self.is_transaction = is_transaction
+        self.loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Any] = self.loop.create_future()
+        self._result: T | None = None
+        self._error: BaseException | None = None
+
+    def do(self, db: sqlite3.Connection) -> None:
+        """Do it by itself."""
+        try:
+            self._result = transact(db, self._work) if self.is_transaction else self._work(db)
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            self._error = error
+
+    def do_within(self, db: sqlite3.Connection) -> None:
+        """Do it as a part of a transaction. Raises what ended all of that."""
+        db.execute("SAVEPOINT job")
+        try:
+            self._result = self._work(db)
+        except BaseException as error:
+            if not db.in_transaction:
+                raise
+            self._error = error
+            db.execute("ROLLBACK TO job")
+        db.execute("RELEASE job")
+
+    def fail(self, error: BaseException) -> None:
+        """Have who waits get an error."""
+        self._error = error
+
+    def tell(self) -> None:
+        """Tell who waits, if anybody still does."""
+        error, self._error = self._error, None  # its traceback leads here
+        if self.answer.done():
+            return
+        if error is not None:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(self._result)
+
+
+class Writer:
+    """Does what it is given, one after the other, in its thread. The connection is its own, and closed with it."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._lock = Lock()
+        self._is_closed = False
+        self._thread = Thread(target=self._run, name="otpless-session-store", daemon=True)
+        self._thread.start()
+
+    async def transact(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what a transaction does, once it is durable. Where it was in vain, it may be done again."""
+        return await self._put(_Job(transaction, is_transaction=True))
+
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what may be much, and so is read apart from the event loop."""
+        return await self._put(_Job(query, is_transaction=False))
+
+    def close(self) -> None:
+        """Finish what was begun, and end the thread."""
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                self._jobs.put(None)
+        if current_thread() is not self._thread:  # where the last reference to a store may be dropped
+            self._thread.join()
+
+    async def _put(self, job: _Job[T]) -> T:
+        with self._lock:
+            if self._is_closed:
+                raise StoreError("the session store was closed")
+            self._jobs.put(job)
+        result: T = await job.answer
+        return result
+
+    def _run(self) -> None:
+        try:
+            self._do_jobs()
+        finally:
+            self._db.close()
+
+    def _do_jobs(self) -> None:
+        is_over = False
+        while not is_over:
+            jobs = self._taken()
+            is_over = jobs[-1] is None
+            wanted = [job for job in jobs if job is not None and not job.answer.cancelled()]
+            for is_transaction, group in groupby(wanted, key=lambda job: job.is_transaction):
+                together = list(group)
+                if is_transaction and len(together) > 1:
+                    _transact_together(self._db, together)
+                else:
+                    for job in together:
+                        job.do(self._db)
+                _tell(together)
+
+    def _taken(self) -> Sequence[_Job[Any] | None]:
+        """Wait for a job, and take what else waits with it; None comes last."""
+        jobs = [self._jobs.get()]
+        while jobs[-1] is not None and len(jobs) < MOST_TOGETHER:
+            try:
+                jobs.append(self._jobs.get_nowait())
+            except Empty:
+                break
+        return jobs
+
+
+def transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
+    """Return what an immediate transaction does: wholly or not at all."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        result = transaction(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _transact_together(db: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> None:
+    """Do several transactions in one. A fault of one of them is no other's."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+    except BaseException as error:  # noqa: BLE001 - it has taken its time; each by itself would take that again
+        for job in jobs:
+            job.fail(error)
+        return
+    try:
+        for job in jobs:
+            job.do_within(db)
+        db.execute("COMMIT")
+    except BaseException:  # noqa: BLE001 - nothing of it happened; whose fault it is will be seen
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        for job in jobs:
+            job.do(db)
+
+
+def _tell(jobs: Iterable[_Job[Any]]) -> None:
+    """Tell who waits, on each event loop at once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Job[Any]]] = defaultdict(list)
+    for job in jobs:
+        by_loop[job.loop].append(job)
+    for loop, its in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_tell_all, its)
+        except RuntimeError:  # it was closed, and nobody waits any more
+            continue
+
+
+def _tell_all(jobs: Iterable[_Job[Any]]) -> None:
+    for job in jobs:
+        job.tell()
