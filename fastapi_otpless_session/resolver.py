@@ -6,6 +6,7 @@ refresh itself is in `refresh.py`, tokens without a row are in `strangers.py`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import replace
@@ -285,11 +286,15 @@ class Resolver:
         if found.generation < row.generation:
             outcome = await self._judged(row, now, asked.max_age)
             return outcome if isinstance(outcome, SessionReason) else outcome.session()
-        if row.confirmed_generation < row.generation:
+        is_dead, is_news = is_over(row.token_expires_at, now), row.confirmed_generation < row.generation
+        if is_news and not is_dead:
             row = await self._confirmed(row, now)
         current = Current(row, asked.token, claims, now, row.validated_at)
-        is_refused = refused_generation == row.generation
-        outcome = await self._allowed(current, asked.max_age, is_refused=is_refused)
+        if is_news and is_dead:
+            outcome = await self._refreshed_and_confirmed(current)
+        else:
+            is_refused = refused_generation == row.generation
+            outcome = await self._allowed(current, asked.max_age, is_refused=is_refused)
         if isinstance(outcome, SessionReason):
             if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
                 self._copies.drop(asked.digest)
@@ -443,6 +448,17 @@ class Resolver:
             telemetry.logger.warning("Not confirmed: %s", error)
             return row
         return replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
+
+    async def _refreshed_and_confirmed(self, current: Current) -> Current | SessionReason:
+        """Have it written that the client has a dead token's generation while the lease for its refresh is written.
+
+        A store that takes both at once is waited for once; the answer goes out after both.
+        """
+        confirming = asyncio.create_task(self._confirmed(current.row, current.now))
+        try:
+            return await self._allowed(current, None)
+        finally:
+            await confirming
 
     async def _seen(self, current: Current) -> Current:
         """Have `last_seen_at` written, now and then."""

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from fastapi_otpless_session.session import LAST_SECOND
-from fastapi_otpless_session.stores.base import EndReason, Rotation, SessionRow, State
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, State
 
 CONFIRMATIONS_REMEMBERED = 1_000
 ROWS_REMEMBERED = 100
@@ -118,23 +118,6 @@ def _has_sane_times(row: SessionRow) -> bool:
 def rows_of(records: Iterable[Sequence[Any]]) -> list[SessionRow]:
     """Read records, passing over those that cannot be read."""
     return [row for row in map(row_of, records) if row is not None]
-
-
-def rotated(row: SessionRow, rotation: Rotation, now: float) -> SessionRow:
-    """Return what a commit makes of a row."""
-    return replace(
-        row,
-        generation=row.generation + 1,
-        rotated_at=now,
-        session_token=rotation.session_token,
-        token_expires_at=rotation.token_expires_at,
-        refresh_token=rotation.refresh_token,
-        expires_at=rotation.expires_at,
-        lease_owner=None,
-        lease_until=0.0,
-        validated_at=now,
-        last_seen_at=now,
-    )
 
 
 def ended(row: SessionRow, reason: EndReason, revocation_due: float | None) -> SessionRow:

@@ -37,7 +37,6 @@ from fastapi_otpless_session.stores.records import (
     confirmations_text,
     ended,
     record_of,
-    rotated,
     row_of,
     rows_of,
 )
@@ -98,6 +97,14 @@ FIND = f"""
 SELECT {", ".join("s." + column for column in COLUMNS)}, t.generation
 FROM tokens t JOIN sessions s ON s.session_id = t.session_id WHERE t.digest = ?
 """  # noqa: S608 - column names of our own
+
+COMMIT = f"""
+UPDATE sessions SET session_token = ?, token_expires_at = ?, refresh_token = ?, expires_at = ?,
+    generation = generation + 1, rotated_at = ?, validated_at = ?, last_seen_at = ?, lease_owner = NULL, lease_until = 0
+WHERE session_id = ? AND fence = ? AND lease_owner = ? AND state = 'active' RETURNING {_ALL}
+"""  # noqa: S608 - column names of our own
+
+CONFIRM = "UPDATE sessions SET confirmations = ? WHERE session_id = ? AND generation = ?"
 
 UNCHANGED = """
 SELECT 1 FROM sessions WHERE session_id = ? AND generation = ? AND state = 'active'
@@ -178,8 +185,7 @@ class SqliteStore:
             if there is not None:
                 return there
             _insert(db, row)
-            _index(db, row.session_id, token_digest, row.generation, row.expires_at)
-            _index(db, row.session_id, refresh_digest, REFRESH_TOKEN, row.expires_at)
+            _index(db, row, token_digest, refresh_digest)
             return None
 
         return await self._write(insert)
@@ -231,16 +237,18 @@ class SqliteStore:
         """Make the rotation the next generation, if the fence is still the lease's."""
 
         def rotate(db: sqlite3.Connection) -> SessionRow | None:
-            row = _get(db, lease.session_id)
-            if row is None or row.state is not State.ACTIVE or row.fence != lease.fence:
-                return None
-            if row.lease_owner != lease.owner:  # given back; unless by an earlier try of this commit that got through
-                return row if _is_indexed(db, rotation.token_digest) else None
-            committed = rotated(row, rotation, self._clock())
-            _replace(db, committed)
-            _index(db, row.session_id, rotation.token_digest, committed.generation, committed.expires_at)
-            _index(db, row.session_id, rotation.refresh_digest, REFRESH_TOKEN, committed.expires_at)
-            return committed
+            new = (rotation.session_token, rotation.token_expires_at, rotation.refresh_token, rotation.expires_at)
+            held = (lease.session_id, lease.fence, lease.owner)
+            now = self._clock()
+            records = db.execute(COMMIT, (*new, now, now, now, *held)).fetchall()
+            if not records:  # refused; unless an earlier try of this commit got through
+                row = _get(db, lease.session_id)
+                is_ours = row is not None and row.state is State.ACTIVE and row.fence == lease.fence
+                return row if is_ours and _is_indexed(db, rotation.token_digest) else None
+            row = row_of(records[0])
+            if row is not None:
+                _index(db, row, rotation.token_digest, rotation.refresh_digest)
+            return row
 
         return await self._write(rotate)
 
@@ -248,15 +256,15 @@ class SqliteStore:
         """Note that the client has the row's generation."""
 
         def note(db: sqlite3.Connection) -> None:
+            now = self._clock()
+            if row.confirmed_generation < row.generation:  # and it is, as a rule, as the caller read it
+                new, old = confirmations_text(row.confirmed(now, grace)), confirmations_text(row.confirmations)
+                if db.execute(f"{CONFIRM} AND confirmations = ?", (new, row.session_id, row.generation, old)).rowcount:
+                    return
             current = _get(db, row.session_id)
-            if current is None or current.generation != row.generation:
-                return
-            if current.confirmed_generation < current.generation:
-                confirmations = current.confirmed(self._clock(), grace)
-                db.execute(
-                    "UPDATE sessions SET confirmations = ? WHERE session_id = ?",
-                    (confirmations_text(confirmations), row.session_id),
-                )
+            if current is not None and current.generation == row.generation > current.confirmed_generation:
+                new = confirmations_text(current.confirmed(now, grace))
+                db.execute(CONFIRM, (new, row.session_id, row.generation))
 
         await self._write(note)
 
@@ -505,8 +513,11 @@ def _replace(db: sqlite3.Connection, row: SessionRow) -> None:
     db.execute(f"INSERT INTO sessions ({_ALL}) VALUES ({_MARKS}) {UPSERT}", tuple(record_of(row).values()))  # noqa: S608
 
 
-def _index(db: sqlite3.Connection, session_id: str, digest: bytes, generation: int, expires_at: float) -> None:
-    db.execute("REPLACE INTO tokens VALUES (?, ?, ?, ?)", (digest, session_id, generation, expires_at))
+def _index(db: sqlite3.Connection, row: SessionRow, token_digest: bytes, refresh_digest: bytes) -> None:
+    """Have a row found by its newest tokens."""
+    its_token = (token_digest, row.session_id, row.generation, row.expires_at)
+    its_refresh_token = (refresh_digest, row.session_id, REFRESH_TOKEN, row.expires_at)
+    db.execute("REPLACE INTO tokens VALUES (?, ?, ?, ?), (?, ?, ?, ?)", (*its_token, *its_refresh_token))
 
 
 def _is_indexed(db: sqlite3.Connection, digest: bytes) -> bool:
