@@ -6,7 +6,7 @@ The records that applications see do have the token; the last ones that were mad
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import SecretStr
 
@@ -124,16 +124,17 @@ class Duties:
 
 def _light(row: SessionRow, claims: Claims) -> SessionRow:
     """Return a row without what serving does not need; texts that its token says too are kept once."""
-    return replace(
-        row,
+    return SessionRow(
         session_id=claims.session_id or row.session_id,
         user_id=claims.user_id or row.user_id,
+        generation=row.generation,
         confirmations=() if is_confirmed(row) else row.confirmations,
         rotated_at=0.0 if claims.issued_at else row.rotated_at,
-        session_token=b"",
-        refresh_token=b"",
-        lease_owner=None,
-        lease_until=0.0,
+        token_expires_at=row.token_expires_at,
+        validated_at=row.validated_at,
+        created_at=row.created_at,
+        last_seen_at=row.last_seen_at,
+        expires_at=row.expires_at,
         summary="",
     )
 

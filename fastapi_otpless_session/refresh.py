@@ -123,7 +123,7 @@ class Refresher:
         In a crowd the others wait before they take a lease: behind one it would lapse, and the first would not be done
         before the last have theirs.
         """
-        async with await self._room.get():
+        async with self._room.there() or await self._room.get():
             if time.monotonic() > gives_up_at:
                 raise NoVerdictError("too many refreshes are under way")
             lease = await self._store.take_lease(row.session_id, row.generation, uuid.uuid4().hex, self._lease_seconds)

@@ -129,13 +129,15 @@ class Resolver:
         copy = self._copies.get(digest)
         if copy is None or self._is_signed_out(digest) or self._is_over(copy.row.session_id):
             return None
-        now = self._unchanged_at(digest, copy)
+        at = time.monotonic()
+        if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
+            return None
+        now = self._unchanged_at(digest, copy, at)
         # A clock that was set back is before the validation.
         return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
 
-    def _unchanged_at(self, digest: bytes, copy: Copy) -> float | None:
-        """Return the store's time if a copy is as good as its row: it is believed, or nothing has changed."""
-        at = time.monotonic()
+    def _unchanged_at(self, digest: bytes, copy: Copy, at: float) -> float | None:
+        """Return the store's time if a copy is as good as its row, now at `at`: it is believed, or nothing changed."""
         if at - copy.at < self._store_ttl:
             return copy.offset + at
         now = None if self._watchful is None else self._watchful.unchanged_at(digest, copy.row)
@@ -177,7 +179,7 @@ class Resolver:
         copy = None if digest is None else self._copies.get(digest)
         if digest is None or copy is None or copy.row.session_id != session.id or self._is_over(session.id):
             return None
-        now = self._unchanged_at(digest, copy)
+        now = self._unchanged_at(digest, copy, time.monotonic())
         return None if now is None else copy.row.expires_at - now
 
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
@@ -210,7 +212,9 @@ class Resolver:
         crowd = _crowd(asked, copy.row)
         if asked.max_age is not None or not self._background.is_asked(crowd) or self._is_over(copy.row.session_id):
             return None
-        return None if self._unchanged_at(asked.digest, copy) is None else await self._overheard(crowd)
+        if self._unchanged_at(asked.digest, copy, time.monotonic()) is None:
+            return None
+        return await self._overheard(crowd)
 
     async def _with_others(
         self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]

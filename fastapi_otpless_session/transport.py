@@ -28,7 +28,7 @@ OWN_SITES = frozenset({"same-origin", "none"})  # by the page itself, or by the 
 CACHEABLE = frozenset(
     {"public", "s-maxage", "max-age", "immutable", "stale-while-revalidate", "stale-if-error", "no-store"}
 )
-STORING = re.compile(rb"expires|surrogate-control|(?:.+-)?cdn-cache-control", re.IGNORECASE)
+STORING = re.compile(rb"cache-control|expires|surrogate-control|(?:.+-)?cdn-cache-control", re.IGNORECASE)
 """Headers that caches heed in place of `Cache-Control`: HTTP/1.0's, and the targeted ones (RFC 9213)."""
 
 
@@ -73,6 +73,7 @@ class Transport:
         self._header = settings.header_name.lower().encode()
         self._header_name = settings.header_name
         self._cookie = settings.cookie
+        self._cookie_start = f"{settings.cookie}=".encode()
         self._names = {name.lower().encode(): channel for name, channel in self._looked_at()}
         self._attributes = _attributes(settings)
         self._trusted = frozenset(settings.trusted_origins)
@@ -198,8 +199,7 @@ class Transport:
         return text.encode()
 
     def _sets_cookie(self, headers: Headers) -> bool:
-        start = f"{self._cookie}=".encode()
-        return any(key.lower() == b"set-cookie" and value.startswith(start) for key, value in headers)
+        return any(key.lower() == b"set-cookie" and value.startswith(self._cookie_start) for key, value in headers)
 
     def cleared_cookie(self) -> bytes:
         """Return the `Set-Cookie` value that deletes the session cookie: the same attributes, no life."""
@@ -317,11 +317,22 @@ def add_to_list(headers: Headers, name: bytes, items: Iterable[str]) -> None:
 
 def forbid_storing(headers: Headers) -> None:
     """Replace what a response's headers say of storing by `no-store`."""
-    kept = []
+    if any([_is_about_storing(key) for key, _ in headers]):  # noqa: C419 - as a rule none is, and a list is faster
+        kept = ["no-store", *_not_about_storing(headers)]
+        headers[:] = [(key, value) for key, value in headers if not _is_about_storing(key)]
+        headers.append((b"cache-control", ", ".join(kept).encode("latin-1")))
+    else:
+        headers.append((b"cache-control", b"no-store"))
+
+
+@lru_cache(REMEMBERED)
+def _is_about_storing(name: bytes) -> bool:
+    return STORING.fullmatch(name) is not None
+
+
+def _not_about_storing(headers: Headers) -> Iterable[str]:
+    """Name what else `Cache-Control` says."""
     for key, value in headers:
         if key.lower() == b"cache-control":
             parts = [part.strip() for part in value.decode("latin-1").split(",")]
-            kept += [part for part in parts if part and part.partition("=")[0].strip().lower() not in CACHEABLE]
-    storing = {key for key, _ in headers if key.lower() == b"cache-control" or STORING.fullmatch(key)}
-    headers[:] = [(key, value) for key, value in headers if key not in storing]
-    headers.append((b"cache-control", ", ".join(["no-store", *kept]).encode("latin-1")))
+            yield from (part for part in parts if part and part.partition("=")[0].strip().lower() not in CACHEABLE)

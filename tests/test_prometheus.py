@@ -40,6 +40,7 @@ for instrument in list(vars(telemetry).values()):
         instrument.add(1)
     elif isinstance(instrument, metrics.Histogram):
         instrument.record(0.2)
+telemetry.count_served()
 telemetry.revocations_waiting.set(1)
 print(generate_latest().decode())
 """
