@@ -163,11 +163,12 @@ class RequestSession:
         """
         if not self.was_asked_for:
             self.was_asked_for = True
-            presented = self.presented
-            if presented.token is None or self._is_forgeable(presented):
+            self._presented = presented = self.transport.find(self._headers, self._offered)
+            token = presented.token
+            if token is None or (not self._is_safe and self._is_forgeable(presented)):
                 self._outcome = _why_refused(presented)
             else:
-                self._copy = self.sessions.at_once(presented.token)
+                self._copy = self.sessions.at_once(token)
         return self._copy is not None
 
     def at_once(self) -> Session | None:

@@ -22,13 +22,11 @@ class Lru(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """Return an entry, which counts as its use."""
-        value = self._entries.get(key)
-        if value is not None:
-            try:
-                self._use(key)
-            except KeyError:  # another thread dropped it meanwhile
-                return None
-        return value
+        try:
+            self._use(key)
+            return self._entries[key]
+        except KeyError:
+            return None
 
     def put(self, key: K, value: V) -> None:
         """Keep an entry, dropping the least recently used where there are too many."""

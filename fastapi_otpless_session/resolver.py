@@ -132,14 +132,17 @@ class Resolver:
         at = time.monotonic()
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
             return None
-        now = self._unchanged_at(digest, copy, at)
+        now = copy.offset + at if at - copy.at < self._store_ttl else self._unchanged_at(digest, copy, at)
         # A clock that was set back is before the validation.
         return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
 
+    def _good_at(self, digest: bytes, copy: Copy) -> float | None:
+        """Return the store's time if a copy is as good as its row: it is believed, or nothing has changed."""
+        at = time.monotonic()
+        return copy.offset + at if at - copy.at < self._store_ttl else self._unchanged_at(digest, copy, at)
+
     def _unchanged_at(self, digest: bytes, copy: Copy, at: float) -> float | None:
-        """Return the store's time if a copy is as good as its row, now at `at`: it is believed, or nothing changed."""
-        if at - copy.at < self._store_ttl:
-            return copy.offset + at
+        """Return the store's time if a row is as its copy has it, now at `at` by the worker's monotonic clock."""
         now = None if self._watchful is None else self._watchful.unchanged_at(digest, copy.row)
         if now is not None:
             copy.read_again(now, at)
@@ -179,7 +182,7 @@ class Resolver:
         copy = None if digest is None else self._copies.get(digest)
         if digest is None or copy is None or copy.row.session_id != session.id or self._is_over(session.id):
             return None
-        now = self._unchanged_at(digest, copy, time.monotonic())
+        now = self._good_at(digest, copy)
         return None if now is None else copy.row.expires_at - now
 
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
@@ -212,9 +215,7 @@ class Resolver:
         crowd = _crowd(asked, copy.row)
         if asked.max_age is not None or not self._background.is_asked(crowd) or self._is_over(copy.row.session_id):
             return None
-        if self._unchanged_at(asked.digest, copy, time.monotonic()) is None:
-            return None
-        return await self._overheard(crowd)
+        return None if self._good_at(asked.digest, copy) is None else await self._overheard(crowd)
 
     async def _with_others(
         self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
