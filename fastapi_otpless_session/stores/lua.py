@@ -45,6 +45,10 @@ def _on_row(body: str) -> Script:
     return _script(_TIME, _ROW, body)
 
 
+def _without_time(body: str) -> Script:
+    return _script(_ROW, body)
+
+
 READ = _on_row("return {stamp(now), row()}")
 
 CREATE = _on_row("""
@@ -73,7 +77,7 @@ set('lease_until', ends)
 return ends
 """)
 
-RELEASE_LEASE = _on_row("""
+RELEASE_LEASE = _without_time("""
 local fence, owner, left = ARGV[2], ARGV[3], ARGV[4]
 if get('fence') == fence and get('lease_owner') == owner then set('lease_owner', left, 'lease_until', '0.0') end
 """)
@@ -93,7 +97,7 @@ keep_until(get('expires_at'))
 return row()
 """)
 
-CONFIRM = _on_row("""
+CONFIRM = _without_time("""
 local generation, as_read, confirmations, digests = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if get('generation') == generation and get('confirmations') == as_read then
   set('confirmations', confirmations, 'digests', digests)
@@ -159,7 +163,7 @@ if get('state') == 'ended' then
 end
 """)
 
-SETTLE = _on_row("""
+SETTLE = _without_time("""
 if get('session_token') == ARGV[2] then set('revocation_due', '') end
 """)
 

@@ -321,10 +321,11 @@ class RedisStore:
         return self._key("session", session_id)
 
     async def _do(self, key: str | None, work: Work, *, is_read: bool = False) -> Any:
-        return await (await self._links.get()).do(key, work, is_read=is_read)
+        link = self._links.there() or await self._links.get()
+        return await link.do(key, work, is_read=is_read)
 
     async def _run(self, script: lua.Script, key: str, *arguments: str | bytes, is_read: bool = False) -> Any:
-        link = await self._links.get()
+        link = self._links.there() or await self._links.get()
         return await link.run(script, key, repr(self._offset()), *arguments, is_read=is_read)
 
     async def _kept(self, session_id: str) -> _Kept | None:

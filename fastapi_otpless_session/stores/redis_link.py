@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
+from fastapi_otpless_session.patience import Patience
 from fastapi_otpless_session.stores.base import PATIENCE
 from fastapi_otpless_session.stores.lua import Script
 from fastapi_otpless_session.stores.redis_cluster import Cluster, Work
@@ -78,6 +79,7 @@ class RedisLink:
         self._servers: Redis | Cluster | None = None
         self._opening = asyncio.Lock()
         self._room = asyncio.Semaphore(CONNECTIONS)
+        self._patience = Patience()
         self._calls = 0
         self._is_idle = asyncio.Event()
         self._is_closed = False
@@ -87,6 +89,7 @@ class RedisLink:
         self._is_closed = True
         if self._calls:
             await self._is_idle.wait()
+        self._patience.close()
         servers, self._servers = self._servers, None
         if servers is not None:
             await (servers.aclose() if isinstance(servers, Redis) else servers.close())
@@ -122,7 +125,7 @@ class RedisLink:
 
     async def _do_in_time(self, key: str | None, work: Work, otherwise: Work, *, is_read: bool) -> Any:
         try:
-            async with asyncio.timeout(PATIENCE):
+            with self._patience.limit(PATIENCE):
                 try:
                     return await self._do(key, work, is_read=is_read)
                 except NoScriptError:
