@@ -70,10 +70,12 @@ class Background:
         loop = self._loops.there()
         return loop is not None and loop.flights.is_asked(key)
 
-    async def overhear(self, key: Hashable, seconds: float) -> tuple[Any] | None:
+    def overhear(self, key: Hashable, seconds: float) -> Coroutine[Any, Any, tuple[Any] | None]:
         """Return what who has asked for `key` on the running event loop learns; see `Flights.overhear`."""
         loop = self._loops.there()
-        return None if loop is None else await loop.flights.overhear(key, seconds)
+        if loop is None:
+            raise KeyError(key)
+        return loop.flights.overhear(key, seconds)
 
     async def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something behind the request; where nothing may run there, now."""

@@ -6,7 +6,7 @@ The middleware puts a `RequestSession` into `request.state.otpless`; dependencie
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Coroutine, Mapping, MutableMapping
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -135,7 +135,7 @@ class RequestSession:
         async with self._lock:
             outcome = self.outcome
             if outcome is None:
-                outcome = await self._resolve(max_age)
+                outcome = self._refusal(self.presented) or await self._asked(max_age)
                 self._take(outcome, max_age)
             elif isinstance(outcome, Session) and not self._is_within(max_age):
                 return await self._newer(max_age)
@@ -147,7 +147,7 @@ class RequestSession:
 
     async def _newer(self, max_age: float | None) -> Session | SessionReason:
         """Ask again where the answer so far may be too old; a fault then is no verdict on the session itself."""
-        outcome = await self._resolve(max_age)
+        outcome = await self._asked(max_age)
         if outcome is not SessionReason.UNAVAILABLE:
             self._take(outcome, max_age)
         return outcome
@@ -164,11 +164,9 @@ class RequestSession:
         if not self.was_asked_for:
             self.was_asked_for = True
             self._presented = presented = self.transport.find(self._headers, self._offered)
-            token = presented.token
-            if token is None or (not self._is_safe and self._is_forgeable(presented)):
-                self._outcome = _why_refused(presented)
-            else:
-                self._copy = self.sessions.at_once(token)
+            self._outcome = self._refusal(presented)
+            if self._outcome is None:
+                self._copy = self.sessions.at_once(presented.token or "")
         return self._copy is not None
 
     def at_once(self) -> Session | None:
@@ -178,15 +176,18 @@ class RequestSession:
         outcome = self.outcome
         return outcome if isinstance(outcome, Session) else None
 
-    async def _resolve(self, max_age: float | None) -> Session | SessionReason:
-        presented = self.presented
-        if presented.token is None or self._is_forgeable(presented):
-            return _why_refused(presented)
-        return await self.sessions.resolve(presented.token, known_only=presented.is_cookie_only, max_age=max_age)
+    def _refusal(self, presented: Presented) -> SessionReason | None:
+        """Return why what the request carries cannot be used, whatever it stands for."""
+        if presented.token is None:
+            return SessionReason.CONFLICT if presented.in_conflict else SessionReason.MISSING
+        if not self._is_safe and presented.is_cookie_only and self.is_cross_site:  # sent without the page's doing
+            return SessionReason.CROSS_SITE
+        return None
 
-    def _is_forgeable(self, presented: Presented) -> bool:
-        """Whether another site may have had the browser send a request that changes something."""
-        return presented.is_cookie_only and not self._is_safe and self.is_cross_site
+    def _asked(self, max_age: float | None) -> Coroutine[Any, Any, Session | SessionReason]:
+        """Return what the token stands for, by the sessions' word."""
+        presented = self.presented
+        return self.sessions.resolve(presented.token or "", known_only=presented.is_cookie_only, max_age=max_age)
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
         """Write a swapped token into the start of a response, after one more look that the session was not ended."""
@@ -201,13 +202,6 @@ class RequestSession:
             telemetry.logger.warning("The swapped token goes out with the next response: %s", error)
         except CookieTooLargeError as error:
             telemetry.logger.error("The swapped token cannot be set as a cookie: %s", error.message)
-
-
-def _why_refused(presented: Presented) -> SessionReason:
-    """Say why what a request carries cannot be used, whatever it stands for."""
-    if presented.token is not None:
-        return SessionReason.CROSS_SITE
-    return SessionReason.CONFLICT if presented.in_conflict else SessionReason.MISSING
 
 
 def request_session(connection: HTTPConnection) -> RequestSession:

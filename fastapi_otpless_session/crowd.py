@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from fastapi_otpless_session.errors import NoVerdictError
-
 
 class Crowd:
     """Those on one event loop who wait for the same. One of them who is cancelled takes nothing from the others."""
@@ -22,17 +20,16 @@ class Crowd:
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: deque[tuple[float, asyncio.Future[bool]]] = deque()
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until the crowd is let go. Raises `NoVerdictError` after `seconds`: those who come later give up later.
+    def join(self, seconds: float) -> asyncio.Future[bool]:
+        """Return what will tell a waiter to go on: whether there is something, or `seconds` have passed.
 
-        So `seconds` is to be the same for all.
+        Those who come later give up later, so that `seconds` is to be the same for all.
         """
         waiter = self._loop.create_future()
         self._waiters.append((self._loop.time() + seconds, waiter))
         if self._timer is None:
             self._timer = self._loop.call_later(seconds, self._lose_patience)
-        if not await waiter:
-            raise NoVerdictError("the answer takes too long")
+        return waiter
 
     def let_go(self) -> None:
         """Have all go on who wait."""

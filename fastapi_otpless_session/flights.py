@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
 from fastapi_otpless_session.crowd import Crowd
-from fastapi_otpless_session.errors import OtplessSessionError
+from fastapi_otpless_session.errors import NoVerdictError, OtplessSessionError
 from fastapi_otpless_session.telemetry import logger
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class _Asked(Generic[T]):
         """Wait for the answer; None: there will be none. Raises its error, and `NoVerdictError` after `seconds`."""
         self._answer = answer = self._answer or asyncio.get_running_loop().create_future()
         self._crowd = self._crowd or Crowd()
-        await self._crowd.wait(seconds)
+        _check(await self._crowd.join(seconds))
         return (answer.result(),) if answer.done() else None
 
     def fail(self, error: Exception) -> None:
@@ -71,19 +71,18 @@ class Flights(Generic[T]):
         """Whether somebody has asked for `key` and does not know yet."""
         return key in self._asked
 
-    async def overhear(self, key: Hashable, seconds: float) -> tuple[T] | None:
-        """Return what who has asked for `key` learns; None: nobody has asked, or who did was cancelled.
+    def overhear(self, key: Hashable, seconds: float) -> Coroutine[Any, Any, tuple[T] | None]:
+        """Return what who has asked for `key` learns; None where that one is cancelled.
 
-        Raises what that one's work raises, and `NoVerdictError` after `seconds`.
+        Raises what that one's work raises, and `NoVerdictError` after `seconds`. Raises `KeyError`: nobody has asked.
         """
-        asked = self._asked.get(key)
-        return None if asked is None else await asked.heard(seconds)
+        return self._asked[key].heard(seconds)
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Wait for the task of `key`, started where there is none. Raises `NoVerdictError` after `seconds`."""
         task, crowd = self._started(key, work)
         if not task.done():
-            await crowd.wait(seconds)
+            _check(await crowd.join(seconds))
         return task.result()
 
     async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
@@ -92,8 +91,8 @@ class Flights(Generic[T]):
         Where the caller is cancelled, one of those who wait does the work anew. Raises `NoVerdictError` to who waits
         for longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
         """
-        while key in self._asked:
-            if (heard := await self.overhear(key, seconds)) is not None:
+        while (other := self._asked.get(key)) is not None:
+            if (heard := await other.heard(seconds)) is not None:
                 return heard[0]
         asked: _Asked[T] = _Asked()
         self._asked[key] = asked
@@ -131,3 +130,8 @@ class Flights(Generic[T]):
         if error is not None and not isinstance(error, OtplessSessionError):
             logger.error("Work behind requests failed", exc_info=error)
         self._tasks.pop(key)[1].let_go()
+
+
+def _check(is_there: bool) -> None:
+    if not is_there:
+        raise NoVerdictError("the answer takes too long")

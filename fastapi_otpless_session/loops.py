@@ -25,11 +25,18 @@ class PerLoop(Generic[T]):
         self._values: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None, None]]] = (
             WeakKeyDictionary()
         )
+        self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], T] | None = None
 
     def there(self) -> T | None:
         """Return the running loop's value if it was made: most often it was, and no coroutine is needed to get it."""
-        entry = self._values.get(asyncio.get_running_loop())
-        return None if entry is None else entry[0]
+        loop, latest = asyncio.get_running_loop(), self._latest
+        if latest is not None and latest[0]() is loop:  # nearly always, and a dictionary of weak keys takes its time
+            return latest[1]
+        entry = self._values.get(loop)
+        if entry is None:
+            return None
+        self._latest = weakref.ref(loop), entry[0]
+        return entry[0]
 
     async def get(self) -> T:
         """Return the running loop's value."""
@@ -57,5 +64,6 @@ class PerLoop(Generic[T]):
                 if self._close is not None:
                     await self._close(value)
             finally:
+                self._latest = None
                 if (known := loop()) is not None:
                     self._values.pop(known, None)

@@ -189,13 +189,15 @@ class Resolver:
         refused_generation = None
         if copy is not None and self._is_believed(copy):
             came_from("memory")
-            outcome = await self._from_copy(asked, copy)
-            if outcome is not None:
-                return outcome.session()
+            current = await self._from_copy(asked, copy)
+            if current is not None:
+                return current.session()
             refused_generation = copy.row.generation
             self._copies.drop(asked.digest)  # it would be served in an outage
-        if copy is not None and (joined := await self._joined(asked, copy)) is not None:
-            return joined
+        if copy is not None and self._may_wait_with_others(asked, copy):
+            outcome = await self._overheard(_crowd(asked, copy.row))
+            if outcome is not None:
+                return outcome
         read_at = time.monotonic()
         came_from("store")
         try:
@@ -210,12 +212,11 @@ class Resolver:
             return await self._stranger(asked)
         return await self._known(asked, found, copy, read_at, refused_generation)
 
-    async def _joined(self, asked: _Asked, copy: Copy) -> Session | SessionReason | None:
-        """Wait with those who brought the same dead token, where its row is as they read it; None: nobody has."""
-        crowd = _crowd(asked, copy.row)
-        if asked.max_age is not None or not self._background.is_asked(crowd) or self._is_over(copy.row.session_id):
-            return None
-        return None if self._good_at(asked.digest, copy) is None else await self._overheard(crowd)
+    def _may_wait_with_others(self, asked: _Asked, copy: Copy) -> bool:
+        """Whether the same dead token is being dealt with for others, and its row still is as they read it."""
+        if asked.max_age is not None or not self._background.is_asked(_crowd(asked, copy.row)):
+            return False
+        return not self._is_over(copy.row.session_id) and self._good_at(asked.digest, copy) is not None
 
     async def _with_others(
         self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
@@ -228,7 +229,7 @@ class Resolver:
         return await self._background.ask(crowd, serve, self._patience)
 
     async def _overheard(self, crowd: Hashable) -> Session | SessionReason | None:
-        """Return what the first of a crowd learns; None: there is no crowd, or its first was cancelled."""
+        """Return what the first of a crowd learns; None: that one was cancelled."""
         came_from("refresh")
         heard: tuple[Session | SessionReason] | None = (SessionReason.UNAVAILABLE,)
         try:
@@ -362,7 +363,7 @@ class Resolver:
         if verdict is not Verdict.VALID:
             return None
         if not self._is_news(current):
-            return current._replace(validated_at=now)
+            return Current(row, current.token, current.claims, now, now, current.refreshed)
         return current._replace(row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
 
     def _ask(self, current: Current) -> Coroutine[Any, Any, Verdict]:
