@@ -57,6 +57,7 @@ class Flights(Generic[T]):
     def __init__(self) -> None:
         self._tasks: dict[Hashable, tuple[asyncio.Task[T], Crowd]] = {}
         self._asked: dict[Hashable, _Asked[T]] = {}
+        self._is_drained = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
         """Return the task that is under way for `key`; where there is none, start `work`."""
@@ -109,10 +110,11 @@ class Flights(Generic[T]):
             asked.let_go()
 
     async def drain(self, seconds: float = 0) -> None:
-        """Let what is under way finish, for `seconds` at most; cancel the rest."""
+        """Let what is under way finish, for `seconds` at most; cancel the rest. Nothing is started any more then."""
         ends_at = time.monotonic() + seconds
         while self._tasks and (left := ends_at - time.monotonic()) > 0:  # what finishes may start more
             await asyncio.wait({task for task, _ in self._tasks.values()}, timeout=left)
+        self._is_drained = True
         for task in (pending := {task for task, _ in self._tasks.values()}):
             task.cancel()
         if pending:
@@ -121,6 +123,8 @@ class Flights(Generic[T]):
     def _started(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> tuple[asyncio.Task[T], Crowd]:
         started = self._tasks.get(key)
         if started is None:
+            if self._is_drained:
+                raise NoVerdictError("the application is stopping")
             started = self._tasks[key] = asyncio.create_task(work()), Crowd()
             started[0].add_done_callback(lambda task: self._landed(key, task))
         return started

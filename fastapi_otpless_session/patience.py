@@ -9,6 +9,9 @@ import asyncio
 from math import inf
 from types import TracebackType
 
+TICK = 0.001
+"""uvloop tells the time in milliseconds, and would look again and again within one."""
+
 
 class Patience:
     """The deadlines of an event loop's calls.
@@ -49,7 +52,7 @@ class Patience:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the calls whose time is up."""
         self._timer, self._looks_at = None, inf
-        now = loop.time()
+        now = loop.time() + TICK
         for call in [call for call, ends_at in self._calls.items() if ends_at <= now]:
             del self._calls[call]
             call.expire()

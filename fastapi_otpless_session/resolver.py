@@ -177,12 +177,15 @@ class Resolver:
         return None if copy is None else copy.row
 
     def remaining_life(self, session: Session) -> float | None:
-        """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once."""
+        """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once.
+
+        It takes a look at the row, however long a copy may be believed.
+        """
         digest = self._digest(session.token.get_secret_value())
         copy = None if digest is None else self._copies.get(digest)
         if digest is None or copy is None or copy.row.session_id != session.id or self._is_over(session.id):
             return None
-        now = self._good_at(digest, copy)
+        now = self._unchanged_at(digest, copy, time.monotonic())
         return None if now is None else copy.row.expires_at - now
 
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
@@ -407,7 +410,7 @@ class Resolver:
             return await self._refreshed(current)
 
     async def _refreshed(self, current: Current) -> Current | SessionReason:
-        row, led = current.row, False
+        row, led, began_at = current.row, False, time.monotonic()
 
         def lead() -> Coroutine[Any, Any, Refreshed | SessionReason]:
             nonlocal led
@@ -428,7 +431,7 @@ class Resolver:
             return outcome
         claims, now = tokens.read_claims(outcome.token), max(current.now, outcome.row.validated_at)
         if outcome.committed:  # each answer that hands the token out looks at its row again
-            self._copies.keep(self._vault.digest(outcome.token), outcome.row, claims, now, time.monotonic())
+            self._copies.keep(self._vault.digest(outcome.token), outcome.row, claims, now, began_at)
         return Current(outcome.row, outcome.token, claims, now, outcome.row.validated_at, refreshed=outcome.committed)
 
     async def _stranger(self, asked: _Asked) -> Session | SessionReason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from conftest import Clock, World, make_settings
 from processes import PATIENCE
-from simulated import Stalls, hurry
+from simulated import LoopTime, Stalls, hurry, settle
 
 from fastapi_otpless_session import (
     NoVerdictError,
@@ -199,6 +200,8 @@ async def test_an_otpless_that_answers_nothing_usable_signs_nobody_out(clock: Cl
                 assert isinstance(await sessions.resolve(token), Session)
 
 
+HERD = 10
+
 # What several workers and failing stores do is shown on `OtplessSessions` itself: each object is a worker.
 
 
@@ -280,6 +283,170 @@ async def test_a_cancelled_request_does_not_cancel_the_refresh(tmp_path: Path, c
         assert isinstance(outcome, Session)
         assert outcome.refreshed
         assert emulator.count("get-new-session-token") == 1
+    await close(stores)
+
+
+@pytest.mark.parametrize(("store_ttl", "seen"), [(0, HERD - 1), (3600, 0)])
+async def test_of_a_herd_only_the_first_reads_the_row(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, store_ttl: float, seen: int
+) -> None:
+    """The others see that it is as the first read it, unless that is believed for longer; so do their answers."""
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores, store_ttl=store_ttl) as world:
+        clock.advance(DAY + 1)
+        asked: Counter[str] = Counter()
+        for name in ("find", "get", "unchanged_at"):
+            _count(monkeypatch, name, asked)
+        worker = world.workers[0]
+        sessions = await asyncio.gather(*(worker.resolve(world.token) for _ in range(HERD)))
+        assert all(isinstance(session, Session) and session.refreshed for session in sessions)
+        assert len({id(session) for session in sessions}) == 1
+        assert asked == Counter(find=1, unchanged_at=seen)
+        [life, *_] = [await worker.remaining_life(s) for s in sessions if isinstance(s, Session)]
+        assert life is not None
+        assert life > 0
+        assert (asked["find"], asked["get"]) == (1, 0)
+        assert emulator.count("get-new-session-token") == 1
+    await close(stores)
+
+
+def _count(monkeypatch: pytest.MonkeyPatch, name: str, asked: Counter[str]) -> None:
+    method = getattr(SqliteStore, name)
+
+    def counting(self: SqliteStore, *arguments: Any) -> Any:
+        asked[name] += 1
+        return method(self, *arguments)
+
+    monkeypatch.setattr(SqliteStore, name, counting)
+
+
+async def test_a_herd_whose_first_is_cancelled_is_served(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 1)
+    emulator.set_latency("get-new-session-token", 0.05)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        first, *others = (asyncio.create_task(world.workers[0].resolve(world.token)) for _ in range(HERD))
+        await _called(emulator)
+        first.cancel()
+        outcomes = await asyncio.gather(*others)
+        assert all(isinstance(outcome, Session) and outcome.refreshed for outcome in outcomes)
+        assert emulator.count("get-new-session-token") == 1
+    await close(stores)
+
+
+async def test_who_joins_a_herd_after_a_sign_out_elsewhere_is_not_served_with_it(tmp_path: Path, clock: Clock) -> None:
+    """He is told at once, though those before him still wait for OTPLESS, which will say yes."""
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 2)
+    emulator.set_latency("get-new-session-token", PATIENCE)
+    async with Workers(emulator, clock, stores, refresh_timeout=2 * PATIENCE) as world:
+        time = LoopTime()
+        here, elsewhere = world.workers
+        clock.advance(DAY + 1)
+        before = [asyncio.create_task(here.resolve(world.token)) for _ in range(HERD)]
+        await _called(emulator)
+        emulator.set_latency("get-new-session-token", 0)
+        await elsewhere.end(world.session_id)
+        assert await here.resolve(world.token) is SessionReason.REVOKED
+        assert not any(task.done() for task in before)
+        await time.advance(PATIENCE)
+        assert set(await asyncio.gather(*before)) == {SessionReason.REVOKED}
+    await close(stores)
+
+
+@pytest.mark.parametrize("store_ttl", [0, 3600])
+async def test_a_swapped_token_is_not_handed_out_once_its_session_was_ended_elsewhere(
+    tmp_path: Path, clock: Clock, store_ttl: float
+) -> None:
+    """However long a copy may be believed: the sign-out's answer may have cleared the cookie already."""
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 2)
+    async with Workers(emulator, clock, stores, store_ttl=store_ttl) as world:
+        here, elsewhere = world.workers
+        clock.advance(DAY + 1)
+        session = await here.resolve(world.token)
+        assert isinstance(session, Session)
+        assert await here.remaining_life(session)
+        await elsewhere.end(world.session_id)
+        assert await here.remaining_life(session) is None
+    await close(stores)
+
+
+@pytest.mark.parametrize("store_ttl", [0, 3600])
+async def test_the_token_after_a_refresh_is_confirmed_when_it_comes_though_its_row_is_known(
+    tmp_path: Path, clock: Clock, store_ttl: float
+) -> None:
+    """What the refresh left in memory says nothing about whether the client has its token."""
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores, store_ttl=store_ttl) as world:
+        worker, store = world.workers[0], stores[0]
+        clock.advance(DAY + 1)
+        session = await worker.resolve(world.token)
+        assert isinstance(session, Session)
+        row = await store.get(world.session_id)
+        assert row is not None
+        assert (row.generation, row.confirmed_generation) == (2, 1)
+        assert isinstance(await worker.resolve(session.token.get_secret_value()), Session)
+        row = await store.get(world.session_id)
+        assert row is not None
+        assert row.confirmed_generation == 2
+    await close(stores)
+
+
+class SlowToConfirm(SqliteStore):
+    """A store that takes its time to note what the client has."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        super().__init__(str(path / "sessions.db"), clock=clock)
+        self.may_confirm = asyncio.Event()
+
+    async def confirm(self, row: SessionRow, grace: float) -> None:
+        await self.may_confirm.wait()
+        await super().confirm(row, grace)
+
+
+async def test_no_answer_goes_out_before_it_was_tried_to_note_what_the_client_has(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    store = SlowToConfirm(tmp_path, clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        clock.advance(DAY + 1)
+        session = await worker.resolve(world.token)
+        assert isinstance(session, Session)
+        clock.advance(DAY + 1)
+        request = asyncio.create_task(worker.resolve(session.token.get_secret_value()))
+        while (row := await store.get(world.session_id)) and row.generation < 3:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        await settle()
+        assert not request.done()
+        store.may_confirm.set()
+        outcome = await request
+        assert isinstance(outcome, Session)
+        assert outcome.refreshed
+    await store.close()
+
+
+@pytest.mark.parametrize("kind", ["dead", "alive"])
+async def test_a_dead_tokens_generation_is_confirmed_too_before_its_successor_is_handed_out(
+    tmp_path: Path, clock: Clock, kind: str
+) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores) as world:
+        worker, store, token = world.workers[0], stores[0], world.token
+        for generation in (2, 3):
+            clock.advance(DAY + 1)
+            session = await worker.resolve(token)
+            assert isinstance(session, Session)
+            token = session.token.get_secret_value()
+            row = await store.get(world.session_id)
+            assert row is not None
+            assert (row.generation, row.confirmed_generation) == (generation, generation - 1)
+            if kind == "alive":
+                assert isinstance(await worker.resolve(token), Session)
     await close(stores)
 
 

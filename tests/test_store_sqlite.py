@@ -5,22 +5,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import logging
 import os
 import sqlite3
 import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from creators import PROCESSES, create_together
+from processes import PATIENCE
+from simulated import settle
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
 from fastapi_otpless_session.stores.base import EndReason, Standing, State
+from fastapi_otpless_session.stores.sqlite_writer import Writer
 from fastapi_otpless_session.testing.store_contract import (
     LIFE,
     ContractClock,
@@ -121,11 +127,18 @@ async def test_a_store_is_open_as_soon_as_it_is_used(path: Path) -> None:
 
 
 async def test_a_store_that_is_dropped_without_closing_leaves_nothing_open(path: Path) -> None:
-    store = open_store(f"sqlite:///{path}")
-    await store.open()
-    del store
+    await _used(path)
     gc.collect()
-    assert "otpless-session-store_0" not in {thread.name for thread in threading.enumerate()}
+    writers = [thread for thread in threading.enumerate() if thread.name == "otpless-session-store"]
+    for writer in writers:
+        await asyncio.to_thread(writer.join, PATIENCE)
+    assert not any(writer.is_alive() for writer in writers)
+
+
+async def _used(path: Path) -> None:
+    subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
+    await subject.sign_in()
+    assert await subject.store.list_user("MO-1")
 
 
 @pytest.mark.parametrize("relative", [True, False])
@@ -316,6 +329,139 @@ def test_one_store_serves_event_loops_in_several_threads(url: str, path: Path, m
 
 async def _list(store: SessionStore) -> list[tuple[str, int]]:
     return [(row.session_id, row.generation) for row in await store.list_user("MO-1")]
+
+
+# What is written together
+
+
+def commits(path: Path) -> int:
+    """Count the commits in the write-ahead log: the frames that say how large the file is after them."""
+    log = path.with_name(f"{path.name}-wal").read_bytes()
+    page = int.from_bytes(log[8:12])
+    return sum(log[at + 4 : at + 8] != bytes(4) for at in range(32, len(log), 24 + page))
+
+
+@contextmanager
+def held_up(path: Path) -> Iterator[sqlite3.Connection]:
+    """Keep a store from writing, as another process may: what it is to write meanwhile has to wait."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield other
+
+
+async def begun(*writes: Coroutine[Any, Any, Any]) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.create_task(write) for write in writes]
+    await settle()
+    return tasks
+
+
+async def test_what_waits_for_the_file_is_written_with_one_commit(subject: Subject, path: Path) -> None:
+    await subject.sign_in("first")
+    with held_up(path) as other:
+        before = commits(path)
+        tasks = await begun(*(subject.sign_in(f"s-{number}") for number in range(20)))
+        other.execute("ROLLBACK")
+        rows = await asyncio.gather(*tasks)
+    assert commits(path) - before <= 2  # the first may have begun alone
+    assert [await subject.store.get(row.session_id) for row in rows] == rows
+
+
+async def test_a_transaction_that_fails_takes_nobody_else_along(subject: Subject, path: Path) -> None:
+    await subject.sign_in("first")
+    no_digest: Any = 2**70  # its row is written before that is found
+    with held_up(path) as other:
+        tasks = await begun(
+            subject.sign_in("s-0"),
+            subject.sign_in("s-1"),
+            subject.store.create(new_row(time.time(), "s-2"), token_digest("s-2"), no_digest),
+            subject.sign_in("s-3"),
+        )
+        other.execute("ROLLBACK")
+        *_, refused, last = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(refused, StoreError)
+    there = [await subject.store.get(name) for name in ("s-0", "s-1", "s-2", "s-3")]
+    assert [row is not None for row in there] == [True, True, False, True]
+    assert there[-1] == last
+
+
+async def test_a_fault_that_ends_the_common_transaction_is_only_the_fault_of_one(subject: Subject, path: Path) -> None:
+    await subject.sign_in("first")
+    by_hand(
+        path,
+        "CREATE TRIGGER full BEFORE INSERT ON sessions WHEN new.session_id = 's-2' "
+        "BEGIN SELECT RAISE(ROLLBACK, 'database or disk is full'); END",
+    )
+    with held_up(path) as other:
+        tasks = await begun(*(subject.sign_in(f"s-{number}") for number in range(5)))
+        other.execute("ROLLBACK")
+        rows = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [isinstance(row, StoreError) for row in rows] == [False, False, True, False, False]
+    for number in (0, 1, 3, 4):
+        assert await subject.store.get(f"s-{number}") == rows[number]
+        assert await subject.store.find(token_digest(f"s-{number}")) is not None
+    assert await subject.store.find(token_digest("s-2")) is None
+
+
+async def test_who_failed_when_all_did_is_told_what_came_of_the_second_time(subject: Subject, path: Path) -> None:
+    await subject.sign_in("first")
+    writer = Writer(sqlite3.connect(path, isolation_level=None, check_same_thread=False))
+    tries = itertools.count()
+
+    def fail_at_first(_: sqlite3.Connection) -> str:
+        if next(tries) == 0:
+            raise sqlite3.OperationalError("not now")
+        return "done"
+
+    def end_all(db: sqlite3.Connection) -> None:
+        db.execute("ROLLBACK")
+        raise sqlite3.OperationalError("disk is full")
+
+    with held_up(path) as other:
+        tasks = await begun(*(writer.transact(work) for work in (lambda _: "done", fail_at_first, end_all)))
+        other.execute("ROLLBACK")
+        *outcomes, error = await asyncio.gather(*tasks, return_exceptions=True)
+    assert outcomes == ["done", "done"]
+    assert isinstance(error, sqlite3.OperationalError)
+    await asyncio.to_thread(writer.close)
+
+
+async def test_what_is_cancelled_while_it_waits_is_not_written(subject: Subject, path: Path) -> None:
+    await subject.sign_in("first")
+    with held_up(path) as other:
+        _, cancelled, last = tasks = await begun(*(subject.sign_in(f"s-{number}") for number in range(3)))
+        cancelled.cancel()
+        await asyncio.wait({cancelled})
+        other.execute("ROLLBACK")
+        await asyncio.gather(*tasks, return_exceptions=True)
+    assert await subject.store.get("s-1") is None
+    assert await subject.store.get("s-2") == last.result()
+
+
+async def test_what_was_begun_is_written_before_a_store_is_closed(subject: Subject, path: Path) -> None:
+    await subject.sign_in("first")
+    with held_up(path) as other:
+        tasks = await begun(*(subject.sign_in(f"s-{number}") for number in range(3)))
+        closing_store = asyncio.create_task(subject.store.close())
+        await settle()
+        other.execute("ROLLBACK")
+        rows = await asyncio.gather(*tasks)
+        await closing_store
+    await subject.store.open()
+    assert [await subject.store.get(row.session_id) for row in rows] == rows
+
+
+async def test_what_waits_longer_than_a_file_may_be_busy_fails_at_once_and_together(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
+    await subject.sign_in("first")
+    with held_up(path):
+        tasks = await begun(*(subject.sign_in(f"s-{number}") for number in range(5)))
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(outcome, StoreError) for outcome in outcomes)
+    assert [row.session_id for row in await subject.store.list_user("MO-1")] == ["first"]
+    await subject.store.close()
 
 
 # A busy file

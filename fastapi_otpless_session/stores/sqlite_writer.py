@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
@@ -37,14 +38,19 @@ class _Job(Generic[T]):
         self._error: BaseException | None = None
 
     def do(self, db: sqlite3.Connection) -> None:
-        """Do it by itself."""
+        """Do it by itself, unless nobody waits for it any more."""
+        if self.answer.cancelled():
+            return
+        self._error = None  # of a time that was in vain
         try:
             self._result = transact(db, self._work) if self.is_transaction else self._work(db)
         except BaseException as error:  # noqa: BLE001 - whoever waits gets it
             self._error = error
 
     def do_within(self, db: sqlite3.Connection) -> None:
-        """Do it as a part of a transaction. Raises what ended all of that."""
+        """Do it as a part of a transaction, unless nobody waits for it any more. Raises what ended all of that."""
+        if self.answer.cancelled():
+            return
         db.execute("SAVEPOINT job")
         try:
             self._result = self._work(db)
@@ -102,30 +108,35 @@ class Writer:
         with self._lock:
             if self._is_closed:
                 raise StoreError("the session store was closed")
+            if not self._thread.is_alive():  # as after a fork
+                raise StoreError("the session store's thread is not in this process: open a store of its own")
             self._jobs.put(job)
         result: T = await job.answer
         return result
 
     def _run(self) -> None:
         try:
-            self._do_jobs()
+            while self._do_some():  # in a frame of its own: one that waits would keep alive what was done before
+                pass
         finally:
             self._db.close()
 
-    def _do_jobs(self) -> None:
-        is_over = False
-        while not is_over:
-            jobs = self._taken()
-            is_over = jobs[-1] is None
-            wanted = [job for job in jobs if job is not None and not job.answer.cancelled()]
-            for is_transaction, group in groupby(wanted, key=lambda job: job.is_transaction):
-                together = list(group)
+    def _do_some(self) -> bool:
+        """Wait for jobs, and do them; False: there will be no more."""
+        jobs = self._taken()
+        for is_transaction, group in groupby((job for job in jobs if job is not None), key=_is_transaction):
+            together = list(group)
+            try:
                 if is_transaction and len(together) > 1:
                     _transact_together(self._db, together)
                 else:
                     for job in together:
                         job.do(self._db)
-                _tell(together)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+                for job in together:
+                    job.fail(error)
+            _tell(together)
+        return jobs[-1] is not None
 
     def _taken(self) -> Sequence[_Job[Any] | None]:
         """Wait for a job, and take what else waits with it; None comes last."""
@@ -140,13 +151,12 @@ class Writer:
 
 def transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
     """Return what an immediate transaction does: wholly or not at all."""
-    db.execute("BEGIN IMMEDIATE")
+    _begin(db)
     try:
         result = transaction(db)
         db.execute("COMMIT")
     except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+        _roll_back(db)
         raise
     return result
 
@@ -154,7 +164,7 @@ def transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection],
 def _transact_together(db: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> None:
     """Do several transactions in one. A fault of one of them is no other's."""
     try:
-        db.execute("BEGIN IMMEDIATE")
+        _begin(db)
     except BaseException as error:  # noqa: BLE001 - it has taken its time; each by itself would take that again
         for job in jobs:
             job.fail(error)
@@ -164,10 +174,25 @@ def _transact_together(db: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> Non
             job.do_within(db)
         db.execute("COMMIT")
     except BaseException:  # noqa: BLE001 - nothing of it happened; whose fault it is will be seen
-        if db.in_transaction:
-            db.execute("ROLLBACK")
+        _roll_back(db)
         for job in jobs:
             job.do(db)
+
+
+def _begin(db: sqlite3.Connection) -> None:
+    if db.in_transaction:  # left open where even the rollback failed
+        db.execute("ROLLBACK")
+    db.execute("BEGIN IMMEDIATE")
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        with suppress(sqlite3.Error, MemoryError):  # what led here is told, and the next transaction tries again
+            db.execute("ROLLBACK")
+
+
+def _is_transaction(job: _Job[Any]) -> bool:
+    return job.is_transaction
 
 
 def _tell(jobs: Iterable[_Job[Any]]) -> None:
