@@ -23,6 +23,7 @@ end
 
 _ROW = """
 local function get(column) return redis.call('HGET', KEYS[1], column) end
+local function all(...) return unpack(redis.call('HMGET', KEYS[1], ...)) end
 local function set(...) redis.call('HSET', KEYS[1], ...) end
 local function row() return redis.call('HGETALL', KEYS[1]) end
 """
@@ -62,16 +63,19 @@ return false
 
 TAKE_LEASE = _on_row("""
 local generation, owner, seconds = ARGV[2], ARGV[3], ARGV[4]
-if get('state') ~= 'active' or get('generation') ~= generation then return false end
-if tonumber(get('lease_until')) > now then return false end
-local before, fence, ends = get('lease_owner'), string.format('%.0f', get('fence') + 1), stamp(now + seconds)
+local state, its_generation, busy_until, before, fence =
+  all('state', 'generation', 'lease_until', 'lease_owner', 'fence')
+if state ~= 'active' or its_generation ~= generation or tonumber(busy_until) > now then return false end
+local ends = stamp(now + seconds)
+fence = string.format('%.0f', fence + 1)
 set('lease_owner', owner, 'lease_until', ends, 'fence', fence)
 return {fence, ends, before}
 """)
 
 RENEW_LEASE = _on_row("""
 local fence, owner, seconds = ARGV[2], ARGV[3], ARGV[4]
-if get('state') ~= 'active' or get('fence') ~= fence or get('lease_owner') ~= owner then return false end
+local state, its_fence, its_owner = all('state', 'fence', 'lease_owner')
+if state ~= 'active' or its_fence ~= fence or its_owner ~= owner then return false end
 local ends = stamp(now + seconds)
 set('lease_until', ends)
 return ends
@@ -79,18 +83,20 @@ return ends
 
 RELEASE_LEASE = _without_time("""
 local fence, owner, left = ARGV[2], ARGV[3], ARGV[4]
-if get('fence') == fence and get('lease_owner') == owner then set('lease_owner', left, 'lease_until', '0.0') end
+local its_fence, its_owner = all('fence', 'lease_owner')
+if its_fence == fence and its_owner == owner then set('lease_owner', left, 'lease_until', '0.0') end
 """)
 
 COMMIT = _on_row("""
 local fence, owner, as_read, digests, token = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-if get('state') ~= 'active' or get('fence') ~= fence then return false end
-if get('lease_owner') ~= owner then
-  if string.find(get('digests'), token, 1, true) then return row() end
+local state, its_fence, its_owner, before, its_digests = all('state', 'fence', 'lease_owner', 'generation', 'digests')
+if state ~= 'active' or its_fence ~= fence then return false end
+if its_owner ~= owner then
+  if string.find(its_digests, token, 1, true) then return row() end
   return false
 end
-if get('digests') ~= as_read then return 'again' end
-set('generation', string.format('%.0f', get('generation') + 1), 'digests', digests, 'lease_owner', '',
+if its_digests ~= as_read then return 'again' end
+set('generation', string.format('%.0f', before + 1), 'digests', digests, 'lease_owner', '',
   'lease_until', '0.0', 'rotated_at', stamp(now), 'validated_at', stamp(now), 'last_seen_at', stamp(now),
   unpack(ARGV, 7))
 keep_until(get('expires_at'))

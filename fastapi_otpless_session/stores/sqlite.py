@@ -2,8 +2,8 @@
 
 Write-ahead log, so that readers never wait for the writer; synchronous FULL, so that a sign-out survives a power cut.
 A point read takes about 20 µs and runs on the event loop; where the file is busy it is tried again in the writer's
-thread. Writes run in that one thread, each in an immediate transaction. In memory there is no second connection and
-nothing to wait for, so that everything runs on the loop.
+thread. Writes run in that one thread, each in an immediate transaction; those that wait for it share a commit. In memory
+there is no second connection and nothing to wait for, so that everything runs on the loop.
 """
 
 from __future__ import annotations
@@ -423,6 +423,7 @@ class _Connections:
             logger.info("Sessions are kept in %s", full)
         _create(full)
         self._reader = _connect(str(full), 0)
+        self._reader.text_factory = str  # what is no UTF-8 fails, and is read by the writer then
         self._writer = Writer(_connect(str(full), BUSY_SECONDS))
 
     def read(self, query: str, values: tuple[Any, ...]) -> Any:
