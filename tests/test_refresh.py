@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -251,6 +252,16 @@ def files(path: Path, clock: Clock, count: int) -> list[SessionStore]:
     return [open_store(f"sqlite:///{path / 'sessions.db'}", clock=clock) for _ in range(count)]
 
 
+@asynccontextmanager
+async def expired(path: Path, clock: Clock, count: int = 1, **values: Any) -> AsyncIterator[Workers]:
+    """Workers on a file, and somebody whose token is dead."""
+    stores = files(path, clock, count)
+    async with Workers(Emulator(STRICT, clock=clock), clock, stores, **values) as world:
+        clock.advance(DAY + 1)
+        yield world
+    await close(stores)
+
+
 async def close(stores: list[SessionStore]) -> None:
     for store in stores:
         await store.close()
@@ -290,11 +301,9 @@ async def test_a_cancelled_request_does_not_cancel_the_refresh(tmp_path: Path, c
 async def test_of_a_herd_only_the_first_reads_the_row(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, store_ttl: float, seen: int
 ) -> None:
-    """The others see that it is as the first read it, unless that is believed for longer; so do their answers."""
-    emulator = Emulator(STRICT, clock=clock)
-    stores = files(tmp_path, clock, 1)
-    async with Workers(emulator, clock, stores, store_ttl=store_ttl) as world:
-        clock.advance(DAY + 1)
+    """The others see that it is as the first read it, unless that is believed for longer."""
+    async with expired(tmp_path, clock, store_ttl=store_ttl) as world:
+        emulator = world.emulator
         asked: Counter[str] = Counter()
         for name in ("find", "get", "unchanged_at"):
             _count(monkeypatch, name, asked)
@@ -308,7 +317,6 @@ async def test_of_a_herd_only_the_first_reads_the_row(
         assert life > 0
         assert (asked["find"], asked["get"]) == (1, 0)
         assert emulator.count("get-new-session-token") == 1
-    await close(stores)
 
 
 def _count(monkeypatch: pytest.MonkeyPatch, name: str, asked: Counter[str]) -> None:
@@ -322,29 +330,24 @@ def _count(monkeypatch: pytest.MonkeyPatch, name: str, asked: Counter[str]) -> N
 
 
 async def test_a_herd_whose_first_is_cancelled_is_served(tmp_path: Path, clock: Clock) -> None:
-    emulator = Emulator(STRICT, clock=clock)
-    stores = files(tmp_path, clock, 1)
-    emulator.set_latency("get-new-session-token", 0.05)
-    async with Workers(emulator, clock, stores) as world:
-        clock.advance(DAY + 1)
+    async with expired(tmp_path, clock) as world:
+        emulator = world.emulator
+        emulator.set_latency("get-new-session-token", 0.05)
         first, *others = (asyncio.create_task(world.workers[0].resolve(world.token)) for _ in range(HERD))
         await _called(emulator)
         first.cancel()
         outcomes = await asyncio.gather(*others)
         assert all(isinstance(outcome, Session) and outcome.refreshed for outcome in outcomes)
         assert emulator.count("get-new-session-token") == 1
-    await close(stores)
 
 
 async def test_who_joins_a_herd_after_a_sign_out_elsewhere_is_not_served_with_it(tmp_path: Path, clock: Clock) -> None:
     """He is told at once, though those before him still wait for OTPLESS, which will say yes."""
-    emulator = Emulator(STRICT, clock=clock)
-    stores = files(tmp_path, clock, 2)
-    emulator.set_latency("get-new-session-token", PATIENCE)
-    async with Workers(emulator, clock, stores, refresh_timeout=2 * PATIENCE) as world:
+    async with expired(tmp_path, clock, 2, refresh_timeout=2 * PATIENCE) as world:
+        emulator = world.emulator
+        emulator.set_latency("get-new-session-token", PATIENCE)
         time = LoopTime()
         here, elsewhere = world.workers
-        clock.advance(DAY + 1)
         before = [asyncio.create_task(here.resolve(world.token)) for _ in range(HERD)]
         await _called(emulator)
         emulator.set_latency("get-new-session-token", 0)
@@ -353,7 +356,6 @@ async def test_who_joins_a_herd_after_a_sign_out_elsewhere_is_not_served_with_it
         assert not any(task.done() for task in before)
         await time.advance(PATIENCE)
         assert set(await asyncio.gather(*before)) == {SessionReason.REVOKED}
-    await close(stores)
 
 
 @pytest.mark.parametrize("store_ttl", [0, 3600])
@@ -361,17 +363,13 @@ async def test_a_swapped_token_is_not_handed_out_once_its_session_was_ended_else
     tmp_path: Path, clock: Clock, store_ttl: float
 ) -> None:
     """However long a copy may be believed: the sign-out's answer may have cleared the cookie already."""
-    emulator = Emulator(STRICT, clock=clock)
-    stores = files(tmp_path, clock, 2)
-    async with Workers(emulator, clock, stores, store_ttl=store_ttl) as world:
+    async with expired(tmp_path, clock, 2, store_ttl=store_ttl) as world:
         here, elsewhere = world.workers
-        clock.advance(DAY + 1)
         session = await here.resolve(world.token)
         assert isinstance(session, Session)
         assert await here.remaining_life(session)
         await elsewhere.end(world.session_id)
         assert await here.remaining_life(session) is None
-    await close(stores)
 
 
 @pytest.mark.parametrize("store_ttl", [0, 3600])
@@ -379,11 +377,8 @@ async def test_the_token_after_a_refresh_is_confirmed_when_it_comes_though_its_r
     tmp_path: Path, clock: Clock, store_ttl: float
 ) -> None:
     """What the refresh left in memory says nothing about whether the client has its token."""
-    emulator = Emulator(STRICT, clock=clock)
-    stores = files(tmp_path, clock, 1)
-    async with Workers(emulator, clock, stores, store_ttl=store_ttl) as world:
-        worker, store = world.workers[0], stores[0]
-        clock.advance(DAY + 1)
+    async with expired(tmp_path, clock, store_ttl=store_ttl) as world:
+        worker, store = world.workers[0], world.workers[0].store
         session = await worker.resolve(world.token)
         assert isinstance(session, Session)
         row = await store.get(world.session_id)
@@ -393,7 +388,6 @@ async def test_the_token_after_a_refresh_is_confirmed_when_it_comes_though_its_r
         row = await store.get(world.session_id)
         assert row is not None
         assert row.confirmed_generation == 2
-    await close(stores)
 
 
 class SlowToConfirm(SqliteStore):
@@ -412,8 +406,8 @@ async def test_no_answer_goes_out_before_it_was_tried_to_note_what_the_client_ha
     emulator = Emulator(STRICT, clock=clock)
     store = SlowToConfirm(tmp_path, clock)
     async with Workers(emulator, clock, [store]) as world:
-        worker = world.workers[0]
         clock.advance(DAY + 1)
+        worker = world.workers[0]
         session = await worker.resolve(world.token)
         assert isinstance(session, Session)
         clock.advance(DAY + 1)
@@ -433,10 +427,8 @@ async def test_no_answer_goes_out_before_it_was_tried_to_note_what_the_client_ha
 async def test_a_dead_tokens_generation_is_confirmed_too_before_its_successor_is_handed_out(
     tmp_path: Path, clock: Clock, kind: str
 ) -> None:
-    emulator = Emulator(STRICT, clock=clock)
-    stores = files(tmp_path, clock, 1)
-    async with Workers(emulator, clock, stores) as world:
-        worker, store, token = world.workers[0], stores[0], world.token
+    async with expired(tmp_path, clock) as world:
+        worker, store, token = world.workers[0], world.workers[0].store, world.token
         for generation in (2, 3):
             clock.advance(DAY + 1)
             session = await worker.resolve(token)
@@ -447,7 +439,6 @@ async def test_a_dead_tokens_generation_is_confirmed_too_before_its_successor_is
             assert (row.generation, row.confirmed_generation) == (generation, generation - 1)
             if kind == "alive":
                 assert isinstance(await worker.resolve(token), Session)
-    await close(stores)
 
 
 async def test_who_waits_for_the_question_of_a_request_that_is_cancelled_asks_it_anew(

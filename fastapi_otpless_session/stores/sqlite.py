@@ -2,8 +2,8 @@
 
 Write-ahead log, so that readers never wait for the writer; synchronous FULL, so that a sign-out survives a power cut.
 A point read takes about 20 µs and runs on the event loop; where the file is busy it is tried again in the writer's
-thread. Writes run in that one thread, each in an immediate transaction; those that wait for it share a commit. In memory
-there is no second connection and nothing to wait for, so that everything runs on the loop.
+thread. Writes run in that one thread, in immediate transactions; those that wait for it share a commit. In memory there
+is no second connection and nothing to wait for, so that everything runs on the loop.
 """
 
 from __future__ import annotations
