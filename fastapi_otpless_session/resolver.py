@@ -291,6 +291,10 @@ class Resolver:
     async def _served(
         self, asked: _Asked, found: Found, claims: Claims, read_at: float, refused_generation: int | None = None
     ) -> Session | SessionReason:
+        """Return what a token that still counts is good for: by its own generation, or as if the current one had come.
+
+        `refused_generation`: the one of which OTPLESS has just said no.
+        """
         row, now = found.row, found.now
         if found.generation < row.generation:
             outcome = await self._judged(row, now, asked.max_age)
