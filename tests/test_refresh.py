@@ -793,6 +793,23 @@ async def test_while_the_store_is_down_only_who_was_just_seen_is_served(clock: C
     await store.close()
 
 
+async def test_while_the_store_is_down_a_swapped_token_is_served_where_it_was_handed_out(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store, store]) as world:
+        here, elsewhere = world.workers
+        clock.advance(DAY + 1)
+        session = await here.resolve(world.token)
+        assert isinstance(session, Session)
+        store.fail("find", "get")
+        swapped = session.token.get_secret_value()
+        served = await here.resolve(swapped)
+        assert isinstance(served, Session)
+        assert served.stale
+        assert await elsewhere.resolve(swapped) is SessionReason.UNAVAILABLE
+        assert await here.resolve(world.token) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
 async def test_an_unreadable_row_is_as_an_unknown_token(tmp_path: Path, clock: Clock) -> None:
     emulator = Emulator(STRICT, clock=clock)
     stores = files(tmp_path, clock, 2)
