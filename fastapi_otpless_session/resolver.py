@@ -136,11 +136,6 @@ class Resolver:
         # A clock that was set back is before the validation.
         return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
 
-    def _good_at(self, digest: bytes, copy: Copy) -> float | None:
-        """Return the store's time if a copy is as good as its row: it is believed, or nothing has changed."""
-        at = time.monotonic()
-        return copy.offset + at if at - copy.at < self._store_ttl else self._unchanged_at(digest, copy, at)
-
     def _unchanged_at(self, digest: bytes, copy: Copy, at: float) -> float | None:
         """Return the store's time if a row is as its copy has it, now at `at` by the worker's monotonic clock."""
         now = None if self._watchful is None else self._watchful.unchanged_at(digest, copy.row)
@@ -219,7 +214,9 @@ class Resolver:
         """Whether the same dead token is being dealt with for others, and its row still is as they read it."""
         if asked.max_age is not None or not self._background.is_asked(_crowd(asked, copy.row)):
             return False
-        return not self._is_over(copy.row.session_id) and self._good_at(asked.digest, copy) is not None
+        at = time.monotonic()
+        is_as_read = at - copy.at < self._store_ttl or self._unchanged_at(asked.digest, copy, at) is not None
+        return is_as_read and not self._is_over(copy.row.session_id)
 
     async def _with_others(
         self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]

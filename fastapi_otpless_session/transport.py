@@ -29,7 +29,7 @@ CACHEABLE = frozenset(
     {"public", "s-maxage", "max-age", "immutable", "stale-while-revalidate", "stale-if-error", "no-store"}
 )
 STORING = re.compile(rb"cache-control|expires|surrogate-control|(?:.+-)?cdn-cache-control", re.IGNORECASE)
-"""Headers that caches heed in place of `Cache-Control`: HTTP/1.0's, and the targeted ones (RFC 9213)."""
+"""Headers that caches heed: `Cache-Control`, HTTP/1.0's, and the targeted ones (RFC 9213)."""
 
 
 class Channel(StrEnum):

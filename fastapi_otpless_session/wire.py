@@ -56,6 +56,7 @@ TOKEN_FIELDS = frozenset({"token", "idToken", "sessionToken", "refreshToken", "s
 """What may hold a token, and so is never a detail: details are shown to the browser."""
 BODIES_REMEMBERED = 8
 LONGEST_REMEMBERED = 128
+"""How many answers to validate-session are remembered as read, and how many bytes these have at most."""
 USED_UP = "OTPLESS refused the one-time token: used before, expired, or of another OTPLESS application"
 _CLIENT_ERRORS = range(400, 500)
 _BUSY = frozenset({408, 425, 429})
