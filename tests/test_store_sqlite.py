@@ -28,12 +28,15 @@ from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
 from fastapi_otpless_session.stores.base import EndReason, Standing, State
 from fastapi_otpless_session.stores.sqlite_writer import Writer
 from fastapi_otpless_session.testing.store_contract import (
+    GRACE,
+    LEASE,
     LIFE,
     ContractClock,
     StoreContract,
     Subject,
     new_row,
     refresh_digest,
+    rotation,
     token_digest,
 )
 
@@ -366,6 +369,72 @@ async def test_what_waits_for_the_file_is_written_with_one_commit(subject: Subje
     assert [await subject.store.get(row.session_id) for row in rows] == rows
 
 
+class Disk:
+    """What waited for the disk, of all that was committed; told by the statements that SQLite was given."""
+
+    def __init__(self) -> None:
+        self._waits = True
+        self.commits: list[bool] = []
+
+    def note(self, statement: str) -> None:
+        if statement.startswith("PRAGMA synchronous"):
+            self._waits = statement.endswith("FULL")
+        elif statement == "COMMIT":
+            self.commits.append(self._waits)
+
+    async def waited_for_by(self, write: Coroutine[Any, Any, Any]) -> bool:
+        self.commits.clear()
+        await write
+        (waited,) = self.commits
+        return waited
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk, connect = Disk(), sqlite3.connect
+
+    def traced(*args: Any, **values: Any) -> sqlite3.Connection:
+        db = connect(*args, **values)
+        db.set_trace_callback(disk.note)
+        return db
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    return disk
+
+
+async def test_sign_ins_rotations_and_sign_outs_wait_for_the_disk_and_notes_do_not(
+    disk: Disk, subject: Subject
+) -> None:
+    """A power cut takes all workers with it, so that no lease needs to outlive it, nor when a session was seen."""
+    store = subject.store
+    row = await subject.sign_in()
+    assert await disk.waited_for_by(subject.sign_in("s-2"))
+    assert not await disk.waited_for_by(store.touch("s-1", 1, validated=True))
+    lease = await subject.lease()
+    assert not await disk.waited_for_by(store.renew_lease(lease, LEASE))
+    assert not await disk.waited_for_by(store.take_lease("s-2", 1, "a", LEASE))
+    assert await disk.waited_for_by(store.commit(lease, rotation("s-1", 2, row.expires_at)))
+    assert not await disk.waited_for_by(store.confirm(await subject.row(), GRACE))
+    assert await disk.waited_for_by(subject.end())
+    assert await disk.waited_for_by(store.settle_revocation(await subject.row()))
+
+
+async def test_what_shares_a_commit_with_a_sign_out_waits_for_the_disk_with_it(
+    disk: Disk, subject: Subject, path: Path
+) -> None:
+    rows = [await subject.sign_in(f"s-{number}") for number in range(3)]
+    with held_up(path) as other:
+        first = await begun(subject.store.touch("s-0", 1, validated=True))  # alone, if it was taken at once
+        both = await begun(
+            subject.store.touch("s-1", 1, validated=True),
+            subject.store.end(rows[2], EndReason.REVOKED, revoke_in=None),
+        )
+        disk.commits.clear()
+        other.execute("ROLLBACK")
+        await asyncio.gather(*first, *both)
+    assert disk.commits[-1]
+
+
 async def test_a_transaction_that_fails_takes_nobody_else_along(subject: Subject, path: Path) -> None:
     await subject.sign_in("first")
     no_digest: Any = 2**70  # its row is written before that is found
@@ -417,7 +486,8 @@ async def test_who_failed_when_all_did_is_told_what_came_of_the_second_time(subj
         raise sqlite3.OperationalError("disk is full")
 
     with held_up(path) as other:
-        tasks = await begun(*(writer.transact(work) for work in (lambda _: "done", fail_at_first, end_all)))
+        works = (lambda _: "done", fail_at_first, end_all)
+        tasks = await begun(*(writer.transact(work, durable=True) for work in works))
         other.execute("ROLLBACK")
         *outcomes, error = await asyncio.gather(*tasks, return_exceptions=True)
     assert outcomes == ["done", "done"]

@@ -27,11 +27,14 @@ T = TypeVar("T")
 class _Job(Generic[T]):
     """Something to do with the connection, and who waits for what comes of it."""
 
-    __slots__ = ("_error", "_result", "_work", "answer", "is_transaction", "loop")
+    __slots__ = ("_error", "_result", "_work", "answer", "is_durable", "is_transaction", "loop")
 
-    def __init__(self, work: Callable[[sqlite3.Connection], T], *, is_transaction: bool) -> None:
+    def __init__(
+        self, work: Callable[[sqlite3.Connection], T], *, is_transaction: bool, is_durable: bool = False
+    ) -> None:
         self._work = work
         self.is_transaction = is_transaction
+        self.is_durable = is_durable
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Any] = self.loop.create_future()
         self._result: T | None = None
@@ -77,19 +80,26 @@ class _Job(Generic[T]):
 
 
 class Writer:
-    """Does what it is given, one after the other, in its thread. The connection is its own, and closed with it."""
+    """Does what it is given, one after the other, in its thread. The connection is its own, and closed with it.
+
+    The connection comes with `synchronous` FULL: commits wait for the disk.
+    """
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
+        self._waits_for_disk = True
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._lock = Lock()
         self._is_closed = False
         self._thread = Thread(target=self._run, name="otpless-session-store", daemon=True)
         self._thread.start()
 
-    async def transact(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
-        """Return what a transaction does, once it is durable. Where it was in vain, it may be done again."""
-        return await self._put(_Job(transaction, is_transaction=True))
+    async def transact(self, transaction: Callable[[sqlite3.Connection], T], *, durable: bool) -> T:
+        """Return what a transaction does, once all can see it. Where it was in vain, it may be done again.
+
+        `durable`: and once it is on the disk. The disk keeps the order: what is there has all with it that was before.
+        """
+        return await self._put(_Job(transaction, is_transaction=True, is_durable=durable))
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Return what may be much, and so is read apart from the event loop."""
@@ -127,6 +137,8 @@ class Writer:
         for is_transaction, group in groupby((job for job in jobs if job is not None), key=_is_transaction):
             together = list(group)
             try:
+                if is_transaction:
+                    self._wait_for_disk(any(job.is_durable for job in together))
                 if is_transaction and len(together) > 1:
                     _transact_together(self._db, together)
                 else:
@@ -137,6 +149,13 @@ class Writer:
                     job.fail(error)
             _tell(together)
         return jobs[-1] is not None
+
+    def _wait_for_disk(self, waits: bool) -> None:
+        """Have the next commits wait for the disk, or not."""
+        if waits is not self._waits_for_disk:
+            _end_leftover(self._db)  # SQLite changes this between transactions only
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if waits else 'NORMAL'}")
+            self._waits_for_disk = waits
 
     def _taken(self) -> Sequence[_Job[Any] | None]:
         """Wait for a job, and take what else waits with it; None comes last."""
@@ -180,9 +199,14 @@ def _transact_together(db: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> Non
 
 
 def _begin(db: sqlite3.Connection) -> None:
-    if db.in_transaction:  # left open where even the rollback failed
-        db.execute("ROLLBACK")
+    _end_leftover(db)
     db.execute("BEGIN IMMEDIATE")
+
+
+def _end_leftover(db: sqlite3.Connection) -> None:
+    """End a transaction that was left open where even its rollback failed."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
