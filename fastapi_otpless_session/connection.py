@@ -23,6 +23,7 @@ from fastapi_otpless_session.errors import (
 )
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
+from fastapi_otpless_session.strangers import Stranger
 from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
 
 STATE_NAME = "otpless"
@@ -34,7 +35,7 @@ class RequestSession:
     """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
 
     __slots__ = (
-        *("_copy", "_headers", "_is_safe", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scheme"),
+        *("_headers", "_is_safe", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scheme", "_served"),
         *("has_new_token", "sessions", "transport", "was_asked_for"),
     )
 
@@ -53,7 +54,7 @@ class RequestSession:
         self._is_safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         self._offered = offered
         self._presented: Presented | None = None
-        self._copy: Copy | None = None
+        self._served: Copy | Stranger | None = None
         self._outcome: Session | SessionReason | None = None
         self._lock: asyncio.Lock | None = None
         self._max_age: float | None = None
@@ -77,8 +78,8 @@ class RequestSession:
     @property
     def outcome(self) -> Session | SessionReason | None:
         """The session or the reason why there is none; None while nobody has asked."""
-        if self._outcome is None and self._copy is not None:
-            self._outcome = self._copy.session(self.presented.token or "")
+        if self._outcome is None and self._served is not None:
+            self._outcome = self._served.session(self.presented.token or "")
         return self._outcome
 
     @property
@@ -166,8 +167,9 @@ class RequestSession:
             self._presented = presented = self.transport.find(self._headers, self._offered)
             self._outcome = self._refusal(presented)
             if self._outcome is None:
-                self._copy = self.sessions.at_once(presented.token or "")
-        return self._copy is not None
+                token, known_only = presented.token or "", presented.is_cookie_only
+                self._served = self.sessions.at_once(token, known_only=known_only)
+        return self._served is not None
 
     def at_once(self) -> Session | None:
         """Return the session, where nobody has to be waited for."""

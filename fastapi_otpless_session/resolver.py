@@ -34,7 +34,7 @@ from fastapi_otpless_session.stores.base import (
     State,
     WatchfulStore,
 )
-from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Strangers
+from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Stranger, Strangers
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims, TokenError, UnreadableError
 from fastapi_otpless_session.vault import Vault
@@ -121,13 +121,15 @@ class Resolver:
         """Return the digest of what has the shape of a token."""
         return self._vault.digest(token) if tokens.is_token(token) else None
 
-    def at_once(self, token: str) -> Copy | None:
-        """Return the copy of a session that may be served without waiting for anybody or writing; None: `resolve`."""
+    def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
+        """Return a session that may be served without waiting for anybody or writing; None: `resolve`."""
         digest = self._digest(token) if self._has_quiet_time and len(token) <= TOKEN_LIMIT else None
         if digest is None:
             return None
         copy = self._copies.get(digest)
-        if copy is None or self._is_signed_out(digest) or self._is_over(copy.row.session_id):
+        if copy is None:
+            return None if known_only else self._stranger_at_once(digest)
+        if self._is_signed_out(digest) or self._is_over(copy.row.session_id):
             return None
         at = time.monotonic()
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
@@ -135,6 +137,12 @@ class Resolver:
         now = copy.offset + at if at - copy.at < self._store_ttl else self._unchanged_at(digest, copy, at)
         # A clock that was set back is before the validation.
         return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
+
+    def _stranger_at_once(self, digest: bytes) -> Stranger | None:
+        stranger = self._strangers.at_once(digest)
+        if stranger is None or self._is_signed_out(digest) or self._is_over(stranger.session_id):
+            return None
+        return stranger
 
     def _unchanged_at(self, digest: bytes, copy: Copy, at: float) -> float | None:
         """Return the store's time if a row is as its copy has it, now at `at` by the worker's monotonic clock."""

@@ -37,7 +37,7 @@ from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import Bound, OtplessUser, bind
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, SessionStore, State
-from fastapi_otpless_session.strangers import Strangers
+from fastapi_otpless_session.strangers import Stranger, Strangers
 from fastapi_otpless_session.tokens import Claims, UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
@@ -177,15 +177,15 @@ class OtplessSessions:
 
     # Resolving
 
-    def at_once(self, token: str) -> Copy | None:
-        """Return this worker's copy of the session that `resolve` would return, where nobody has to be waited for.
+    def at_once(self, token: str, *, known_only: bool = False) -> Copy | Stranger | None:
+        """Return what `resolve` would make its session of, where nobody has to be waited for.
 
         Requests are answered by it where it can, and by `resolve` where not: who overrides one overrides both.
         """
-        copy = self._resolver.at_once(token)
-        if copy is not None:
+        served = self._resolver.at_once(token, known_only=known_only)
+        if served is not None:
             telemetry.count_served()
-        return copy
+        return served
 
     async def resolve(
         self, token: str, *, known_only: bool = False, max_age: float | None = None

@@ -7,8 +7,11 @@ get-session-details *and* the store has no ended row for its session id.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pydantic import SecretStr
 
@@ -21,7 +24,7 @@ from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.stores.base import SessionStore, State
+from fastapi_otpless_session.stores.base import SessionStore, State, WatchfulStore
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import Claims, TokenError
 from fastapi_otpless_session.wire import Verdict
@@ -66,6 +69,24 @@ class Stranger:
         )
 
 
+class _Look(NamedTuple):
+    """What the store had of a stranger's session."""
+
+    at: float
+    """When that was, by the worker's monotonic clock."""
+    now: float
+    """The same by the store's."""
+    ended: SessionReason | None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A stranger that was admitted, and the last look at the store for it, which tells of no end."""
+
+    stranger: Stranger
+    look: _Look
+
+
 class Strangers:
     """Admits tokens that nobody signed in here, and remembers, bounded and briefly, whom it turned away."""
 
@@ -78,12 +99,29 @@ class Strangers:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
+        self._watchful = store if isinstance(store, WatchfulStore) else None
         self._client = client
         self._settings = settings
         self._background = background
         self._clock = clock
-        self._seen: Lru[bytes, Stranger] = Lru(REMEMBERED)
+        self._seen: Lru[bytes, _Seen] = Lru(REMEMBERED)
         self._turned_away: Lru[bytes, tuple[SessionReason, float]] = Lru(REMEMBERED)
+
+    def at_once(self, digest: bytes) -> Stranger | None:
+        """Return a stranger about whom OTPLESS need not be asked, nor anybody be waited for; None: `admit`."""
+        seen = self._seen.get(digest)
+        if seen is None or (self._turned_away.has(digest) and self._remembered_refusal(digest)):
+            return None
+        stranger, at = seen.stranger, time.monotonic()
+        if at - seen.look.at >= self._settings.store_ttl:
+            look = self._look_at_once(stranger.session_id, digest)
+            if look is None:
+                return None
+            seen.look = look
+        if is_over(stranger.claims.expires_at, seen.look.now + at - seen.look.at):
+            return None
+        is_fresh = freshness(self._clock() - stranger.validated_at, self._settings) is Freshness.FRESH
+        return stranger if is_fresh else None
 
     async def admit(self, token: str, digest: bytes, max_age: float | None) -> Stranger | SessionReason:
         """Return whom a token belongs to, or why it does not get in. Raises `NoVerdictError`."""
@@ -92,16 +130,21 @@ class Strangers:
             came_from("memory")
             return reason
         seen = self._seen.get(digest)
-        claims = seen.claims if seen else await self._read(token)
+        claims = seen.stranger.claims if seen else await self._read(token)
         if isinstance(claims, SessionReason):
             return self._turn_away(digest, claims)
-        if is_over(claims.expires_at, await self._store.now()):  # this host's clock may be off
+        if seen or self._settings.jwks_url:
+            look = await self._look(claims.session_id or "", digest)
+        else:  # the session id is not verified yet, and finds nothing
+            look = _Look(time.monotonic(), await self._store.now(), None)
+        if is_over(claims.expires_at, look.now):  # this host's clock may be off
             return SessionReason.EXPIRED
-        if seen or self._settings.jwks_url:  # elsewhere the session id is not verified yet, and finds nothing
-            reason = await self._ended_here(claims.session_id or "", digest)
-            if reason is not None:
-                return reason
-        return await self._validated(token, digest, claims, seen, max_age)
+        if look.ended is not None:
+            return look.ended
+        if seen is None:
+            return await self._waited_for(token, digest, claims)
+        seen.look = look
+        return await self._validated(token, digest, seen.stranger, max_age)
 
     def refused(self, token: str) -> SessionReason:
         """Say why a stranger does not get in where none do. Its claims are not verified, and nobody gets in by them."""
@@ -114,11 +157,11 @@ class Strangers:
     def while_store_is_down(self, digest: bytes) -> Stranger | None:
         """Return a stranger that this worker admitted within `STALE_IF_ERROR`."""
         seen, now = self._seen.get(digest), self._clock()
-        if seen is None or is_over(seen.claims.expires_at, now):
+        if seen is None or is_over(seen.stranger.claims.expires_at, now):
             return None
-        age = now - seen.validated_at
+        age = now - seen.stranger.validated_at
         good = {Freshness.FRESH, Freshness.AGING, Freshness.DUE}
-        return replace(seen, stale=True) if freshness(age, self._settings) in good else None
+        return replace(seen.stranger, stale=True) if freshness(age, self._settings) in good else None
 
     async def identify(self, token: str) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
@@ -151,18 +194,28 @@ class Strangers:
             return SessionReason.INVALID  # an ID token
         return claims
 
-    async def _ended_here(self, session_id: str, digest: bytes) -> SessionReason | None:
-        row = await self._store.get(session_id)
+    async def _look(self, session_id: str, digest: bytes) -> _Look:
+        """Look whether a session was ended here."""
+        look = self._look_at_once(session_id, digest)
+        if look is not None:
+            return look
+        at = time.monotonic()
+        now, row = await asyncio.gather(self._store.now(), self._store.get(session_id))
         if row is None or row.state is not State.ENDED:
-            return None
+            return _Look(at, now, None)
         self._seen.drop(digest)
-        return ended_reason(row)
+        return _Look(at, now, ended_reason(row))
+
+    def _look_at_once(self, session_id: str, digest: bytes) -> _Look | None:
+        """Return a look that tells of no end, where it can be had without waiting."""
+        at = time.monotonic()
+        now = None if self._watchful is None else self._watchful.unknown_at(digest, session_id)
+        return None if now is None else _Look(at, now, None)
 
     async def _validated(
-        self, token: str, digest: bytes, claims: Claims, seen: Stranger | None, max_age: float | None
+        self, token: str, digest: bytes, seen: Stranger, max_age: float | None
     ) -> Stranger | SessionReason:
-        if seen is None:
-            return await self._waited_for(token, digest, claims)
+        claims = seen.claims
         age, behind = self._clock() - seen.validated_at, self._background.is_allowed()
         how = freshness(age, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.AGING:
@@ -189,10 +242,11 @@ class Strangers:
         if isinstance(outcome, SessionReason):
             self._seen.drop(digest)
             return self._turn_away(digest, outcome)
-        reason = await self._ended_here(outcome.session_id, digest)
-        if reason is None:
-            self._seen.put(digest, outcome)
-        return reason or outcome
+        look = await self._look(outcome.session_id, digest)
+        if look.ended is not None:
+            return look.ended
+        self._seen.put(digest, _Seen(outcome, look))
+        return outcome
 
     async def _ask_behind(self, token: str, digest: bytes, claims: Claims) -> None:
         try:

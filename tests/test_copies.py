@@ -12,10 +12,10 @@ from asgi import exchange
 from conftest import Clock, World, make_settings
 
 from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason, StoreError
-from fastapi_otpless_session.copies import Copies, Duties
+from fastapi_otpless_session.copies import Copies, Copy, Duties
 from fastapi_otpless_session.emulator import Emulator
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.stores.base import SessionRow
+from fastapi_otpless_session.stores.base import EndReason, SessionRow
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.tokens import Claims
 
@@ -38,7 +38,7 @@ class Unreachable(SqliteStore):
         self.failing = frozenset(names)
 
     def fail_wholly(self) -> None:
-        self.fail("find", "get", "touch", "confirm", "end", "now", "take_lease", "unchanged_at")
+        self.fail("find", "get", "touch", "confirm", "end", "now", "take_lease", "unchanged_at", "unknown_at")
 
 
 def _unreachable(*_: Any, **__: Any) -> Any:
@@ -141,7 +141,7 @@ async def test_a_sign_out_without_the_store_holds_for_older_tokens_too_and_is_ma
 async def test_a_copy_holds_no_token(clock: Clock) -> None:
     async with worker(clock, Emulator(clock=clock)) as (sessions, _, token):
         copy = sessions.at_once(token)
-        assert copy is not None
+        assert isinstance(copy, Copy)
         assert copy.row.session_token == copy.row.refresh_token == b""
         assert token not in repr(copy)
 
@@ -149,12 +149,95 @@ async def test_a_copy_holds_no_token(clock: Clock) -> None:
 async def test_what_ends_elsewhere_is_not_served_at_once_here(clock: Clock) -> None:
     async with worker(clock, Emulator(clock=clock)) as (sessions, store, token):
         copy = sessions.at_once(token)
-        assert copy is not None
+        assert isinstance(copy, Copy)
         row = await store.get(copy.row.session_id)
         assert row is not None
         await store.end(row, "revoked", revoke_in=None)  # type: ignore[arg-type]
         assert sessions.at_once(token) is None
         assert await sessions.resolve(token) is SessionReason.REVOKED
+
+
+# Strangers
+
+
+@asynccontextmanager
+async def stranger(
+    clock: Clock, emulator: Emulator, **values: Any
+) -> AsyncIterator[tuple[OtplessSessions, Unreachable, str]]:
+    """Give the sessions of a worker, its store, and a token of the frontend's that was admitted."""
+    async with worker(clock, emulator, **values) as (sessions, store, _):
+        token = emulator.sign_in()["sessionInfo"]["sessionToken"]
+        assert sessions.at_once(token) is None
+        assert isinstance(await sessions.resolve(token), Session)
+        assert sessions.at_once(token) is not None
+        yield sessions, store, token
+
+
+async def test_a_stranger_is_served_at_once_where_strangers_are_admitted(clock: Clock) -> None:
+    async with stranger(clock, Emulator(clock=clock)) as (sessions, store, token):
+        served = sessions.at_once(token)
+        assert served is not None
+        assert served.session(token) == await sessions.resolve(token)
+        assert sessions.at_once(token, known_only=True) is None
+        store.fail("find", "get", "now")
+        assert sessions.at_once(token) is not None
+
+
+@pytest.mark.parametrize("store_ttl", [0, 3600])
+async def test_a_stranger_that_was_signed_out_elsewhere_is_believed_for_store_ttl_at_most(
+    clock: Clock, store_ttl: float
+) -> None:
+    async with stranger(clock, Emulator(clock=clock), store_ttl=store_ttl) as (sessions, store, token):
+        served = sessions.at_once(token)
+        assert served is not None
+        ended = SessionRow(session_id=served.session(token).id, user_id="MO-1", expires_at=clock() + DAY)
+        await store.end(ended, EndReason.REVOKED, revoke_in=None)
+        assert (sessions.at_once(token) is not None) == (store_ttl > 0)
+        assert await sessions.resolve(token) is SessionReason.REVOKED
+        assert sessions.at_once(token) is None
+
+
+async def test_a_stranger_that_was_signed_out_here_is_believed_no_more(clock: Clock) -> None:
+    async with stranger(clock, Emulator(clock=clock), store_ttl=3600) as (sessions, _, token):
+        await sessions.sign_out(token)
+        assert sessions.at_once(token) is None
+
+
+async def test_a_stranger_that_signs_in_is_one_no_more(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator) as (sessions, _, _):
+        user = emulator.sign_in()
+        token = user["sessionInfo"]["sessionToken"]
+        assert isinstance(await sessions.resolve(token), Session)
+        await sessions.sign_in(OtplessUser.model_validate(user))
+        assert sessions.at_once(token) is None
+        assert isinstance(await sessions.resolve(token, known_only=True), Session)
+        assert isinstance(sessions.at_once(token, known_only=True), Copy)
+
+
+async def test_a_stranger_that_was_signed_in_elsewhere_is_one_no_more(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with stranger(clock, emulator) as (sessions, store, token):
+        row = SessionRow(session_id=emulator.sessions()[-1].session_id, user_id="MO-1", expires_at=clock() + DAY)
+        assert await store.create(row, sessions._vault.digest(token), b"another") is None
+        assert sessions.at_once(token) is None
+
+
+@pytest.mark.parametrize(("values", "seconds"), [({"validation_ttl": 30}, 31), ({"validation_ttl": 10 * DAY}, DAY + 1)])
+async def test_no_stranger_is_served_at_once_past_a_limit(clock: Clock, values: dict[str, Any], seconds: float) -> None:
+    async with stranger(clock, Emulator(clock=clock), **values) as (sessions, _, token):
+        clock.advance(29)
+        assert sessions.at_once(token) is not None
+        clock.advance(seconds - 29)
+        assert sessions.at_once(token) is None
+
+
+async def test_a_stranger_that_otpless_refused_meanwhile_is_not_served_at_once(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with stranger(clock, emulator) as (sessions, _, token):
+        emulator.revoke(emulator.sessions()[-1].session_id)
+        assert await sessions.resolve(token, max_age=0) is SessionReason.EXPIRED
+        assert sessions.at_once(token) is None
 
 
 @pytest.mark.parametrize("limit", ["idle_timeout", "absolute_timeout", "validation_ttl"])

@@ -148,17 +148,18 @@ def test_a_made_up_token_costs_as_two_requests_of_somebody_known_at_most_and_otp
     assert len(world.emulator.calls) == asked
 
 
-def test_a_known_session_is_looked_at_once_a_request_and_not_read(
-    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("is_known", "look"), [(True, "unchanged_at"), (False, "unknown_at")])
+def test_a_session_is_looked_at_once_a_request_and_not_read(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, is_known: bool, look: str
 ) -> None:
     world = make_world()
-    token = world.token(world.sign_in(channel="header"))
+    token = world.token(world.sign_in(channel="header") if is_known else world.emulator.sign_in())
     assert world.get("/orders", token).status_code == 200
     asked: list[str] = []
-    for name in ("find", "get", "unchanged_at", "now"):
+    for name in ("find", "get", "unchanged_at", "unknown_at", "now"):
         _note(monkeypatch, name, asked)
     assert world.get("/orders", token).status_code == 200
-    assert asked == ["unchanged_at"]
+    assert asked == [look]
 
 
 def _note(monkeypatch: pytest.MonkeyPatch, name: str, asked: list[str]) -> None:

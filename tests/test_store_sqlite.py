@@ -394,7 +394,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk, connect = Disk(), sqlite3.connect
 
     def traced(*args: Any, **values: Any) -> sqlite3.Connection:
-        db = connect(*args, **values)
+        db: sqlite3.Connection = connect(*args, **values)
         db.set_trace_callback(disk.note)
         return db
 

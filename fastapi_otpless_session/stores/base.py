@@ -154,6 +154,10 @@ class WatchfulStore(Protocol):
         """
         ...
 
+    def unknown_at(self, digest: bytes, session_id: str) -> float | None:
+        """Return the store's time if no token has this digest and no session of this id has ended; else None."""
+        ...
+
 
 MOST_COUNTED = 10_000
 

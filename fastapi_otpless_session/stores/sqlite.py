@@ -112,6 +112,11 @@ SELECT 1 FROM sessions WHERE session_id = ? AND generation = ? AND state = 'acti
 AND validated_at = ? AND last_seen_at = ? AND token_expires_at = ?
 """
 
+UNKNOWN = """
+SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM tokens WHERE digest = ?)
+AND NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = ? AND state = 'ended')
+"""
+
 EXPIRED_DIGESTS = """
 SELECT t.digest, t.generation, s.expires_at,
     CASE WHEN json_valid(s.confirmations) THEN json_extract(s.confirmations, '$[0][0]') END
@@ -164,14 +169,12 @@ class SqliteStore:
 
         The index is not asked again: that a digest is that of a session's generation is true for ever.
         """
-        if self._connections is None:
-            return None
         values = (row.session_id, row.generation, row.validated_at, row.last_seen_at, row.token_expires_at)
-        try:
-            unchanged = self._connections.read(UNCHANGED, values)
-        except (sqlite3.Error, UnicodeError, OverflowError):
-            return None  # `find` will tell
-        return self._clock() if unchanged else None
+        return self._clock() if self._glimpse(UNCHANGED, values) == (1,) else None
+
+    def unknown_at(self, digest: bytes, session_id: str) -> float | None:
+        """Return the time if neither the token is known nor its session has ended."""
+        return self._clock() if self._glimpse(UNKNOWN, (digest, session_id)) == (1,) else None
 
     async def get(self, session_id: str) -> SessionRow | None:
         """Return a session's row."""
@@ -393,6 +396,15 @@ class SqliteStore:
         if self._connections is None:
             raise StoreError("the session store was closed")
         return self._connections
+
+    def _glimpse(self, query: str, values: tuple[Any, ...]) -> Any:
+        """Return what can be read without waiting, if anything; for the rest, `find` and `get` will tell."""
+        if self._connections is None:
+            return None
+        try:
+            return self._connections.read(query, values)
+        except (sqlite3.Error, UnicodeError, OverflowError):
+            return None
 
     async def _read(self, query: str, values: tuple[Any, ...]) -> Any:
         connections = await self._opened()

@@ -30,7 +30,7 @@ class OverriddenSessions(OtplessSessions):
         self._outcome = outcome
         self._shown = details
 
-    def at_once(self, token: str) -> None:
+    def at_once(self, token: str, *, known_only: bool = False) -> None:
         """Leave it to `resolve`."""
 
     async def resolve(

@@ -172,7 +172,7 @@ ROWS = (
         "first-known", "first sight of a token, signed in on another worker", 3.5, first_sight_known, beside=bare_cookie
     ),
     Row("validated", "VALIDATION_TTL=0, row believed, no-op for http.py", 1.4, validated_each_time, beside=bare_cookie),
-    Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "one commit waits for the disk", beside=bare_cookie),
+    Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "one wait for the disk", beside=bare_cookie),
     Row("no-token", "refusal without a token", 0.25, no_token),
     Row("bad-signature", "refusal of a bad signature", 1.7, bad_signature, beside=bare_bearer),
     Row("unused", "session not used, no credential sent", 1.05, unused_without),
