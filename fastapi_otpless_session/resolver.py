@@ -140,9 +140,7 @@ class Resolver:
 
     def _stranger_at_once(self, digest: bytes) -> Stranger | None:
         stranger = self._strangers.at_once(digest)
-        if stranger is None or self._is_signed_out(digest) or self._is_over(stranger.session_id):
-            return None
-        return stranger
+        return None if stranger is None or self._is_over(stranger.session_id) else stranger
 
     def _unchanged_at(self, digest: bytes, copy: Copy, at: float) -> float | None:
         """Return the store's time if a row is as its copy has it, now at `at` by the worker's monotonic clock."""

@@ -32,8 +32,8 @@ from fastapi_otpless_session.testing.store_contract import (
     LEASE,
     LIFE,
     ContractClock,
-    StoreContract,
     Subject,
+    WatchfulContract,
     new_row,
     refresh_digest,
     rotation,
@@ -44,13 +44,13 @@ NOBODY = 65534
 MakeStore = Callable[[ContractClock], SessionStore]
 
 
-class TestFile(StoreContract):
+class TestFile(WatchfulContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> MakeStore:
         return lambda clock: open_store(f"sqlite:///{tmp_path / 'sessions.db'}", offset=lambda: clock.offset)
 
 
-class TestMemory(StoreContract):
+class TestMemory(WatchfulContract):
     @pytest.fixture
     def make_store(self) -> MakeStore:
         return lambda clock: open_store("memory://", offset=lambda: clock.offset)

@@ -7,7 +7,8 @@ It needs pytest and pytest-asyncio. Subclass `StoreContract` and give it one fix
         def make_store(self) -> Callable[[ContractClock], SessionStore]:
             return lambda clock: MyStore("my://…", offset=lambda: clock.offset)
 
-The store that it makes is empty and not yet opened. It adds `clock.offset` seconds to its own time.
+The store that it makes is empty and not yet opened. It adds `clock.offset` seconds to its own time. For a store that is
+watchful, too, subclass `WatchfulContract`.
 """
 # ruff: noqa: S101 - tests assert
 
@@ -32,6 +33,7 @@ from fastapi_otpless_session.stores.base import (
     SessionStore,
     Standing,
     State,
+    WatchfulStore,
 )
 
 SLACK = 5.0
@@ -756,3 +758,51 @@ class StoreContract:
         await subject.store.open()
         row = await subject.sign_in("s-2")
         assert await subject.store.get("s-2") == row
+
+
+class WatchfulContract(StoreContract):
+    """What every session store does that can tell at once that nothing has changed."""
+
+    async def test_a_row_that_is_as_it_was_read_is_seen_to_be(self, subject: Subject) -> None:
+        row = await subject.sign_in()
+        assert _watchful(subject).unchanged_at(token_digest("s-1"), row) == about(await subject.store.now())
+
+    @pytest.mark.parametrize("change", ["touch", "validate", "rotate", "end"])
+    async def test_a_row_that_changed_is_not_as_it_was(self, subject: Subject, change: str) -> None:
+        row = await subject.sign_in()
+        subject.clock.advance(1)
+        match change:
+            case "rotate":
+                await subject.rotate()
+            case "end":
+                await subject.end()
+            case _:
+                await subject.store.touch("s-1", FIRST_GENERATION, validated=change == "validate")
+        assert _watchful(subject).unchanged_at(token_digest("s-1"), row) is None
+
+    async def test_a_row_that_is_not_there_is_not_as_it_was(self, subject: Subject) -> None:
+        row = new_row(await subject.store.now())
+        assert _watchful(subject).unchanged_at(token_digest("s-1"), row) is None
+
+    async def test_what_nobody_has_heard_of_is_unknown(self, subject: Subject) -> None:
+        await subject.sign_in()
+        assert _watchful(subject).unknown_at(digest("another"), "s-2") == about(await subject.store.now())
+
+    async def test_a_token_is_known_from_a_sign_in_on_and_its_session_where_it_ended(self, subject: Subject) -> None:
+        store = _watchful(subject)
+        await subject.sign_in()
+        assert store.unknown_at(token_digest("s-1"), "s-1") is None
+        assert store.unknown_at(digest("another"), "s-1") is not None
+        await subject.end()
+        assert store.unknown_at(digest("another"), "s-1") is None
+
+    async def test_a_closed_store_tells_nothing(self, subject: Subject) -> None:
+        row = await subject.sign_in()
+        await subject.store.close()
+        assert _watchful(subject).unchanged_at(token_digest("s-1"), row) is None
+        assert _watchful(subject).unknown_at(digest("another"), "s-2") is None
+
+
+def _watchful(subject: Subject) -> WatchfulStore:
+    assert isinstance(subject.store, WatchfulStore)
+    return subject.store
