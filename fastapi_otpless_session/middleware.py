@@ -113,7 +113,7 @@ class OtplessSessionMiddleware:
         """Return the answer to a request whose path needs a session that it does not have."""
         if _may_be_open(scope) and _is_open(scope, self._routes(scope)):
             return None
-        outcome = await request.resolve()
+        outcome = await request.resolve_first()
         if not isinstance(outcome, SessionReason):
             return None
         if self._on_refusal is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import apps
 import measure
 from apps import BELIEVED, REQUIRED, Pair, bearer, cookie, with_cookie, worker
+from fastapi import FastAPI
 from measure import Batch, Slice, scope
-from rows import Row
+from rows import Open, Row
 from upstream import DAY, claims, signed, unsigned
 
 FIRST_SEEN = 120
@@ -37,6 +39,14 @@ async def believed_depends(folder: Path) -> AsyncIterator[Slice]:
     async with worker(folder, apps.depending, **BELIEVED) as each:
         pair = await each.sign_in()
         yield each.sends(cookie(pair.token))
+
+
+@asynccontextmanager
+async def stranger(folder: Path) -> AsyncIterator[Slice]:
+    """The frontend's SDK keeps the session: OTPLESS vouched for its token a moment ago, and there is no row."""
+    async with worker(folder, **REQUIRED) as each:
+        token = signed(claims("0" * 32, each.clock(), DAY))
+        yield each.sends(bearer(token))
 
 
 @asynccontextmanager
@@ -92,26 +102,37 @@ async def unused_with(folder: Path) -> AsyncIterator[Slice]:
         yield each.sends(cookie(pair.token))
 
 
-@asynccontextmanager
-async def first_sight_known(folder: Path) -> AsyncIterator[Slice]:
+def first_sight_known(inner: Callable[[], FastAPI], **values: Any) -> Open:
     """Each slice is a new worker's, over the store that another one signed people in to."""
-    async with worker(folder) as other:
-        pairs = [await other.sign_in() for _ in range(FIRST_SEEN)]
-        yield _new_worker(folder, [with_cookie(pair.token)["headers"] for pair in pairs])
+
+    @asynccontextmanager
+    async def opened(folder: Path) -> AsyncIterator[Slice]:
+        async with worker(folder) as other:
+            pairs = [await other.sign_in() for _ in range(FIRST_SEEN)]
+            headers = [with_cookie(pair.token)["headers"] for pair in pairs]
+            yield _new_worker(folder, headers, inner, values)
+
+    return opened
 
 
-@asynccontextmanager
-async def first_sight_stranger(folder: Path) -> AsyncIterator[Slice]:
+def first_sight_stranger(inner: Callable[[], FastAPI], **values: Any) -> Open:
     """Each slice is a new worker's, and nobody signed in here: the signature is verified, and OTPLESS asked."""
-    async with worker(folder) as other:
-        made = [signed(claims(f"{number:032x}", other.clock(), DAY)) for number in range(FIRST_SEEN)]
-        yield _new_worker(folder, [scope("/", bearer(token))["headers"] for token in made])
+
+    @asynccontextmanager
+    async def opened(folder: Path) -> AsyncIterator[Slice]:
+        async with worker(folder) as other:
+            made = [signed(claims(f"{number:032x}", other.clock(), DAY)) for number in range(FIRST_SEEN)]
+            yield _new_worker(folder, [scope("/", bearer(token))["headers"] for token in made], inner, values)
+
+    return opened
 
 
-def _new_worker(folder: Path, headers: list[list[tuple[bytes, bytes]]]) -> Slice:
+def _new_worker(
+    folder: Path, headers: list[list[tuple[bytes, bytes]]], inner: Callable[[], FastAPI], values: dict[str, Any]
+) -> Slice:
     async def prepare(calls: int) -> Batch:
         stack = AsyncExitStack()
-        new = await stack.enter_async_context(worker(folder, apps.depending))
+        new = await stack.enter_async_context(worker(folder, inner, **values))
         await measure.requests(lambda _: new.batch([scope("/", bearer(signed(claims("warm", new.clock(), DAY))))]))(1)
         chosen = headers[: min(calls, len(headers))]
         return Batch(new.app, [{**scope(), "headers": list(each)} for each in chosen], after=stack.aclose)
@@ -164,12 +185,16 @@ ROWS = (
         "first-stranger",
         "first sight of a token, OTPLESS asked",
         3.5,
-        first_sight_stranger,
+        first_sight_stranger(apps.bare, **REQUIRED),
         "upstream instant",
         beside=bare_bearer,
     ),
     Row(
-        "first-known", "first sight of a token, signed in on another worker", 3.5, first_sight_known, beside=bare_cookie
+        "first-known",
+        "first sight of a token, signed in on another worker",
+        3.5,
+        first_sight_known(apps.bare, **REQUIRED),
+        beside=bare_cookie,
     ),
     Row("validated", "VALIDATION_TTL=0, row believed, no-op for http.py", 1.4, validated_each_time, beside=bare_cookie),
     Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "one wait for the disk", beside=bare_cookie),
@@ -178,6 +203,27 @@ ROWS = (
     Row("unused", "session not used, no credential sent", 1.05, unused_without),
     Row("unused-sent", "session not used, credential sent", 1.07, unused_with, beside=bare_cookie),
     Row("believed-bearer", "as the first, the token in Authorization", None, believed_bearer, beside=bare_bearer),
+    Row(
+        "stranger",
+        "a token that the frontend's SDK keeps fresh, looked at in SQLite",
+        None,
+        stranger,
+        beside=bare_bearer,
+    ),
+    Row(
+        "first-stranger-depends",
+        "first sight, OTPLESS asked, Depends(current_session)",
+        None,
+        first_sight_stranger(apps.depending),
+        beside=bare_bearer,
+    ),
+    Row(
+        "first-known-depends",
+        "first sight, signed in on another worker, Depends(current_session)",
+        None,
+        first_sight_known(apps.depending),
+        beside=bare_cookie,
+    ),
     Row("believed-depends", "row believed, Depends(current_session)", None, believed_depends, beside=bare_cookie),
     Row("starlette", "Starlette's SessionMiddleware, its session read", None, starlette_session, beside=bare_starlette),
 )
