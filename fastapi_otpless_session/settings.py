@@ -89,39 +89,71 @@ class OtplessSettings(BaseSettings):
     )
 
     client_id: Annotated[str, Field(min_length=1, max_length=512)]
+    """From the OTPLESS dashboard."""
     client_secret: SecretStr
+    """From the OTPLESS dashboard."""
     base_url: str = "https://user-auth.otpless.app"
+    """OTPLESS's API; http:// for loopback addresses only."""
     jwks_url: str = "https://otpless.com/.well-known/jwks"
+    """OTPLESS's keys. Empty: no local signature checks."""
     issuer: str = "https://otpless.com"
+    """The `iss` that tokens must have."""
     store_url: SecretStr = SecretStr("sqlite:///otpless_sessions.db")
+    """Where sessions are kept: `sqlite:///`, `memory://`, `postgresql://`, `redis://`, `rediss://` or `unix://`."""
     encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_items)] = (SecretStr(DERIVED_KEY),)
+    """Base64url keys of 32 bytes that seal stored tokens, or `derived` (from the secret). The first seals, all open."""
     token_sources: Annotated[
         tuple[Literal["authorization", "header", "cookie"], ...], NoDecode, BeforeValidator(_items)
     ] = ("authorization", "header", "cookie")
+    """Where to look for a session token."""
     header_name: str = "X-Session-Token"
+    """The header of requests and responses that holds a session token, beside `Authorization`."""
     cookie_name: str = "otpless_session"
+    """Without `__Host-`, which is put in front where it may be; see `cookie`."""
     cookie_secure: bool = True
+    """Whether the cookie is for https only."""
     cookie_samesite: Annotated[Literal["lax", "strict", "none"], BeforeValidator(_lower)] = "lax"
+    """The cookie's `SameSite`."""
     cookie_domain: Annotated[str | None, BeforeValidator(_none)] = None
+    """The domain whose subdomains share the cookie; None: this host only."""
     cookie_path: str = "/"
+    """The cookie's path."""
     trusted_origins: Items = ()
+    """Origins beside our own that may send unsafe requests with the cookie, open websockets, sign in and sign out."""
     accept_unknown_tokens: bool = True
+    """Whether a header's token that was not signed in here is admitted where OTPLESS says that it is valid."""
     validation_ttl: Seconds = 30
+    """How long OTPLESS's "valid" is believed; up to twice that while it is asked behind the request. 0: always ask."""
     stale_if_error: Seconds = 300
+    """How much longer it is believed while OTPLESS gives no verdict. 0: not at all."""
     store_ttl: Seconds = 0
+    """How long a worker believes its own copy of a row. 0: look at the store each time."""
     refresh_ahead: Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)] = 0.05
+    """The last part of a token's life, 0 to 0.5, in which it is refreshed behind a request. 0: off."""
     rotation_grace: Seconds = 30
+    """How long a token stays good after its successor was first seen."""
     on_reuse: Annotated[Literal["revoke", "reject"], BeforeValidator(_lower)] = "revoke"
+    """What a token that was replaced long ago does to its session."""
     idle_timeout: Limit = None
+    """How long a session may go without a request; None: as long as OTPLESS lets it."""
     absolute_timeout: Limit = None
+    """How long a session may go on after its sign-in; None: as long as OTPLESS lets it."""
     request_timeout: Deadline = 3
+    """The deadline of a call to OTPLESS, connection included."""
     refresh_timeout: Deadline = 10
+    """The same of a refresh."""
     max_upstream: Annotated[int, Field(ge=1)] = 100
+    """How many calls to OTPLESS a worker makes at once."""
     http_client: Annotated[Literal["httpx", "aiohttp"], BeforeValidator(_lower)] = "httpx"
+    """What calls OTPLESS; aiohttp needs the extra `fast`, and costs less."""
     required_paths: Items = ()
+    """Globs of paths that need a session. `*` is one segment, a final `/**` the folder and all below."""
     exempt_paths: Items = ()
+    """Globs of paths that need none nevertheless."""
     websocket_recheck: Deadline = 30
+    """How often an open websocket's session is looked at again."""
     require_sign_in_token: bool = True
+    """Whether a sign-in needs the SDK's one-time token, which is checked with OTPLESS."""
 
     def __init__(self, **values: Any) -> None:
         unknown = sorted(name for name in values if not name.startswith("_") and name not in type(self).model_fields)
