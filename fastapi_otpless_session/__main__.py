@@ -1,4 +1,4 @@
-"""`python -m fastapi_otpless_session`: a check-up, the OTPLESS emulator, new sealing keys, and a store's tables."""
+"""`python -m fastapi_otpless_session`: a check-up, the emulator, new keys, a store's tables, names in the log."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.doctor import cli as doctor
 from fastapi_otpless_session.emulator import cli
+from fastapi_otpless_session.errors import ConfigurationError
+from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.sql_schema import SCHEMA
 from fastapi_otpless_session.tokens import new_key
 
@@ -21,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("keygen", help="print a new key for OTPLESS_ENCRYPTION_KEYS")
     schema = commands.add_parser("schema", help="print the SQL that makes a store's tables")
     schema.add_argument("dialect", choices=["postgresql"])
+    label = commands.add_parser("label", help="print the short hash that log lines call a session by")
+    label.add_argument("session_id", metavar="SESSION_ID")
     chosen = parser.parse_args(arguments)
     match chosen.command:
         case "doctor":
@@ -29,8 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return cli.main(chosen)
         case "schema":
             sys.stdout.write(SCHEMA)
+        case "label":
+            return _label(chosen.session_id)
         case _:
             sys.stdout.write(f"{new_key()}\n")
+    return 0
+
+
+def _label(session_id: str) -> int:
+    try:
+        settings = OtplessSettings()
+    except ConfigurationError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    telemetry.salt_labels(settings.client_id, settings.client_secret.get_secret_value())
+    sys.stdout.write(f"{telemetry.session_label(session_id)}\n")
     return 0
 
 

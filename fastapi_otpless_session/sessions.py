@@ -137,6 +137,13 @@ class OtplessSessions:
         """The hooks that were given, as the arguments that they were: `on_sign_in` and so on."""
         return {f"on_{name}": hook for name, hook in self._hooks.items()}
 
+    def label(self, session_id: str) -> str:
+        """Return the short hash that log lines and spans call a session by, in all workers with these credentials.
+
+        For lines of the application's own. It says nothing to who does not have the client secret.
+        """
+        return telemetry.session_label(session_id)
+
     # Life
 
     async def open(self) -> None:

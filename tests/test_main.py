@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from conftest import World
 
+from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.__main__ import main
 from fastapi_otpless_session.emulator import Emulator, serve
 
@@ -27,8 +32,38 @@ def test_schema_prints_the_sql_that_makes_the_tables(capsys: pytest.CaptureFixtu
     assert "CREATE TABLE IF NOT EXISTS otpless_sessions" in capsys.readouterr().out
 
 
+def test_label_prints_what_log_lines_call_a_session(
+    make_world: Callable[..., World],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "fastapi_otpless_session")
+    world = make_world()
+    session_id = world.session_id(world.sign_in())
+    telemetry.salt_labels("another application", "of this process")
+    monkeypatch.setenv("OTPLESS_CLIENT_ID", world.emulator.settings.client_id)
+    monkeypatch.setenv("OTPLESS_CLIENT_SECRET", world.emulator.settings.client_secret)
+    assert main(["label", session_id]) == 0
+    label = capsys.readouterr().out.strip()
+    assert f"Signed in: {label}" in caplog.text
+    assert world.sessions.label(session_id) == label
+
+
+def test_label_says_which_setting_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no .env is
+    monkeypatch.delenv("OTPLESS_CLIENT_ID", raising=False)
+    assert main(["label", "a-session"]) == 1
+    printed = capsys.readouterr()
+    assert "OTPLESS_CLIENT_ID" in printed.err
+    assert not printed.out
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["emulator", "--rotation", "sometimes"], ["schema"], ["schema", "oracle"]]
+    "arguments",
+    [[], ["nonsense"], ["emulator", "--rotation", "sometimes"], ["schema"], ["schema", "oracle"], ["label"]],
 )
 def test_wrong_arguments_are_explained(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
