@@ -391,8 +391,7 @@ class SqliteStore:
                 self._finalizer = weakref.finalize(self, self._connections.close)
 
     async def _opened(self) -> _Connections:
-        if self._connections is None:
-            await self.open()
+        await self.open()
         if self._connections is None:
             raise StoreError("the session store was closed")
         return self._connections
@@ -407,7 +406,7 @@ class SqliteStore:
             return None
 
     async def _read(self, query: str, values: tuple[Any, ...]) -> Any:
-        connections = await self._opened()
+        connections = self._connections or await self._opened()
         try:
             return connections.read(query, values)
         except sqlite3.OperationalError:  # busy, or broken: the writer's thread can wait, and will tell
@@ -417,7 +416,7 @@ class SqliteStore:
 
     async def _write(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a transaction does, once a power cut cannot undo it."""
-        connections = await self._opened()
+        connections = self._connections or await self._opened()
         with _translated():
             return await connections.write(transaction, durable=True)
 
@@ -427,7 +426,7 @@ class SqliteStore:
         For what a power cut may undo. It takes all workers with it, so that nobody is left who would hold a lease; what
         was confirmed is confirmed again by the next request; and a commit has what was noted before it with it.
         """
-        connections = await self._opened()
+        connections = self._connections or await self._opened()
         with _translated():
             return await connections.write(transaction, durable=False)
 
