@@ -124,12 +124,12 @@ class Resolver:
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`."""
         digest = self._digest(token) if self._has_quiet_time and len(token) <= TOKEN_LIMIT else None
-        if digest is None:
+        if digest is None or self._is_signed_out(digest):
             return None
         copy = self._copies.get(digest)
         if copy is None:
             return None if known_only else self._stranger_at_once(digest)
-        if self._is_signed_out(digest) or self._is_over(copy.row.session_id):
+        if self._is_over(copy.row.session_id):
             return None
         at = time.monotonic()
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
@@ -445,7 +445,10 @@ class Resolver:
         if asked.known_only or not self._settings.accept_unknown_tokens:
             return self._strangers.refused(asked.token)
         outcome = await self._strangers.admit(asked.token, asked.digest, asked.max_age)
-        return outcome if isinstance(outcome, SessionReason) else outcome.session(asked.token)
+        if isinstance(outcome, SessionReason):
+            return outcome
+        # A sign-out that the store could not note left no row.
+        return self._endings.reason(outcome.session_id) or outcome.session(asked.token)
 
     async def _reused(self, row: SessionRow) -> SessionReason:
         """Somebody presents a token that was replaced long ago: a thief, or the user after one (RFC 9700, 4.14.2)."""

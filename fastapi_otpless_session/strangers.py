@@ -112,13 +112,13 @@ class Strangers:
         seen = self._seen.get(digest)
         if seen is None or (self._turned_away.has(digest) and self._remembered_refusal(digest)):
             return None
-        stranger, at = seen.stranger, time.monotonic()
-        if at - seen.look.at >= self._settings.store_ttl:
-            look = self._look_at_once(stranger.session_id, digest)
-            if look is None:
+        stranger, look = seen.stranger, seen.look
+        if time.monotonic() - look.at >= self._settings.store_ttl:
+            newer = self._look_at_once(stranger.session_id, digest)
+            if newer is None:
                 return None
-            seen.look = look
-        if is_over(stranger.claims.expires_at, seen.look.now + at - seen.look.at):
+            seen.look = look = newer
+        if is_over(stranger.claims.expires_at, look.now + time.monotonic() - look.at):
             return None
         is_fresh = freshness(self._clock() - stranger.validated_at, self._settings) is Freshness.FRESH
         return stranger if is_fresh else None
@@ -243,10 +243,10 @@ class Strangers:
             self._seen.drop(digest)
             return self._turn_away(digest, outcome)
         look = await self._look(outcome.session_id, digest)
-        if look.ended is not None:
-            return look.ended
-        self._seen.put(digest, _Seen(outcome, look))
-        return outcome
+        reason = look.ended or self._remembered_refusal(digest)  # of who asked later and was answered first
+        if reason is None:
+            self._seen.put(digest, _Seen(outcome, look))
+        return reason or outcome
 
     async def _ask_behind(self, token: str, digest: bytes, claims: Claims) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,11 +25,25 @@ DAY = 86_400
 
 
 class Unreachable(SqliteStore):
-    """A real store of which some methods cannot be reached while they are told so."""
+    """A real store of which some methods cannot be reached while they are told so, and which can be slow."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(None, clock=clock)
         self.failing: frozenset[str] = frozenset()
+        self.reads_until_held_up: int | None = None
+        """Once it is set, nothing can be told at once, and this read of a row waits until it may go on."""
+        self.is_held_up, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    def unknown_at(self, digest: bytes, session_id: str) -> float | None:
+        return super().unknown_at(digest, session_id) if self.reads_until_held_up is None else None
+
+    async def get(self, session_id: str) -> SessionRow | None:
+        if self.reads_until_held_up is not None:
+            self.reads_until_held_up -= 1
+            if self.reads_until_held_up == 0:
+                self.is_held_up.set()
+                await self.goes_on.wait()
+        return await super().get(session_id)
 
     def __getattribute__(self, name: str) -> Any:
         if name in super().__getattribute__("__dict__").get("failing", ()):
@@ -209,6 +224,41 @@ async def test_a_stranger_that_was_signed_out_here_is_believed_no_more_whichever
         assert all(sessions.at_once(token) for token in both)
         await sessions.sign_out(pair.session_token)
         assert not any(sessions.at_once(token) for token in both)
+
+
+async def test_a_stranger_that_was_signed_out_while_the_store_was_down_stays_so_whichever_token_it_brings(
+    clock: Clock,
+) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator) as (sessions, store, _):
+        info = emulator.sign_in()["sessionInfo"]
+        pair = await sessions._client.new_session_token(info["refreshToken"])
+        assert isinstance(pair, TokenPair)
+        both = info["sessionToken"], pair.session_token
+        assert all([isinstance(await sessions.resolve(token), Session) for token in both])
+        store.fail_wholly()
+        await sessions.sign_out(pair.session_token)
+        assert [await sessions.resolve(token) for token in both] == [SessionReason.REVOKED] * 2
+        store.fail()
+        assert not any(sessions.at_once(token) for token in both)
+        assert [await sessions.resolve(token) for token in both] == [SessionReason.REVOKED] * 2
+
+
+async def test_a_stranger_that_otpless_refused_is_not_let_in_by_who_was_answered_before(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator) as (sessions, store, _):
+        info = emulator.sign_in()["sessionInfo"]
+        token = info["sessionToken"]
+        store.reads_until_held_up = 2  # the look after OTPLESS's answer
+        first = asyncio.create_task(sessions.resolve(token))
+        await store.is_held_up.wait()
+        emulator.revoke(info["sessionId"])
+        assert await sessions.resolve(token, max_age=0) is SessionReason.EXPIRED
+        store.goes_on.set()
+        assert await first is SessionReason.EXPIRED
+        clock.advance(11)  # until then refusals are remembered
+        assert sessions.at_once(token) is None
+        assert await sessions.resolve(token) is SessionReason.EXPIRED
 
 
 async def test_a_stranger_that_signs_in_is_one_no_more(clock: Clock) -> None:

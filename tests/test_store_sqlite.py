@@ -25,7 +25,7 @@ from simulated import settle
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
-from fastapi_otpless_session.stores.base import EndReason, Standing, State
+from fastapi_otpless_session.stores.base import EndReason, Standing, State, WatchfulStore
 from fastapi_otpless_session.stores.sqlite_writer import Writer
 from fastapi_otpless_session.testing.store_contract import (
     GRACE,
@@ -334,6 +334,20 @@ async def _list(store: SessionStore) -> list[tuple[str, int]]:
     return [(row.session_id, row.generation) for row in await store.list_user("MO-1")]
 
 
+async def test_what_another_worker_writes_is_seen_at_once(subject: Subject, path: Path) -> None:
+    row = await subject.sign_in()
+    seen, store = token_digest("s-1"), subject.store
+    assert isinstance(store, WatchfulStore)
+    assert store.unchanged_at(seen, row) is not None
+    assert store.unknown_at(token_digest("s-2"), "s-2") is not None
+    other = open_store(f"sqlite:///{path}")
+    await other.touch("s-1", 1, validated=True)
+    await Subject(other, subject.clock).sign_in("s-2")
+    await other.close()
+    assert store.unchanged_at(seen, row) is None
+    assert store.unknown_at(token_digest("s-2"), "s-2") is None
+
+
 # What is written together
 
 
@@ -402,17 +416,17 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return disk
 
 
-async def test_sign_ins_rotations_and_sign_outs_wait_for_the_disk_and_notes_do_not(
+async def test_sign_ins_refreshes_and_sign_outs_wait_for_the_disk_and_notes_do_not(
     disk: Disk, subject: Subject
 ) -> None:
-    """A power cut takes all workers with it, so that no lease needs to outlive it, nor when a session was seen."""
+    """To take a lease proves that the disk takes what OTPLESS will say; a power cut takes who holds one."""
     store = subject.store
     row = await subject.sign_in()
     assert await disk.waited_for_by(subject.sign_in("s-2"))
     assert not await disk.waited_for_by(store.touch("s-1", 1, validated=True))
     lease = await subject.lease()
     assert not await disk.waited_for_by(store.renew_lease(lease, LEASE))
-    assert not await disk.waited_for_by(store.take_lease("s-2", 1, "a", LEASE))
+    assert await disk.waited_for_by(store.take_lease("s-2", 1, "a", LEASE))
     assert await disk.waited_for_by(store.commit(lease, rotation("s-1", 2, row.expires_at)))
     assert not await disk.waited_for_by(store.confirm(await subject.row(), GRACE))
     assert await disk.waited_for_by(subject.end())

@@ -1,10 +1,10 @@
 """The SQLite store: one file for all workers of a machine, or the same in memory. Standard library only.
 
-Write-ahead log, so that readers never wait for the writer. Sign-ins, swapped tokens and sign-outs wait for the disk, so
-that they survive a power cut; leases, and what a session's requests have written about it, need not.
-A point read takes about 20 µs and runs on the event loop; where the file is busy it is tried again in the writer's
-thread. Writes run in that one thread, in immediate transactions; those that wait for it share a commit. In memory there
-is no second connection and nothing to wait for, so that everything runs on the loop.
+Write-ahead log, so that readers never wait for the writer. Sign-ins, refreshes and sign-outs wait for the disk, so that
+they survive a power cut; what requests write about a session need not. A point read takes about 20 µs and runs on the
+event loop; where the file is busy it is tried again in the writer's thread. Writes run in that one thread, in immediate
+transactions; those that wait for it share a commit. In memory there is no second connection and nothing to wait for, so
+that everything runs on the loop.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class SqliteStore:
             )
             return lease
 
-        return await self._note(take)
+        return await self._write(take)
 
     async def renew_lease(self, lease: Lease, seconds: float) -> Lease | None:
         """Hold a lease for longer."""
@@ -423,8 +423,9 @@ class SqliteStore:
     async def _note(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a transaction does, once all workers see it: a sixth of the time.
 
-        For what a power cut may undo. It takes all workers with it, so that nobody is left who would hold a lease; what
-        was confirmed is confirmed again by the next request; and a commit has what was noted before it with it.
+        For what a power cut may undo: what was confirmed is confirmed again by the next request, and whoever held a
+        lease was a worker of this machine. Taking a lease is not among it: that proves that the disk takes what OTPLESS
+        will say.
         """
         connections = self._connections or await self._opened()
         with _translated():

@@ -87,7 +87,7 @@ class Writer:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._waits_for_disk = True
+        self._waits_for_disk: bool | None = True
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._lock = Lock()
         self._is_closed = False
@@ -154,6 +154,7 @@ class Writer:
         """Have the next commits wait for the disk, or not."""
         if waits is not self._waits_for_disk:
             _end_leftover(self._db)  # SQLite changes this between transactions only
+            self._waits_for_disk = None  # it may have changed where that fails
             self._db.execute(f"PRAGMA synchronous = {'FULL' if waits else 'NORMAL'}")
             self._waits_for_disk = waits
 

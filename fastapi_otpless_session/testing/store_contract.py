@@ -761,11 +761,20 @@ class StoreContract:
 
 
 class WatchfulContract(StoreContract):
-    """What every session store does that can tell at once that nothing has changed."""
+    """What every session store does that can tell at once that nothing has changed.
+
+    It must tell of what other workers write, too, which a suite with one store does not show.
+    """
 
     async def test_a_row_that_is_as_it_was_read_is_seen_to_be(self, subject: Subject) -> None:
         row = await subject.sign_in()
         assert _watchful(subject).unchanged_at(token_digest("s-1"), row) == about(await subject.store.now())
+
+    @pytest.mark.parametrize("field", ["generation", "validated_at", "last_seen_at", "token_expires_at"])
+    async def test_each_thing_that_is_compared_counts(self, subject: Subject, field: str) -> None:
+        row = await subject.sign_in()
+        other: Any = replace(row, **{field: getattr(row, field) + 1})
+        assert _watchful(subject).unchanged_at(token_digest("s-1"), other) is None
 
     @pytest.mark.parametrize("change", ["touch", "validate", "rotate", "end"])
     async def test_a_row_that_changed_is_not_as_it_was(self, subject: Subject, change: str) -> None:
@@ -795,6 +804,24 @@ class WatchfulContract(StoreContract):
         assert store.unknown_at(digest("another"), "s-1") is not None
         await subject.end()
         assert store.unknown_at(digest("another"), "s-1") is None
+
+    async def test_a_session_that_ended_without_a_sign_in_is_known(self, subject: Subject) -> None:
+        store, row = _watchful(subject), new_row(await subject.store.now(), "s-2")
+        assert store.unknown_at(digest("another"), "s-2") is not None
+        await subject.store.end(row, EndReason.REVOKED, revoke_in=None)
+        assert store.unknown_at(digest("another"), "s-2") is None
+
+    async def test_tokens_that_were_replaced_stay_known(self, subject: Subject) -> None:
+        await subject.sign_in()
+        await subject.rotate()
+        for known in (token_digest("s-1"), token_digest("s-1", 2), refresh_digest("s-1")):
+            assert _watchful(subject).unknown_at(known, "s-2") is None
+
+    async def test_what_is_told_at_once_goes_by_the_stores_clock(self, subject: Subject) -> None:
+        row = await subject.sign_in()
+        subject.clock.advance(1000)
+        assert _watchful(subject).unchanged_at(token_digest("s-1"), row) == about(row.created_at + 1000)
+        assert _watchful(subject).unknown_at(digest("another"), "s-2") == about(row.created_at + 1000)
 
     async def test_a_closed_store_tells_nothing(self, subject: Subject) -> None:
         row = await subject.sign_in()
