@@ -7,6 +7,9 @@ MINIMUM_COVERAGE = 95
 JOBS = 3
 PEERS = .venv-peers
 
+# Whatever the shell says, what was compiled is kept: the tests start many processes, and each would compile them all again.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:
 	@echo 'make demo     run the example shop with the OTPLESS emulator   PORT= EMULATOR_PORT='
 	@echo 'make test     lint, check types and run the tests              JOBS= PYTEST_ARGS= MINIMUM_COVERAGE= REQUIRE_SERVERS='
