@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,12 @@ EMULATOR_URL = "http://otpless.localhost"
 NOW = 1_900_000_000.0
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No variable and no `.env` of whoever runs the tests reaches them."""
@@ -72,8 +79,13 @@ def _patient_requests() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _labels_as_in_the_workers() -> None:
     """Sessions have the names in this process that they have in the logs of workers with the emulator's credentials."""
+    telemetry.salt_labels(*_credentials())
+
+
+@cache
+def _credentials() -> tuple[str, str]:
     emulator = EmulatorSettings()
-    telemetry.salt_labels(emulator.client_id, emulator.client_secret)
+    return emulator.client_id, emulator.client_secret
 
 
 @dataclass
