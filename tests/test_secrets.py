@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -87,14 +88,19 @@ def told_with_locals(error: BaseException) -> str:
 
     `scope` is left out: every ASGI server and framework has it in its frames, headers and all (see the README).
     """
-    told = traceback.TracebackException.from_exception(error, capture_locals=True)
     lines = [str(error), repr(error), repr(error.args)]
-    for each in (told, told.__cause__, told.__context__):
-        for frame in each.stack if each else ():
-            if Path(frame.filename).is_relative_to(OURS):
-                values = {name: value for name, value in (frame.locals or {}).items() if name != "scope"}
-                lines.append(f"{frame.filename}:{frame.lineno} {values}")
+    for each in (error, error.__cause__, error.__context__):
+        for frame in traceback.StackSummary.extract(_our_frames(each), lookup_lines=False, capture_locals=True):
+            values = {name: value for name, value in (frame.locals or {}).items() if name != "scope"}
+            lines.append(f"{frame.filename}:{frame.lineno} {values}")
     return "\n".join(lines)
+
+
+def _our_frames(error: BaseException | None) -> Iterator[tuple[FrameType, int]]:
+    """Pick ours: to ask all of a framework's frames for their variables takes a third of a test."""
+    for frame, line in traceback.walk_tb(error.__traceback__ if error else None):
+        if frame.f_code.co_filename.startswith(f"{OURS}/"):
+            yield frame, line
 
 
 def test_no_path_and_no_fault_brings_a_secret_to_light(
