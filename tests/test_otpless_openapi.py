@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -215,13 +215,17 @@ def shape(value: Any) -> Any:
     return {name: each if name in verdicts else shape(each) for name, each in value.items()}
 
 
+@pytest.fixture(scope="module")
+def stages() -> Iterator[list[Stage]]:
+    """One for each row of quirks, for all paths: what was asked of one path is nothing to the others."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(on_stage(**quirks)) for quirks in QUIRKS]
+
+
 @pytest.mark.parametrize("path", DOCUMENT["paths"])
-def test_the_emulator_gives_each_answer_that_the_description_shows_and_no_other(path: str) -> None:
-    given: list[tuple[int, Any]] = []
-    for quirks in QUIRKS:
-        with on_stage(**quirks) as stage:
-            answers = [call(stage, path) for call in UNSECURED.get(path, CALLS)]
-        given += [(answer.status_code, shape(answer.json())) for answer in answers]
+def test_the_emulator_gives_each_answer_that_the_description_shows_and_no_other(stages: list[Stage], path: str) -> None:
+    answers = [call(stage, path) for stage in stages for call in UNSECURED.get(path, CALLS)]
+    given = [(answer.status_code, shape(answer.json())) for answer in answers]
     missing = [str(each) for each in SHOWN if each.path == path and (each.status, shape(each.value)) not in given]
     assert missing == []
 
