@@ -283,6 +283,7 @@ BABBLE = {
 }
 
 
+@pytest.mark.varied
 @pytest.mark.parametrize("said", BABBLE.values(), ids=BABBLE)
 async def test_whatever_a_server_says_instead_of_http_is_no_verdict(said: bytes, http_client: str) -> None:
     babbler = Babbler(said)
@@ -383,6 +384,7 @@ async def test_every_error_of_the_http_library_is_no_verdict_and_says_if_the_req
 # What a network does
 
 
+@pytest.mark.varied
 @pytest.mark.parametrize(
     "kind",
     [

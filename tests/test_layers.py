@@ -11,6 +11,8 @@ import pytest
 
 import fastapi_otpless_session
 
+pytestmark = pytest.mark.varied  # it reads the package, and runs nothing of it
+
 ROOT = "fastapi_otpless_session"
 FOLDER = Path(fastapi_otpless_session.__file__).parent
 LAYERS = [

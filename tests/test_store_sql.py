@@ -104,6 +104,7 @@ def of_role(url: str, role: str) -> str:
 # The tables
 
 
+@pytest.mark.varied
 def test_processes_that_create_the_tables_at_once_all_get_them(
     postgres_server: PostgresServer, postgres_url: str
 ) -> None:
@@ -463,6 +464,7 @@ async def test_closing_lets_what_is_under_way_finish(subject: Subject, postgres_
 # Cancelled calls
 
 
+@pytest.mark.varied
 async def test_cancelled_calls_never_give_anybody_anothers_row_and_leave_the_store_usable(
     subject: Subject, postgres_server: PostgresServer, postgres_url: str
 ) -> None:
@@ -609,6 +611,7 @@ async def test_a_read_works_however_much_of_a_connections_end_was_seen(
         assert await subject.store.get("s-1") == row
 
 
+@pytest.mark.varied
 async def test_no_read_fails_while_connections_are_taken_away_again_and_again(
     subject: Subject, postgres_server: PostgresServer, postgres_url: str
 ) -> None:

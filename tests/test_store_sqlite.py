@@ -285,6 +285,7 @@ async def test_a_damaged_row_can_be_ended_but_never_begun_again(subject: Subject
 # Several processes, stores, loops
 
 
+@pytest.mark.varied
 def test_processes_that_create_the_file_at_once_all_get_it(path: Path) -> None:
     assert create_together(f"sqlite:///{path}") == (b"", [0] * PROCESSES)
     with closing(sqlite3.connect(path)) as db:

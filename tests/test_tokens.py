@@ -307,6 +307,7 @@ CLAIM_NAMES = st.sampled_from(["sub", "sessionId", "userId", "exp", "iat", "nbf"
 HEADER_NAMES = st.sampled_from(["alg", "kid", "typ", "crit", "jku", "b64", "cty"])
 
 
+@pytest.mark.varied
 @given(st.text())
 def test_any_text_is_read_or_is_a_token_error(text: str) -> None:
     for read in (tokens.read_claims, tokens.kid, verify):
@@ -314,6 +315,7 @@ def test_any_text_is_read_or_is_a_token_error(text: str) -> None:
             read(text)
 
 
+@pytest.mark.varied
 @given(st.dictionaries(HEADER_NAMES, JSON) | JSON, st.dictionaries(CLAIM_NAMES, JSON) | JSON | st.binary(), st.binary())
 def test_any_three_parts_are_read_or_are_a_token_error(header: object, payload: object, signature: bytes) -> None:
     token = unsigned(header, payload, signature)
@@ -369,6 +371,7 @@ def test_use_and_algorithm_may_be_left_out_of_a_key() -> None:
     assert KID in KeySet.from_jwks([entry])
 
 
+@pytest.mark.varied
 @given(st.dictionaries(st.sampled_from(["n", "e", "kty", "use", "alg", "kid", "key_ops", "oth"]), JSON))
 def test_any_entry_is_a_key_or_is_passed_over(changes: dict[str, Any]) -> None:
     assert len(KeySet.from_jwks([{**jwk(), **changes}])) <= 1
@@ -445,6 +448,7 @@ def test_damage_anywhere_does_not_open() -> None:
             ring().open(value, "s-1", Column.SESSION_TOKEN)
 
 
+@pytest.mark.varied
 @given(st.binary(max_size=100))
 def test_any_bytes_do_not_open(sealed: bytes) -> None:
     for value in (sealed, hashlib.sha256(b"key id" + KEYS[0]).digest()[:4] + sealed):

@@ -214,6 +214,7 @@ def test_garbage_is_no_verdict(read: Read, body: bytes) -> None:
     assert caught.value.healthy is False
 
 
+@pytest.mark.varied
 @every_call
 @given(status=st.integers(100, 599), body=st.binary() | st.sampled_from(sorted(GARBAGE.values(), key=len)))
 def test_any_answer_is_read_or_is_an_error_of_ours(read: Read, status: int, body: bytes) -> None:
@@ -237,6 +238,7 @@ FIELDS = st.sampled_from(
 )
 
 
+@pytest.mark.varied
 @every_call
 @given(status=st.sampled_from([200, 400, 401]), fields=st.dictionaries(FIELDS, JSON), retry_after=st.text())
 def test_known_fields_of_any_type_are_read_or_are_an_error_of_ours(
@@ -466,6 +468,7 @@ def test_no_retry_after_is_none() -> None:
     assert wire.retry_after({}, NOW) is None
 
 
+@pytest.mark.varied
 @given(st.text() | st.from_regex(r"\w+, \d+ [A-Z][a-z]{2} \d+ \d+:\d+:\d+ ([+-]\d+|GMT)"))
 def test_any_retry_after_is_read_or_passed_over(written: str) -> None:
     seconds = wire.retry_after({"retry-after": written}, NOW)
