@@ -305,7 +305,6 @@ def test_a_glob_meets_what_is_mounted() -> None:
 # The cookie, and the site
 
 
-@pytest.mark.varied
 @pytest.mark.parametrize(
     ("check", "status", "site", "variables"),
     [

@@ -109,7 +109,6 @@ class TestOtp:
         assert (auto["channel"], auto["fallback"]) == ("SMS", False)
         assert auto["autoReadOtp"] == browser.emulator.inbox[0].otp
 
-    @pytest.mark.varied
     async def test_of_codes_that_nobody_enters_only_the_newest_are_good(self, browser: Browser) -> None:
         await browser.post("initiate", **PHONE)
         oldest = browser.emulator.inbox[0].otp

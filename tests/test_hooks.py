@@ -235,7 +235,6 @@ FAILING = [
 ]
 
 
-@pytest.mark.varied
 @pytest.mark.parametrize("has_lifespan", [True, False], ids=["lifespan", "no lifespan"])
 @pytest.mark.parametrize("hook", FAILING, ids=lambda hook: hook.__name__)
 def test_a_hook_that_fails_is_logged_and_breaks_nothing(
