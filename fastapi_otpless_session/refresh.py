@@ -102,14 +102,14 @@ class Refresher:
         gives_up_at = time.monotonic() + self._timeout
         for pause in _pauses():
             led = await self._try_to_lead(row, gives_up_at)
-            if isinstance(led, SessionRow):
-                row = led
+            outcome = self._theirs(row, await self._store.get(row.session_id)) if led is None else led
+            newer = _to_be_refreshed(outcome)
+            if newer is not None:
+                row = newer
                 continue
-            if led is not None:
-                return led
-            outcome = self._theirs(row, await self._store.get(row.session_id))
-            if outcome is not None:
-                telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=outcome_of(outcome)))
+            if isinstance(outcome, Refreshed | SessionReason):
+                if led is None:
+                    telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=outcome_of(outcome)))
                 return outcome
             if time.monotonic() + pause > gives_up_at:
                 break
@@ -269,6 +269,17 @@ class Refresher:
                 await asyncio.sleep(pause)
             else:
                 return
+
+
+def _to_be_refreshed(outcome: Refreshed | SessionReason | SessionRow | None) -> SessionRow | None:
+    """Return the row to try anew with: it moved on, or its new token had expired when it was committed at last."""
+    match outcome:
+        case SessionRow():
+            return outcome
+        case Refreshed(row=row) if is_over(row.token_expires_at, row.rotated_at):
+            return row
+        case _:
+            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
 from fastapi_otpless_session.stores import lua, redis_link, sql_link
-from fastapi_otpless_session.stores.base import EndReason, SessionRow
+from fastapi_otpless_session.stores.base import EndReason, Found, Lease, Rotation, SessionRow
 from fastapi_otpless_session.testing.store_contract import new_row, refresh_digest, token_digest
 from fastapi_otpless_session.vault import Vault
 
@@ -699,6 +699,37 @@ def test_a_pair_that_expired_while_it_waited_for_the_store_is_not_served(
     worker.clock.advance(DAY + 1)
     strict.while_refreshing = trouble.begin
     assert_served(worker.ask(token), user, refreshed=False)
+    worker.clock.advance(DAY + 1)
+    trouble.end()
+    assert_served(worker.ask(token), user, refreshed=True, stale=False)
+    assert worker.refreshes == 2
+    assert worker.generation(user) == 3
+
+
+@pytest.mark.parametrize("trouble", LOST, indirect=True)
+def test_a_pair_that_expired_and_is_kept_while_somebody_looks_is_not_served_either(
+    trouble: Trouble, strict: Otpless, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request reads the row, and before it can refresh it the commit that was put off comes through."""
+    worker = make_worker(trouble.url, strict)
+    user, token = worker.someone("911")
+    worker.clock.advance(DAY + 1)
+    strict.while_refreshing = trouble.begin
+    assert_served(worker.ask(token), user, refreshed=False)
+    is_kept, store_find, store_commit = asyncio.Event(), worker.store.find, worker.store.commit
+
+    async def find(digest: bytes) -> Found | None:
+        found = await store_find(digest)
+        await is_kept.wait()
+        return found
+
+    async def commit(lease: Lease, rotation: Rotation) -> SessionRow | None:
+        row = await store_commit(lease, rotation)
+        is_kept.set()
+        return row
+
+    monkeypatch.setattr(worker.store, "find", find)
+    monkeypatch.setattr(worker.store, "commit", commit)
     worker.clock.advance(DAY + 1)
     trouble.end()
     assert_served(worker.ask(token), user, refreshed=True, stale=False)
