@@ -690,20 +690,31 @@ def assert_one_refresh(worker: Worker, user: dict[str, Any], token: str) -> None
     assert worker.refreshes == 2
 
 
+def someone_whose_pair_is_put_off(worker: Worker, trouble: Trouble, strict: Otpless) -> tuple[dict[str, Any], str]:
+    """Have a session refreshed, and its new pair wait for the store. Return the SDK's user and the old token."""
+    user, token = worker.someone("911")
+    worker.clock.advance(DAY + 1)
+    strict.while_refreshing = trouble.begin
+    assert_served(worker.ask(token), user, refreshed=False)
+    return user, token
+
+
+def assert_refreshed_anew(worker: Worker, user: dict[str, Any], token: str) -> None:
+    """The pair that waited is not handed out: it is used to get another."""
+    assert_served(worker.ask(token), user, refreshed=True, stale=False)
+    assert worker.refreshes == 2
+    assert worker.generation(user) == 3
+
+
 @pytest.mark.parametrize("trouble", [*LOST, *UNWRITABLE], indirect=True)
 def test_a_pair_that_expired_while_it_waited_for_the_store_is_not_served(
     trouble: Trouble, strict: Otpless, make_worker: MakeWorker
 ) -> None:
     worker = make_worker(trouble.url, strict)
-    user, token = worker.someone("911")
-    worker.clock.advance(DAY + 1)
-    strict.while_refreshing = trouble.begin
-    assert_served(worker.ask(token), user, refreshed=False)
+    user, token = someone_whose_pair_is_put_off(worker, trouble, strict)
     worker.clock.advance(DAY + 1)
     trouble.end()
-    assert_served(worker.ask(token), user, refreshed=True, stale=False)
-    assert worker.refreshes == 2
-    assert worker.generation(user) == 3
+    assert_refreshed_anew(worker, user, token)
 
 
 @pytest.mark.parametrize("trouble", LOST, indirect=True)
@@ -712,10 +723,7 @@ def test_a_pair_that_expired_and_is_kept_while_somebody_looks_is_not_served_eith
 ) -> None:
     """A request reads the row, and before it can refresh it the commit that was put off comes through."""
     worker = make_worker(trouble.url, strict)
-    user, token = worker.someone("911")
-    worker.clock.advance(DAY + 1)
-    strict.while_refreshing = trouble.begin
-    assert_served(worker.ask(token), user, refreshed=False)
+    user, token = someone_whose_pair_is_put_off(worker, trouble, strict)
     is_kept, store_find, store_commit = asyncio.Event(), worker.store.find, worker.store.commit
 
     async def find(digest: bytes) -> Found | None:
@@ -732,9 +740,7 @@ def test_a_pair_that_expired_and_is_kept_while_somebody_looks_is_not_served_eith
     monkeypatch.setattr(worker.store, "commit", commit)
     worker.clock.advance(DAY + 1)
     trouble.end()
-    assert_served(worker.ask(token), user, refreshed=True, stale=False)
-    assert worker.refreshes == 2
-    assert worker.generation(user) == 3
+    assert_refreshed_anew(worker, user, token)
 
 
 # A store that cannot be written
