@@ -76,9 +76,11 @@ class Copies(Lru[bytes, Copy]):
         self._duties = Duties(settings)
         self._made: Lru[str, tuple[SessionRow, Session]] = Lru(MADE_REMEMBERED)
 
-    def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
+    def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> Copy:
         """Keep an active row, whose current token has this digest and these claims."""
-        self.put(digest, Copy(_light(row, claims), claims, self._duties.first(row, claims), self._made, at, now - at))
+        copy = Copy(_light(row, claims), claims, self._duties.first(row, claims), self._made, at, now - at)
+        self.put(digest, copy)
+        return copy
 
 
 class Duties:
@@ -104,6 +106,10 @@ class Duties:
         """Whether it is the last part of a token's life, from a point in its first half that differs by session."""
         left, part = row.token_expires_at - now, self._last_part(row, claims)
         return left <= part and left <= part * (1 - _chance(f"{row.session_id} {row.generation}") / 2)
+
+    def is_none(self, row: SessionRow, claims: Claims, now: float) -> bool:
+        """Whether there is nothing to do yet; a clock that was set back is before the validation."""
+        return row.validated_at <= now < self.first(row, claims)
 
     def first(self, row: SessionRow, claims: Claims) -> float:
         """Return when there is first something to do, or may be."""

@@ -285,6 +285,9 @@ class Resolver:
         if standing is Standing.SUPERSEDED:
             self._copies.drop(asked.digest)  # it would be served in an outage
             return await self._reused(row)
+        is_plain = standing is Standing.CURRENT and asked.max_age is None and refused_generation is None
+        if is_plain and self._duties.is_none(row, claims, now):  # as a rule, and all that follows would find that out
+            return self._copies.keep(asked.digest, row, claims, now, read_at).session(asked.token)
         if asked.max_age is None and is_over(row.token_expires_at, now):
             if standing is Standing.CURRENT:  # it tells who comes next that nothing has changed
                 self._copies.keep(asked.digest, row, claims, now, read_at)
