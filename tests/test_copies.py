@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -98,6 +99,22 @@ async def test_a_believed_session_that_otpless_refuses_is_refreshed_with_one_que
         assert outcome.refreshed
         assert emulator.count("validate-session") == 1
         assert emulator.count("get-new-session-token") == 1
+
+
+async def test_what_otpless_refused_is_not_served_because_another_worker_heard_valid_before(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastapi_otpless_session.resolver.time", SimpleNamespace(monotonic=clock))
+    emulator = Emulator(clock=clock)
+    async with worker(clock, emulator, store_ttl=3600, refresh_ahead=0) as (sessions, store, token):
+        session_id = emulator.sessions()[-1].session_id
+        clock.advance(50)
+        await store.touch(session_id, 1, validated=True)
+        clock.advance(12)  # by this worker's copy OTPLESS is to be asked, by the row it is not
+        emulator.expire(session_id)
+        outcome = await sessions.resolve(token)
+        assert isinstance(outcome, Session)
+        assert outcome.refreshed
 
 
 async def test_a_confirmation_that_failed_is_tried_again_at_the_next_request(clock: Clock) -> None:
