@@ -174,8 +174,7 @@ class RequestSession:
         if not self.was_asked_for:
             self.was_asked_for = True
             self._presented = presented = self.transport.find(self._headers, self._offered)
-            if presented.token is None or not self._is_safe:
-                self._outcome = self._refusal(presented)
+            self._outcome = self._refusal(presented)
             if self._outcome is None:
                 token, known_only = presented.token or "", presented.is_cookie_only
                 self._served = self.sessions.at_once(token, known_only=known_only)

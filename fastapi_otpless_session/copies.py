@@ -40,6 +40,10 @@ class Copy:
         """Note that the store's row is the same at `at` by the worker's monotonic clock, `now` by the store's."""
         self.at, self.offset = at, now - at
 
+    def is_quiet(self, now: float) -> bool:
+        """Whether there is nothing to do yet; a clock that was set back is before the validation."""
+        return self.row.validated_at <= now < self.first_duty
+
     def session(self, token: str) -> Session:
         """Return what the application sees of the session: a record that never changes, and so is made once."""
         row, session = self.made.get(token) or (None, None)
@@ -76,11 +80,13 @@ class Copies(Lru[bytes, Copy]):
         self._duties = Duties(settings)
         self._made: Lru[str, tuple[SessionRow, Session]] = Lru(MADE_REMEMBERED)
 
-    def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> Copy:
+    def keep(self, digest: bytes, row: SessionRow, claims: Claims, now: float, at: float) -> None:
         """Keep an active row, whose current token has this digest and these claims."""
-        copy = Copy(_light(row, claims), claims, self._duties.first(row, claims), self._made, at, now - at)
-        self.put(digest, copy)
-        return copy
+        self.put(digest, self.of(row, claims, now, at))
+
+    def of(self, row: SessionRow, claims: Claims, now: float, at: float) -> Copy:
+        """Return a copy of a row that was read at `at` by the worker's monotonic clock, `now` by the store's."""
+        return Copy(_light(row, claims), claims, self._duties.first(row, claims), self._made, at, now - at)
 
 
 class Duties:
@@ -106,10 +112,6 @@ class Duties:
         """Whether it is the last part of a token's life, from a point in its first half that differs by session."""
         left, part = row.token_expires_at - now, self._last_part(row, claims)
         return left <= part and left <= part * (1 - _chance(f"{row.session_id} {row.generation}") / 2)
-
-    def is_none(self, row: SessionRow, claims: Claims, now: float) -> bool:
-        """Whether there is nothing to do yet; a clock that was set back is before the validation."""
-        return row.validated_at <= now < self.first(row, claims)
 
     def first(self, row: SessionRow, claims: Claims) -> float:
         """Return when there is first something to do, or may be."""

@@ -135,8 +135,7 @@ class Resolver:
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
             return None
         now = copy.offset + at if at - copy.at < self._store_ttl else self._unchanged_at(digest, copy, at)
-        # A clock that was set back is before the validation.
-        return copy if now is not None and copy.row.validated_at <= now < copy.first_duty else None
+        return copy if now is not None and copy.is_quiet(now) else None
 
     def _stranger_at_once(self, digest: bytes) -> Stranger | None:
         stranger = self._strangers.at_once(digest)
@@ -285,9 +284,11 @@ class Resolver:
         if standing is Standing.SUPERSEDED:
             self._copies.drop(asked.digest)  # it would be served in an outage
             return await self._reused(row)
-        is_plain = standing is Standing.CURRENT and asked.max_age is None and refused_generation is None
-        if is_plain and self._duties.is_none(row, claims, now):  # as a rule, and all that follows would find that out
-            return self._copies.keep(asked.digest, row, claims, now, read_at).session(asked.token)
+        if standing is Standing.CURRENT and asked.max_age is None and refused_generation is None:
+            fresh = self._copies.of(row, claims, now, read_at)
+            if fresh.is_quiet(now):  # as a rule, and all that follows would find that out
+                self._copies.put(asked.digest, fresh)
+                return fresh.session(asked.token)
         if asked.max_age is None and is_over(row.token_expires_at, now):
             if standing is Standing.CURRENT:  # it tells who comes next that nothing has changed
                 self._copies.keep(asked.digest, row, claims, now, read_at)

@@ -110,7 +110,7 @@ class Strangers:
     def at_once(self, digest: bytes) -> Stranger | None:
         """Return a stranger about whom OTPLESS need not be asked, nor anybody be waited for; None: `admit`."""
         seen = self._seen.get(digest)
-        if seen is None or (self._turned_away.has(digest) and self._remembered_refusal(digest)):
+        if seen is None or self._remembered_refusal(digest) is not None:
             return None
         stranger, look = seen.stranger, seen.look
         if time.monotonic() - look.at >= self._settings.store_ttl:
