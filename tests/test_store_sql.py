@@ -615,29 +615,28 @@ async def test_a_read_works_however_much_of_a_connections_end_was_seen(
 async def test_no_read_fails_while_connections_are_taken_away_again_and_again(
     subject: Subject, postgres_server: PostgresServer, postgres_url: str
 ) -> None:
+    """Each reader finishes ten reads between two times, so that none of its reads meets both."""
     row = await subject.sign_in()
-    count = target = 0
+    counts, targets = [0] * POOL_SIZE, [0] * POOL_SIZE
     enough = asyncio.Event()
 
     async def take_away() -> None:
-        nonlocal target
         for _ in range(10):
             await asyncio.to_thread(_terminate, postgres_server, postgres_url, "pid <> pg_backend_pid()")
-            target = count + 100
+            targets[:] = [count + 10 for count in counts]
             enough.clear()
             await enough.wait()
 
-    async def look() -> None:
-        nonlocal count
+    async def look(reader: int) -> None:
         while not taking.done():
             assert await subject.store.get("s-1") == row
-            count += 1
-            if count >= target:
+            counts[reader] += 1
+            if all(count >= target for count, target in zip(counts, targets, strict=True)):
                 enough.set()
 
     taking = asyncio.create_task(take_away())
-    await asyncio.gather(taking, *(look() for _ in range(POOL_SIZE)))
-    assert count >= target > 0
+    await asyncio.gather(taking, *(look(reader) for reader in range(POOL_SIZE)))
+    assert all(count >= target > 0 for count, target in zip(counts, targets, strict=True))
 
 
 async def test_a_read_whose_connection_is_taken_away_is_done_on_another(
