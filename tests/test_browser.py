@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from browser import MILLISECONDS, Browser, Shop, Window, signed_in
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from processes import PATIENCE, wait_until
 
 pytestmark = pytest.mark.varied
@@ -46,6 +46,24 @@ class TestCookie:
         page.get_by_role("link", name="Sign in").wait_for()
         page.goto(f"{shop.url}/orders")
         expect_path(page, "/sign-in?next=/orders")
+
+    def test_the_shops_own_form_sends_nothing_before_its_script_is_there(self, shop: Shop, browser: Browser) -> None:
+        page = browser.window().tab(f"{shop.url}/sign-in?next=/account")
+        held_up: list[Route] = []
+
+        def hold_up(route: Route) -> None:
+            held_up.append(route)
+
+        page.route("**/static/headless.js*", hold_up)
+        with page.expect_request("**/static/headless.js*"):
+            page.get_by_role("link", name="Use the shop's own form").click()
+        page.get_by_label("Phone number").fill(number := shop.number())
+        page.get_by_label("Phone number").press("Enter")
+        expect(page.get_by_role("button", name="Send me a code")).to_be_disabled()
+        expect(page.get_by_label("Phone number")).to_have_value(number)
+        held_up.pop().continue_()
+        page.get_by_role("button", name="Send me a code").click()
+        page.get_by_label("6-digit code").wait_for()
 
     def test_a_wrong_code_is_said_and_the_right_one_still_signs_in_headless(self, shop: Shop, browser: Browser) -> None:
         window = browser.window()

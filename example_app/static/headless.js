@@ -55,6 +55,7 @@ function headlessForm() {
     if (await send(verify, "VERIFY")) find("code").focus();
   });
   find("change").addEventListener("click", () => show(ask, find("phone")));
+  ask.querySelector("button").disabled = false; // until now the browser itself would have sent the form, to nobody
 }
 
 headlessForm();
