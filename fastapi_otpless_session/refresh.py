@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -126,7 +126,8 @@ class Refresher:
         async with self._room.there() or await self._room.get():
             if time.monotonic() > gives_up_at:
                 raise NoVerdictError("too many refreshes are under way")
-            lease = await self._store.take_lease(row.session_id, row.generation, uuid.uuid4().hex, self._lease_seconds)
+            owner = secrets.token_hex(16)
+            lease = await self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
             return None if lease is None else await self._lead(row, lease)
 
     def _theirs(self, before: SessionRow, row: SessionRow | None) -> Refreshed | SessionReason | None:

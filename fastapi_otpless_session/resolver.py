@@ -284,14 +284,15 @@ class Resolver:
         if standing is Standing.SUPERSEDED:
             self._copies.drop(asked.digest)  # it would be served in an outage
             return await self._reused(row)
-        if standing is Standing.CURRENT and asked.max_age is None and refused_generation is None:
+        is_dead = is_over(row.token_expires_at, now)
+        if standing is Standing.CURRENT and asked.max_age is None:
             fresh = self._copies.of(row, claims, now, read_at)
-            if fresh.is_quiet(now):  # as a rule, and all that follows would find that out
+            if refused_generation is None and fresh.is_quiet(now):  # as a rule; all that follows would find that out
                 self._copies.put(asked.digest, fresh)
                 return fresh.session(asked.token)
-        if asked.max_age is None and is_over(row.token_expires_at, now):
-            if standing is Standing.CURRENT:  # it tells who comes next that nothing has changed
-                self._copies.keep(asked.digest, row, claims, now, read_at)
+            if is_dead:  # it tells who comes next that nothing has changed
+                self._copies.put(asked.digest, fresh)
+        if is_dead and asked.max_age is None:
             return await self._with_others(asked, row, lambda: self._served(asked, found, claims, read_at))
         return await self._served(asked, found, claims, read_at, refused_generation)
 
@@ -307,8 +308,8 @@ class Resolver:
             outcome = await self._judged(row, now, asked.max_age)
             return outcome if isinstance(outcome, SessionReason) else outcome.session()
         is_dead, is_news = is_over(row.token_expires_at, now), row.confirmed_generation < row.generation
-        if is_news and not is_dead:
-            row = await self._confirmed(row, now)
+        if is_news and not is_dead and await self._confirm(row):
+            row = replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
         current = Current(row, asked.token, claims, now, row.validated_at)
         if is_news and is_dead:
             outcome = await self._refreshed_and_confirmed(current)
@@ -441,8 +442,9 @@ class Resolver:
             self._endings.note(row.session_id, outcome)
             return outcome
         claims, now = tokens.read_claims(outcome.token), max(current.now, outcome.row.validated_at)
-        if outcome.committed:  # each answer that hands the token out looks at its row again
-            self._copies.keep(self._vault.digest(outcome.token), outcome.row, claims, now, began_at)
+        digest = self._digest(outcome.token) if outcome.committed else None
+        if digest is not None:  # each answer that hands the token out looks at its row again
+            self._copies.keep(digest, outcome.row, claims, now, began_at)
         return Current(outcome.row, outcome.token, claims, now, outcome.row.validated_at, refreshed=outcome.committed)
 
     async def _stranger(self, asked: _Asked) -> Session | SessionReason:
@@ -463,21 +465,21 @@ class Resolver:
         await self._events.reused(row)
         return SessionReason.REUSED
 
-    async def _confirmed(self, row: SessionRow, now: float) -> SessionRow:
+    async def _confirm(self, row: SessionRow) -> bool:
         """Have it written that the client has this generation; where that fails, the next request tries again."""
         try:
             await self._store.confirm(row, self._settings.rotation_grace)
         except StoreError as error:
             telemetry.logger.warning("Not confirmed: %s", error)
-            return row
-        return replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
+            return False
+        return True
 
     async def _refreshed_and_confirmed(self, current: Current) -> Current | SessionReason:
         """Have it written that the client has a dead token's generation while the lease for its refresh is written.
 
         A store that takes both at once is waited for once; the answer goes out after both.
         """
-        confirming = asyncio.create_task(self._confirmed(current.row, current.now))
+        confirming = asyncio.create_task(self._confirm(current.row))
         try:
             return await self._allowed(current, None)
         finally:

@@ -13,6 +13,7 @@ from typing import Any
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -405,6 +406,14 @@ def test_what_was_sealed_opens_and_shows_nothing() -> None:
     assert b"a.b.c" not in sealed
     assert ring().open(sealed, "s-1", Column.SESSION_TOKEN) == "a.b.c"
     assert ring().seal("a.b.c", "s-1", Column.SESSION_TOKEN) != sealed
+
+
+def test_what_it_is_bound_to_never_changes_so_that_what_is_stored_opens_for_ever() -> None:
+    client_id, session_id = 'a "client"', "s-\\1"
+    key_id = hashlib.sha256(b"key id" + KEYS[0]).digest()[:4]
+    bound = json.dumps([client_id, session_id, key_id.hex(), "refresh_token"]).encode()
+    sealed = key_id + bytes(12) + AESGCM(KEYS[0]).encrypt(bytes(12), b"a.b.c", bound)
+    assert ring(client_id=client_id).open(sealed, session_id, Column.REFRESH_TOKEN) == "a.b.c"
 
 
 def test_the_first_key_seals_and_all_of_them_open() -> None:

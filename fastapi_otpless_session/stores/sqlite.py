@@ -14,11 +14,11 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from types import TracebackType
 from typing import Any, TypeVar
 
 from fastapi_otpless_session.errors import StoreError
@@ -310,7 +310,7 @@ class SqliteStore:
             "ORDER BY created_at DESC, session_id LIMIT ?"
         )
         now = self._clock()
-        with _translated():
+        with _TRANSLATED:
             return rows_of(await (await self._opened()).read_all(query, (user_id, now, LONGEST_LIST)))
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
@@ -385,7 +385,7 @@ class SqliteStore:
         return await self._write(delete)
 
     def _connect(self) -> None:
-        with self._opening, _translated():
+        with self._opening, _TRANSLATED:
             if self._connections is None:
                 self._connections = _Connections(self._path)
                 self._finalizer = weakref.finalize(self, self._connections.close)
@@ -417,7 +417,7 @@ class SqliteStore:
     async def _write(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a transaction does, once a power cut cannot undo it."""
         connections = self._connections or await self._opened()
-        with _translated():
+        with _TRANSLATED:
             return await connections.write(transaction, durable=True)
 
     async def _note(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
@@ -428,7 +428,7 @@ class SqliteStore:
         will say.
         """
         connections = self._connections or await self._opened()
-        with _translated():
+        with _TRANSLATED:
             return await connections.write(transaction, durable=False)
 
 
@@ -488,13 +488,19 @@ def _decoded(data: bytes) -> str | bytes:
         return data
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn what SQLite and the file system raise into `StoreError`, here and nowhere else."""
-    try:
-        yield
-    except (sqlite3.Error, OSError, UnicodeError, OverflowError) as error:
-        raise StoreError(f"SQLite: {error}") from None
+class _Translated:
+    """Turns what SQLite and the file system raise into `StoreError`, here and nowhere else."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, sqlite3.Error | OSError | UnicodeError | OverflowError):
+            raise StoreError(f"SQLite: {error}") from None
+
+
+_TRANSLATED = _Translated()
 
 
 def _create(path: Path) -> None:
