@@ -149,7 +149,7 @@ class OtplessSessionMiddleware:
         startup = await receive()
         try:
             sessions, _ = self._ready()
-            opened_here = not sessions.is_open
+            is_to_be_closed = not sessions.is_open
             await sessions.open()
         except Exception as error:  # whatever it is, the server must not start as if it were nothing
             is_ours = isinstance(error, OtplessSessionError)
@@ -162,8 +162,10 @@ class OtplessSessionMiddleware:
             return pending.pop() if pending else await receive()
 
         async def close() -> None:
-            if opened_here:
+            nonlocal is_to_be_closed
+            if is_to_be_closed:
                 await sessions.close()
+            is_to_be_closed = False  # a server that knows it is over may cancel what goes on, and would say so
 
         async def send_and_close(message: Message) -> None:
             if message["type"] in {"lifespan.startup.failed", "lifespan.shutdown.complete", "lifespan.shutdown.failed"}:

@@ -40,8 +40,10 @@ def environment(emulator_url: str, store: Path | str, **more: str) -> dict[str, 
 
 
 @contextmanager
-def uvicorn(variables: dict[str, str], *, workers: int = 1, log: Path | None = None) -> Iterator[str]:
-    """Run `worker_app` and yield its URL once all workers serve; stopped with SIGTERM, and expected to stop cleanly."""
+def uvicorn(
+    variables: dict[str, str], *, workers: int = 1, log: Path | None = None, ends_by: int = signal.SIGTERM
+) -> Iterator[str]:
+    """Run `worker_app` and yield its URL once all workers serve; stopped by a signal, and expected to stop cleanly."""
     port = steady_port()
     application = ["worker_app:create_app", "--factory", "--timeout-keep-alive", KEEP_ALIVE, "--log-level", "debug"]
     command = [sys.executable, "-m", "uvicorn", *application, "--port", str(port), "--workers", str(workers)]
@@ -54,7 +56,7 @@ def uvicorn(variables: dict[str, str], *, workers: int = 1, log: Path | None = N
             wait_for(workers, log, process)
             yield f"http://127.0.0.1:{port}"
         finally:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(ends_by)
             process.wait(PATIENCE)
 
 

@@ -126,6 +126,24 @@ def test_the_applications_own_lifespan_runs_inside_ours(tmp_path: Path) -> None:
     assert seen == ["start", "stop"]
 
 
+async def test_once_a_server_knows_that_all_is_closed_nothing_is_left_to_wait_for(tmp_path: Path) -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(store_url=f"sqlite:///{tmp_path}/s.db"))
+    told: list[Message] = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    knows = asyncio.Event()
+
+    async def receive() -> Message:
+        return told.pop(0)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "lifespan.shutdown.complete":
+            knows.set()
+
+    task = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send))
+    await knows.wait()
+    assert task.done(), "uvicorn ends its event loop now, and takes a lifespan that it has to cancel for none"
+
+
 def test_a_lifespan_that_fails_closes_what_was_opened() -> None:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         for name in ("database",):

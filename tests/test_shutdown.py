@@ -16,7 +16,7 @@ import pytest
 from conftest import make_settings
 from fleet_members import REFRESH, Fleet, Turnstile, outcome, until
 from processes import PATIENCE, wait_until
-from servers import Nursery, Worker, environment
+from servers import Nursery, Worker, environment, uvicorn
 from simulated import Stalls, hurry
 
 from fastapi_otpless_session import OtplessSessions, Session, SessionReason
@@ -58,6 +58,20 @@ async def test_sigterm_in_the_middle_of_a_refresh_finishes_it_and_its_client_get
     assert fleet.ended(worker) == -signal.SIGTERM  # uvicorn's way to say that it went in good order
     assert outcome(await fleet.get(fleet.start(), answer.headers["x-session-token"])) == "ok"
     assert fleet.calls(REFRESH, visitor) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_the_server_is_not_told_of_a_fault(tmp_path: Path, number: int) -> None:
+    log = tmp_path / "log"
+    with (
+        serve(Emulator(EmulatorSettings())) as emulator,
+        uvicorn(environment(emulator, tmp_path / "s.db"), log=log, ends_by=number),
+    ):
+        pass
+    said = log.read_text()
+    assert "Application shutdown complete" in said
+    assert "unsupported" not in said, "uvicorn takes a lifespan that it has to cancel for none"
+    assert "Traceback" not in said
 
 
 async def test_sigterm_finishes_a_refresh_that_nobody_waits_for_any_more(fleet: Fleet) -> None:
