@@ -23,12 +23,12 @@ SEEN_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Copy:
-    """What a store had for a digest. Only when it was read changes: that happens with every request."""
+    """What a store had for a digest. Only when it was read, and is to be read again, changes."""
 
     row: SessionRow
     claims: Claims
     first_duty: float
-    """By the store's clock: until then there is nothing to do about the session but to serve it."""
+    """By the store's clock: until then there is nothing to do about the session but to serve it. 0: read it first."""
     made: Lru[str, tuple[SessionRow, Session]]
     """The sessions that were last made of copies and a token each, with the rows that they were made of."""
     at: float
@@ -39,6 +39,10 @@ class Copy:
     def read_again(self, now: float, at: float) -> None:
         """Note that the store's row is the same at `at` by the worker's monotonic clock, `now` by the store's."""
         self.at, self.offset = at, now - at
+
+    def doubt(self) -> None:
+        """Have the store's row read before this is believed again; an outage of the store is bridged with it."""
+        self.first_duty = 0.0
 
     def is_quiet(self, now: float) -> bool:
         """Whether there is nothing to do yet; a clock that was set back is before the validation."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Copies, Copy, Duties, is_confirmed, session_of
+from fastapi_otpless_session.copies import Copies, Copy, Duties, session_of
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
@@ -250,7 +250,7 @@ class Resolver:
     def _is_believed(self, copy: Copy) -> bool:
         """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
         row, at = copy.row, time.monotonic()
-        if at - copy.at >= self._store_ttl or self._is_over(row.session_id) or not is_confirmed(row):
+        if at - copy.at >= self._store_ttl or self._is_over(row.session_id) or not copy.first_duty:
             return False
         now = copy.offset + at
         return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)
@@ -400,12 +400,16 @@ class Resolver:
 
     async def _revalidate(self, current: Current) -> None:
         """Ask behind the request; a "not valid" goes straight into the refresh, and is shared."""
+        digest = self._vault.digest(current.token)
         try:
             if await self._ask(current) is not Verdict.VALID:
+                self._copies.drop(digest)  # it would be served in an outage
                 await self._refresh_behind(current)
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
-        self._copies.drop(self._vault.digest(current.token))  # the row has moved on
+        copy = self._copies.get(digest)
+        if copy is not None:  # the row has moved on
+            copy.doubt()
 
     async def _refresh_behind(self, current: Current) -> None:
         """Refresh behind the request, from the row as it is now: what was believed has no refresh token."""

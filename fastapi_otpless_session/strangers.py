@@ -155,13 +155,13 @@ class Strangers:
         return SessionReason.EXPIRED if over else SessionReason.INVALID
 
     def while_store_is_down(self, digest: bytes) -> Stranger | None:
-        """Return a stranger that this worker admitted within `STALE_IF_ERROR`."""
-        seen, now = self._seen.get(digest), self._clock()
-        if seen is None or is_over(seen.stranger.claims.expires_at, now):
+        """Return a stranger that this worker resolved within `STALE_IF_ERROR`, as the store knew of no end."""
+        seen = self._seen.get(digest)
+        if seen is None:
             return None
-        age = now - seen.stranger.validated_at
-        good = {Freshness.FRESH, Freshness.AGING, Freshness.DUE}
-        return replace(seen.stranger, stale=True) if freshness(age, self._settings) in good else None
+        age = time.monotonic() - seen.look.at
+        is_over_now = is_over(seen.stranger.claims.expires_at, seen.look.now + age)
+        return None if age > self._settings.stale_if_error or is_over_now else replace(seen.stranger, stale=True)
 
     async def identify(self, token: str) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.

@@ -706,6 +706,70 @@ async def test_a_stranger_is_bridged_over_a_store_outage_but_not_past_a_sign_out
     await store.close()
 
 
+async def test_who_was_served_while_otpless_was_asked_behind_the_request_is_bridged_over_a_store_outage(
+    clock: Clock,
+) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        assert isinstance(await worker.resolve(world.token), Session)
+        clock.advance(40)
+        emulator.reset_calls()
+        assert isinstance(await worker.resolve(world.token), Session)
+        while not emulator.count("validate-session"):
+            await settle()
+        await settle()
+        store.fail("find", "get")
+        served = await worker.resolve(world.token)
+        assert isinstance(served, Session)
+        assert served.stale
+    await store.close()
+
+
+async def test_whose_token_was_refused_behind_a_request_is_not_served_in_a_store_outage(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        assert isinstance(await worker.resolve(world.token), Session)
+        emulator.expire(world.session_id)
+        emulator.add_fault(Fault("status", path="get-new-session-token", status=500))
+        clock.advance(40)
+        emulator.reset_calls()
+        assert isinstance(await worker.resolve(world.token), Session)
+        while not emulator.count("get-new-session-token"):
+            await settle()
+        await settle()
+        store.fail("find", "get")
+        assert await worker.resolve(world.token) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_store_outage_is_bridged_for_stale_if_error_since_a_session_was_last_resolved(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store], validation_ttl=30, stale_if_error=10) as world:
+        worker, now = world.workers[0], [1000.0]
+        token = world.token if is_known else str(emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
+
+        def advance(seconds: float) -> None:
+            clock.advance(seconds)
+            now[0] += seconds
+
+        monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: now[0])
+        assert isinstance(await worker.resolve(token), Session)
+        advance(25)
+        assert isinstance(await worker.resolve(token), Session)
+        store.fail("find", "get")
+        advance(9)
+        assert isinstance(await worker.resolve(token), Session)  # 34 s after OTPLESS's word, 9 s after the store's
+        advance(2)
+        assert await worker.resolve(token) is SessionReason.UNAVAILABLE
+        monkeypatch.undo()
+    await store.close()
+
+
 async def test_an_own_copy_is_read_again_after_the_store_ttl_however_often_it_is_used(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
