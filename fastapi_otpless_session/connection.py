@@ -6,7 +6,7 @@ The middleware puts a `RequestSession` into `request.state.otpless`; dependencie
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, MutableMapping
+from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -44,7 +44,7 @@ class RequestSession:
         sessions: OtplessSessions,
         transport: Transport,
         scope: Mapping[str, Any],
-        offered: str | None = None,
+        offered: Sequence[str] = (),
     ) -> None:
         self.sessions = sessions
         self.transport = transport
@@ -73,7 +73,7 @@ class RequestSession:
     @property
     def is_offered(self) -> bool:
         """Whether the token came as a websocket subprotocol."""
-        return self._offered is not None
+        return bool(self._offered)
 
     @property
     def outcome(self) -> Session | SessionReason | None:

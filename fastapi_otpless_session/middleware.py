@@ -98,13 +98,13 @@ class OtplessSessionMiddleware:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         sessions, transport = self._ready()
-        scope, offered = transport.take_subprotocol(scope)
+        scope, offered = transport.take_subprotocols(scope)
         request = RequestSession(sessions, transport, scope, offered)
         scope.setdefault("state", {})[STATE_NAME] = request
         if transport.is_required(scope, self._root_path):
             refused = await self._refused(scope, request)
             if refused is not None:
-                await self._deny(refused, request.reason, scope, receive, send)
+                await self._deny(refused, request, scope, receive, send)
                 return
         socket = GuardedSocket(request, receive, send, sessions.settings.websocket_recheck)
         await socket.run(self.app, scope)
@@ -126,19 +126,19 @@ class OtplessSessionMiddleware:
         return next((inner.routes for inner in inside if hasattr(inner, "routes")), ())
 
     async def _deny(
-        self, refused: Response, reason: SessionReason | None, scope: Scope, receive: Receive, send: Send
+        self, refused: Response, request: RequestSession, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Refuse a handshake: with the answer where the server can send one, else with a close (which is a 403)."""
 
-        async def send_copy(message: Message) -> None:
-            if "headers" in message:  # whoever is outside may write into them, and the answer is used again
-                message["headers"] = list(message["headers"])
+        async def send_varied(message: Message) -> None:
+            if "headers" in message:
+                message["headers"] = request.transport.varied(message["headers"])
             await send(message)
 
         if DENIAL_EXTENSION in scope.get("extensions", {}):
-            await refused(scope, receive, send_copy)
+            await refused(scope, receive, send_varied)
         else:
-            await send(close_message(reason))
+            await send(close_message(request.reason))
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Open before the application starts, close after it stopped; what cannot open keeps the server from starting.

@@ -30,6 +30,15 @@ KEY_BYTES = 32
 DERIVED_KEY = "derived"
 COOKIE_NAME_LIMIT = 128
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+DOMAIN = re.compile(r"\.?[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*")
+TAKEN_HEADERS = frozenset(
+    {
+        *("authorization", "cookie", "set-cookie", "origin", "host", "vary", "cache-control", "retry-after"),
+        *("connection", "upgrade", "te", "trailer", "transfer-encoding", "content-length", "content-type"),
+        *("content-encoding", "date", "expect", "location", "range", "accept", "accept-encoding", "user-agent"),
+    }
+)
+"""Headers that browsers, servers or this package read or write for something else."""
 STORE_SCHEMES = ("sqlite", "memory", "postgresql", "redis", "rediss", "unix")
 
 T = TypeVar("T")
@@ -232,14 +241,21 @@ class OtplessSettings(BaseSettings):
     @field_validator("header_name")
     @classmethod
     def _own_header(cls, value: str) -> str:
-        if value.lower() in {"authorization", "cookie", "set-cookie", "origin", "host"}:
+        if value.lower() in TAKEN_HEADERS or value.lower().startswith(("sec-", "proxy-", "access-control-")):
             raise ValueError("must be a header of its own, such as X-Session-Token")
         return value
 
-    @field_validator("cookie_domain", "cookie_path")
+    @field_validator("cookie_domain")
     @classmethod
-    def _attribute(cls, value: str | None) -> str | None:
-        if value is not None and (not value.isascii() or not value.isprintable() or ";" in value or " " in value):
+    def _domain(cls, value: str | None) -> str | None:
+        if value is not None and not DOMAIN.fullmatch(value):
+            raise ValueError("must be a domain such as example.com, without scheme, port or path")
+        return value
+
+    @field_validator("cookie_path")
+    @classmethod
+    def _attribute(cls, value: str) -> str:
+        if not value.isascii() or not value.isprintable() or ";" in value or " " in value:
             raise ValueError("has characters that a cookie attribute cannot hold")
         return value
 
@@ -334,7 +350,7 @@ def _is_origin(text: str) -> bool:
         _ = parts.port
     except ValueError:
         return False
-    more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc
+    more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc or "*" in parts.netloc
     return parts.scheme in {"https", "http"} and bool(parts.hostname) and not more
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -93,8 +94,8 @@ class Transport:
 
     # In
 
-    def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
-        """Return what a request presents; `offered` is a token from the websocket subprotocols."""
+    def find(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str] = ()) -> Presented:
+        """Return what a request presents; `offered` are tokens from the websocket subprotocols."""
         names = self._names
         only_name = only_value = b""
         for name, value in headers:
@@ -107,10 +108,10 @@ class Transport:
         return self._alone(only_name, only_value) if only_name else NOTHING
 
     def _read_alone(self, name: bytes, value: bytes) -> Presented:
-        return self._together([(name, value)], None)
+        return self._together([(name, value)], ())
 
-    def _together(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None) -> Presented:
-        seen: Seen = [(offered, OFFERED)] if offered else []
+    def _together(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str]) -> Presented:
+        seen: Seen = [(token, OFFERED) for token in offered if token]
         bearers: list[str] = []
         for name, value in headers:
             channel = self._names.get(name)
@@ -133,16 +134,19 @@ class Transport:
             if separator and name.strip(" \t") == self._cookie:
                 yield value.strip(" \t")
 
-    def take_subprotocol(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-        """Take a token that a browser's websocket offers as a subprotocol out of the scope; return both."""
-        offered = list(scope.get("subprotocols", ()))
+    def take_subprotocols(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
+        """Take the tokens that a websocket offers as subprotocols out of the scope; return both.
+
+        A token is what follows `otpless-session`. A browser's page offers one, and no subprotocol twice.
+        """
+        offered = scope.get("subprotocols", ())
         if Channel.HEADER not in self._sources or SUBPROTOCOL not in offered[:-1]:
-            return dict(scope), None
-        token = offered.pop(offered.index(SUBPROTOCOL) + 1)
+            return dict(scope), ()
+        others, tokens = _parted(offered)
         kept = [(name, value) for name, value in scope["headers"] if name != b"sec-websocket-protocol"]
         # Servers decode the header in different ways, some to what cannot be encoded again.
-        kept.append((b"sec-websocket-protocol", ", ".join(offered).encode("latin-1", "replace")))
-        return {**scope, "subprotocols": offered, "headers": kept}, token
+        kept.append((b"sec-websocket-protocol", ", ".join(others).encode("latin-1", "replace")))
+        return {**scope, "subprotocols": others, "headers": kept}, tokens
 
     def is_required(self, scope: Mapping[str, Any], root_path: str = "") -> bool:
         """Whether a request's path needs a session by `REQUIRED_PATHS`; preflights never do.
@@ -162,6 +166,7 @@ class Transport:
         slashes = [spelling for path in paths for spelling in (path, path.rstrip("/"), path + "/")]
         if not any(self._required.fullmatch(spelling) for spelling in slashes):  # the router redirects between those
             return False
+        # An exemption has to fit as it came, too: with a doubled slash the router may find a catch-all instead.
         return self._exempt is None or not all(self._exempt.fullmatch(path) for path in paths)
 
     def is_cross_site(self, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:
@@ -247,6 +252,18 @@ def _presented(seen: Seen) -> Presented:
     in_conflict = is_repeated or len(tokens) > 1
     counts = None if in_conflict or not tokens else next(iter(tokens))
     return Presented(tokens, channels, in_conflict, counts, is_cookie_only=channels == COOKIE)
+
+
+def _parted(subprotocols: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Part subprotocols from the tokens that follow ours."""
+    others: list[str] = []
+    tokens: list[str] = []
+    rest = iter(subprotocols)
+    for name in rest:
+        others.append(name)
+        if name == SUBPROTOCOL:
+            tokens += [*itertools.islice(rest, 1)]
+    return others, tokens
 
 
 def _route_path(scope: Mapping[str, Any], root_path: str) -> str:

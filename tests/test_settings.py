@@ -69,6 +69,8 @@ WRITTEN: list[tuple[str, str, Any]] = [
     ("COOKIE_SECURE", "false", False),
     ("COOKIE_SAMESITE", "none", "none"),
     ("COOKIE_DOMAIN", "example.com", "example.com"),
+    ("COOKIE_DOMAIN", ".shop.example.com", ".shop.example.com"),
+    ("COOKIE_DOMAIN", "localhost", "localhost"),
     ("COOKIE_DOMAIN", "none", None),
     ("COOKIE_PATH", "/app", "/app"),
     ("TRUSTED_ORIGINS", "https://a.example, https://B.example:8443/", ("https://a.example", "https://b.example:8443")),
@@ -124,6 +126,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("TOKEN_SOURCES", "[]", "at least one"),
     ("TOKEN_SOURCES", "[7]", "cookie"),
     *(("HEADER_NAME", name, "X-Session-Token") for name in ("Authorization", "cookie", "Set-Cookie", "Host")),
+    *(("HEADER_NAME", name, "X-Session-Token") for name in ("Content-Length", "vary", "Sec-WebSocket-Protocol")),
     ("HEADER_NAME", "X Session", "letters"),
     ("HEADER_NAME", "x" * 129, "128"),
     ("COOKIE_NAME", "a;b", "letters"),
@@ -131,7 +134,15 @@ WRONG: list[tuple[str, str, str]] = [
     ("COOKIE_NAME", "__secure-sid", "without __Host-"),
     ("COOKIE_SECURE", "perhaps", "true nor false"),
     ("COOKIE_SAMESITE", "loose", "strict"),
-    ("COOKIE_DOMAIN", "example.com; Path=/", "cookie attribute"),
+    ("COOKIE_PATH", "/app; Path=/", "cookie attribute"),
+    *(
+        ("COOKIE_DOMAIN", text, "such as example.com")
+        for text in (
+            *("https://example.com", "example.com:8443", "example.com/app", "a.example,b.example", "*.example.com"),
+            *("example.com; Path=/", "example..com", "."),
+        )
+    ),
+    ("TRUSTED_ORIGINS", "https://*.example.com", "https://host"),
     ("COOKIE_PATH", "app", "start with /"),
     ("COOKIE_PATH", "/a;b", "cookie attribute"),
     ("TRUSTED_ORIGINS", "example.com", "https://host"),

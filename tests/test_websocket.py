@@ -59,6 +59,13 @@ def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
             )
             await websocket.close()
 
+        @world.app.websocket("/offered")
+        async def offered(websocket: WebSocket) -> None:
+            await websocket.accept()
+            assert b"." not in dict(websocket.scope["headers"])[b"sec-websocket-protocol"]
+            await websocket.send_json(websocket.scope["subprotocols"])
+            await websocket.close()
+
         @world.app.websocket("/quiet")
         async def quiet(websocket: WebSocket) -> None:
             await websocket.accept()
@@ -88,6 +95,14 @@ def refused(world: World, path: str, **headers: str) -> tuple[int, str]:
 def test_without_a_session_the_handshake_is_refused_with_the_reason(sockets: Callable[..., World]) -> None:
     assert refused(sockets(), "/echo") == (401, "session_missing")
     assert refused(sockets(required_paths="/open"), "/open") == (401, "session_missing")
+
+
+@pytest.mark.parametrize("path", ["/echo", "/open"])
+def test_a_refusal_of_a_handshake_varies_on_what_was_looked_at(sockets: Callable[..., World], path: str) -> None:
+    world = sockets(required_paths="/open")
+    with pytest.raises(WebSocketDenialResponse) as caught, world.client.websocket_connect(SITE + path):
+        pass
+    assert caught.value.headers["vary"] == "Authorization, X-Session-Token, Cookie"
 
 
 def test_a_page_of_another_site_cannot_open_one_with_the_cookie(sockets: Callable[..., World]) -> None:
@@ -126,6 +141,19 @@ def test_a_browser_offers_the_token_as_a_subprotocol(sockets: Callable[..., Worl
         chosen: Any = socket.accepted_subprotocol
         assert chosen == (extra[0] if extra else "otpless-session")
         assert socket.receive_json() == {"user": user["userId"], "offered": ["otpless-session", *extra]}
+
+
+def test_two_tokens_among_the_subprotocols_are_a_conflict_and_neither_is_left_there(
+    sockets: Callable[..., World],
+) -> None:
+    world = sockets(required_paths="/echo")
+    tokens = [world.token(world.sign_in(channel="header")) for _ in range(2)]
+    offered = ["otpless-session", tokens[0], "otpless-session", tokens[1], "chat"]
+    with pytest.raises(WebSocketDenialResponse) as caught, world.client.websocket_connect(SITE + "/echo", offered):
+        pass
+    assert caught.value.json()["detail"]["code"] == "conflicting_credentials"
+    with world.client.websocket_connect(SITE + "/offered", offered) as socket:
+        assert socket.receive_json() == ["otpless-session", "otpless-session", "chat"]
 
 
 def test_other_subprotocols_are_left_alone(sockets: Callable[..., World]) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -93,7 +93,7 @@ class OverridingMiddleware:
 
 
 class _CarriesOne(Transport):
-    def find(self, headers: Iterable[tuple[bytes, bytes]], offered: str | None = None) -> Presented:
+    def find(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str] = ()) -> Presented:
         return Presented({TOKEN: HEADER}, HEADER, token=TOKEN)
 
 
