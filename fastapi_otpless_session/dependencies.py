@@ -1,76 +1,18 @@
-"""FastAPI dependencies, for HTTP and websocket routes: each a function and an `Annotated` alias.
-
-They show up in OpenAPI as three security schemes (bearer, header, cookie), so that the Authorize button of /docs works.
-"""
+"""FastAPI dependencies, for HTTP and websocket routes: each a function and an `Annotated` alias."""
 
 from collections.abc import Awaitable, Callable
 from math import inf
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated
 
 from fastapi import Depends, WebSocketException
-from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer, SecurityBase
-from fastapi.security.base import SecurityBase as SecurityDependency
 from starlette.requests import HTTPConnection
 
 from fastapi_otpless_session.connection import RequestSession, request_session
 from fastapi_otpless_session.errors import NoVerdictError, RefusalError, SessionUnavailableError
+from fastapi_otpless_session.secured import Secured
 from fastapi_otpless_session.session import Session, SessionDetails
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.websocket import DENIAL_EXTENSION, POLICY_VIOLATION
-
-T = TypeVar("T")
-
-
-class _Scheme(SecurityDependency):
-    """A security scheme for OpenAPI only; the middleware finds the credential itself."""
-
-    def __init__(self, name: str, model: SecurityBase) -> None:
-        self.scheme_name = name
-        self.model = model
-
-    async def __call__(self) -> None:
-        """Ask for nothing."""
-
-
-# Routes know no settings: the names are the defaults, and the texts say what may give another.
-_HEADER_TEXT = "The OTPLESS session token. The server's `OTPLESS_HEADER_NAME` may give the header another name."
-_COOKIE_TEXT = (
-    "Set by a sign-in. It is called `otpless_session` where the server has `OTPLESS_COOKIE_SECURE=false`, a cookie "
-    "domain or a path; `OTPLESS_COOKIE_NAME` may give it another name."
-)
-
-
-def _api_key(place: APIKeyIn, name: str, text: str) -> APIKey:
-    return APIKey.model_validate({"in": place, "name": name, "description": text})
-
-
-_header = _Scheme("OtplessHeader", _api_key(APIKeyIn.header, "X-Session-Token", _HEADER_TEXT))
-_cookie = _Scheme("OtplessCookie", _api_key(APIKeyIn.cookie, "__Host-otpless_session", _COOKIE_TEXT))
-
-
-class _Secured(SecurityDependency, Generic[T]):
-    """A dependency that needs a session token, and is documented with the three ways to send one.
-
-    It is the bearer scheme itself and brings the two others along: FastAPI documents a scheme for each dependency, and
-    solving one more costs as much as reading a session from SQLite.
-    """
-
-    scheme_name = "OtplessBearer"
-    model: HTTPBearer = HTTPBearer(bearerFormat="JWT", description="The OTPLESS session token.")
-
-    def __init__(self, ask: Callable[[HTTPConnection], Awaitable[T]]) -> None:
-        self._ask = ask
-        self.__name__: str = ask.__name__
-        self.__doc__ = ask.__doc__
-
-    async def __call__(
-        self,
-        connection: HTTPConnection,
-        _header: Annotated[None, Depends(_header)] = None,
-        _cookie: Annotated[None, Depends(_cookie)] = None,
-    ) -> T:
-        """Return what `ask` does."""
-        return await self._ask(connection)
 
 
 async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
@@ -78,13 +20,13 @@ async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
     return request_session(connection).sessions
 
 
-@_Secured
+@Secured
 async def current_session(connection: HTTPConnection) -> Session:
     """Return the session. Raises a `RefusalError`: 401 where there is none, 400, 403, or 503 for no verdict."""
     return request_session(connection).at_once() or await _required(connection, None)
 
 
-@_Secured
+@Secured
 async def optional_session(connection: HTTPConnection) -> Session | None:
     """Return the session, or None: refusals and outages are None. Raises `ConflictingCredentialsError` (400)."""
     request = request_session(connection)
@@ -94,7 +36,7 @@ async def optional_session(connection: HTTPConnection) -> Session | None:
         raise _answerable(connection, request, error) from None
 
 
-@_Secured
+@Secured
 async def fresh_session(connection: HTTPConnection) -> Session:
     """Return the session as OTPLESS itself says now, for payments and changes of e-mail. Raises `RefusalError`."""
     return await _required(connection, 0)
@@ -113,7 +55,7 @@ def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
     if not 0 <= seconds < inf:
         raise ValueError(f"fresh_within takes a number of seconds, 0 or more, and not {seconds}")
 
-    @_Secured
+    @Secured
     async def session_fresh_within(connection: HTTPConnection) -> Session:
         return await _required(connection, seconds)
 
@@ -146,7 +88,7 @@ Sessions = Annotated[OtplessSessions, Depends(otpless_sessions)]
 """The `OtplessSessions` behind the middleware."""
 
 
-@_Secured
+@Secured
 async def current_session_details(connection: HTTPConnection) -> SessionDetails:
     """Return OTPLESS's details of the session: identities, device, network. Raises `RefusalError`."""
     request = request_session(connection)

@@ -27,6 +27,7 @@ from fastapi_otpless_session.errors import (
     SessionUnavailableError,
 )
 from fastapi_otpless_session.script import SCRIPT_PATH, client_script
+from fastapi_otpless_session.secured import Secured
 from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.transport import SAFE_METHODS, Channel
@@ -89,6 +90,7 @@ async def _same_origin(connection: HTTPConnection) -> None:
         raise CrossSiteRequestError
 
 
+@Secured
 async def _required(connection: HTTPConnection) -> Session:
     return await request_session(connection).require()
 
@@ -139,7 +141,7 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
     router = APIRouter(
         tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)], responses=_ALL
     )
-    router.get("/session")(read_session)
+    router.get("/session", dependencies=[Depends(_required)])(read_session)
     router.get("/sessions")(list_sessions)
     router.add_api_route("/logout", logout, methods=["POST"], status_code=204, route_class_override=OpenRoute)
     router.post("/logout-all", status_code=204)(logout_all)
@@ -224,10 +226,14 @@ async def list_sessions(otpless: _Request, session: _Session) -> list[DeviceBody
 
 async def end_session(otpless: _Request, session: _Session, session_id: str) -> Response:
     """End one of the user's sessions; 404 where it is none of this user's."""
+    is_own = session_id == session.id
     with _faults_are_503():
-        if not await otpless.sessions.end(session_id, user_id=session.user_id):
-            raise SessionNotFoundError
-    return _cleared(otpless) if session_id == session.id else Response(status_code=204)
+        is_ended = await otpless.sessions.end(session_id, user_id=session.user_id)
+        if is_own and not is_ended:  # one that the frontend keeps has no row
+            await otpless.sessions.sign_out(session.token.get_secret_value())
+    if not is_own and not is_ended:
+        raise SessionNotFoundError
+    return _cleared(otpless) if is_own else Response(status_code=204)
 
 
 async def read_client_script(request: Request, otpless: _Request) -> Response:

@@ -28,7 +28,7 @@ LAYERS = [
         *("vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
         *("copies", "resolver", "sessions"),
     },
-    {"connection", "websocket", "middleware", "dependencies", "script", "router"},
+    {"connection", "websocket", "middleware", "secured", "dependencies", "script", "router"},
     {
         *("doctor", "doctor.findings", "doctor.host", "doctor.application", "doctor.load", "doctor.setup"),
         *("doctor.otpless", "doctor.store", "doctor.configuration", "doctor.cookie", "doctor.layers", "doctor.places"),

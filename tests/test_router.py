@@ -341,6 +341,15 @@ def test_signing_out_everywhere_ends_all_sessions_of_the_user_and_no_others(worl
     assert world.get("/orders", world.token(other)).status_code == 200
 
 
+def test_a_frontend_that_keeps_its_session_ends_it_by_its_id_too(world: World) -> None:
+    user = world.emulator.sign_in()
+    token, session_id = world.token(user), world.session_id(user)
+    assert world.get("/auth/session", token).json()["id"] == session_id
+    assert world.client.delete(f"/auth/sessions/{session_id}", headers={"X-Session-Token": token}).status_code == 204
+    assert world.get("/auth/session", token).status_code == 401
+    assert world.emulator.session(session_id).revoked
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/login"), ("POST", "/logout"), ("POST", "/logout-all"), ("DELETE", "/sessions/x")],
