@@ -36,6 +36,7 @@ class Endings:
         self._patience = patience
         self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
         self._signed_out: Lru[bytes, bool] = Lru(REMEMBERED)
+        self._unwritten: Lru[str, SessionRow] = Lru(REMEMBERED)
         self.is_over: Callable[[str], bool] = self._known.has
         """Whether this worker knows that a session has ended, by its id."""
         self.is_signed_out: Callable[[bytes], bool] = self._signed_out.has
@@ -50,12 +51,23 @@ class Endings:
         self._known.put(session_id, reason)
 
     async def note_signed_out(self, digest: bytes, row: SessionRow) -> None:
-        """Remember a token that was signed out without the store, and its session."""
+        """Remember a token that was signed out without the store, and its session, to be written when it can be."""
         was_active = not self.is_over(row.session_id)
         self._signed_out.put(digest, True)
+        self._unwritten.put(row.session_id, row)
         self.note(row.session_id, SessionReason.REVOKED)
         if was_active:
             await self._events.signed_out(row, SignOutReason.SIGNED_OUT)
+
+    async def write_noted(self) -> None:
+        """End in the store what was signed out while it could not take note; what still fails, the next time."""
+        for session_id, row in self._unwritten.items():
+            try:
+                await self.end(row, EndReason.REVOKED)
+            except StoreError as error:
+                telemetry.logger.warning("Not ended yet: %s", error)
+                return
+            self._unwritten.drop(session_id)
 
     async def end(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""

@@ -35,6 +35,10 @@ class Lru(Generic[K, V]):
         while len(self._entries) > self._limit:
             self._entries.popitem(last=False)
 
+    def items(self) -> list[tuple[K, V]]:
+        """Return all entries, the least recently used first."""
+        return [*self._entries.items()]
+
     def drop(self, key: K) -> None:
         """Forget an entry."""
         self._entries.pop(key, None)

@@ -28,7 +28,7 @@ from fastapi_otpless_session.session import SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore, State
 from fastapi_otpless_session.tokens import UnreadableError
-from fastapi_otpless_session.vault import Vault, check_pair
+from fastapi_otpless_session.vault import Vault, check_life, check_pair
 from fastapi_otpless_session.wire import TokenPair
 
 LEASE_FACTOR = 1.5
@@ -173,14 +173,23 @@ class Refresher:
         asked_at = time.monotonic()
         try:
             answer = await self._client.new_session_token(refresh_token)
-            if isinstance(answer, TokenPair):
-                now += time.monotonic() - asked_at  # not by asking the store: it may be down, and the pair lost with it
-                claims = check_pair(answer, row.session_id, row.user_id, now)
-                return await self._keep(_Rotated(row, held, answer, self._vault.rotation(answer, *claims), now))
+            now += time.monotonic() - asked_at  # not by asking the store: it may be down, and the pair lost with it
+            new = self._checked(row, held, answer, now) if isinstance(answer, TokenPair) else None
         except UpstreamError as error:
             await self._release(held, answer_lost=not error.unsent)
             raise
-        return await self._refused(row, held)
+        if new is None:
+            return await self._refused(row, held)
+        kept = await self._keep(new)
+        if isinstance(kept, Refreshed):
+            check_life(new.rotation.token_expires_at, now)  # not before: OTPLESS may have used the refresh token up
+        return kept
+
+    def _checked(self, row: SessionRow, lease: Lease, pair: TokenPair, now: float) -> _Rotated:
+        """Return what is to be committed of a new pair. Raises `UpstreamError`: that pair is nothing to keep."""
+        claims, refresh_claims = check_pair(pair, row.session_id, row.user_id)
+        check_life(refresh_claims.expires_at, now)
+        return _Rotated(row, lease, pair, self._vault.rotation(pair, claims, refresh_claims), now)
 
     async def _with_time_left(self, lease: Lease) -> tuple[Lease, float]:
         """Make sure that the lease outlives the call that is about to be made. Return it, and the store's time."""

@@ -166,8 +166,9 @@ class Resolver:
 
     async def recheck(self, row: SessionRow) -> Session | SessionReason:
         """Look at a row again as if its current token had been presented. Raises `NoVerdictError`."""
-        if row.state is State.ENDED:
-            return ended_reason(row)
+        reason = await self._ended(row)
+        if reason is not None:
+            return reason
         outcome = await self._judged(row, await self._store.now(), None)
         return outcome if isinstance(outcome, SessionReason) else outcome.session()
 

@@ -37,7 +37,7 @@ from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import Bound, OtplessUser, bind
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, SessionStore, State
-from fastapi_otpless_session.strangers import Stranger, Strangers
+from fastapi_otpless_session.strangers import Stranger, Strangers, UnclearError
 from fastapi_otpless_session.tokens import Claims, UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
@@ -217,7 +217,7 @@ class OtplessSessions:
                 return await self.resolve(session.token.get_secret_value(), known_only=known_only)
             return await self._resolver.recheck(row)
         except NoVerdictError:
-            return SessionReason.UNAVAILABLE
+            return self._endings.reason(session.id) or SessionReason.UNAVAILABLE
 
     async def remaining_life(self, session: Session) -> float | None:
         """Return how many seconds a session's refresh token is still good for; None: the session is not active here.
@@ -321,29 +321,34 @@ class OtplessSessions:
     async def _sign_out(self, token: str, known_only: bool) -> None:
         if not tokens.is_token(token):
             return
+        row: SessionRow | None = None
         try:
             row = await self._row_to_end(token, known_only)
             if row is not None:
                 await self._endings.end(row, EndReason.REVOKED)
         except StoreError as error:
             telemetry.logger.warning("Sign-out without the store: %s", error)
-            await self._sign_out_without_store(token)
+            await self._sign_out_without_store(token, row)
 
-    async def _sign_out_without_store(self, token: str) -> None:
+    async def _sign_out_without_store(self, token: str, row: SessionRow | None) -> None:
         """Tell OTPLESS directly. Raises `NoVerdictError` where that does not end the session."""
         digest = self._vault.digest(token)
-        row = self._resolver.seen(digest)
+        row = row or self._resolver.seen(digest) or await self._identified(token)
         if row is None:
-            identity = await self._strangers.identify(token)
-            if identity is None:
-                return  # it was never anybody's
-            session_id, claims = identity
-            row = SessionRow(session_id=session_id, user_id=claims.user_id or "")
+            return  # it was never anybody's
         verdict = await self._client.revoke_session(token)
         if verdict not in {Verdict.VALID, Verdict.UNKNOWN}:
             raise StoreError("the session's refresh token may live, and cannot be read now")
         self._strangers.forget(digest)
         await self._endings.note_signed_out(digest, row)
+
+    async def _identified(self, token: str) -> SessionRow | None:
+        """Return a row for a token that neither store nor this worker can tell of; None: it is none of OTPLESS's."""
+        try:
+            identity = await self._strangers.identify(token)
+        except UnclearError:
+            raise StoreError("whose token it is cannot be told now") from None
+        return None if identity is None else self._stranger_row(*identity, token, self._clock())
 
     async def replace(self, token: str, session: Session) -> None:
         """End the session of a token that a browser still carried when `session` was signed in, if it is another.
@@ -370,15 +375,19 @@ class OtplessSessions:
             return found.row if is_ours else None
         if known_only or not self.settings.accept_unknown_tokens:
             return None
-        identity = await self._strangers.identify(token)
+        try:
+            identity = await self._strangers.identify(token)
+        except UnclearError:  # nor does it get in anywhere
+            return None
         if identity is None:
             return None
+        row = await self._store.get(identity[0])
+        if row is None and await self._strangers.is_foreign(token, digest):
+            return None
         self._strangers.forget(digest)
-        session_id, claims = identity
-        return await self._store.get(session_id) or await self._stranger_row(session_id, claims, token)
+        return row or self._stranger_row(*identity, token, await self._store.now())
 
-    async def _stranger_row(self, session_id: str, claims: Claims, token: str) -> SessionRow:
-        now = await self._store.now()
+    def _stranger_row(self, session_id: str, claims: Claims, token: str, now: float) -> SessionRow:
         return SessionRow(
             session_id=session_id,
             user_id=claims.user_id or "",
@@ -398,7 +407,7 @@ class OtplessSessions:
         """
         digest, now = self._vault.digest(session.token.get_secret_value()), self._clock()
         known = self._details.get(digest)
-        if known is not None and now - known[1] < self.settings.validation_ttl:
+        if known is not None and abs(now - known[1]) < self.settings.validation_ttl:
             return known[0]
         details = await self._client.session_details(session.token.get_secret_value())
         if isinstance(details, Verdict):
@@ -420,12 +429,18 @@ class OtplessSessions:
         await self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED)
         return True
 
-    async def end_all(self, user_id: str) -> int:
-        """End all of a user's sessions that are known here, and return how many. Raises `StoreError`."""
+    async def end_all(self, user_id: str, *, last: str | None = None) -> int:
+        """End all of a user's sessions that are known here, and return how many. Raises `StoreError`.
+
+        `last`: the id of the one to end after all others: whoever asks by it can ask again where that fails.
+        """
         count = 0
         while rows := await self._store.list_user(user_id):
-            await asyncio.gather(*(self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED_ALL) for row in rows))
-            count += len(rows)
+            chosen = [row for row in rows if row.session_id != last] or rows
+            await asyncio.gather(
+                *(self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED_ALL) for row in chosen)
+            )
+            count += len(chosen)
         return count
 
     # Behind requests
@@ -433,8 +448,10 @@ class OtplessSessions:
     async def housekeep(self) -> None:
         """Tell OTPLESS of ended sessions that are due, and delete what has expired, once. Raises `StoreError`.
 
-        A running application does this by itself every few seconds.
+        A running application does this by itself every few seconds. What was signed out while the store could not take
+        note is written first.
         """
+        await self._endings.write_noted()
         await self._outbox.deliver_due()
         await self._outbox.measure()
         await self._store.purge(PURGE_BATCH)
@@ -443,6 +460,7 @@ class OtplessSessions:
         turn = 0
         while True:
             try:
+                await self._endings.write_noted()
                 await self._outbox.deliver_due()
                 if turn % MEASURE_EVERY == 0:
                     await self._outbox.measure()

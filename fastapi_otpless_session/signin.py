@@ -21,7 +21,7 @@ from fastapi_otpless_session.errors import BodyRefusedError, SignInRefusedError,
 from fastapi_otpless_session.session import SessionDetails, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import Claims, TokenError
-from fastapi_otpless_session.vault import check_pair
+from fastapi_otpless_session.vault import check_life, check_pair
 from fastapi_otpless_session.wire import TokenPair
 
 LONGEST_SUMMARY = 256
@@ -166,7 +166,10 @@ async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
     answer = await client.new_session_token(pair.refresh_token)
     if not isinstance(answer, TokenPair) or answer.session_id != pair.session_id:
         raise SignInRefusedError(why="OTPLESS refused the refresh token, or it is another session's")
-    return answer, *check_pair(answer, details.session_id, details.user_id, now)
+    new_claims, refresh_claims = check_pair(answer, details.session_id, details.user_id)
+    for read in (new_claims, refresh_claims):
+        check_life(read.expires_at, now)
+    return answer, new_claims, refresh_claims
 
 
 def summarise(details: SessionDetails) -> str:

@@ -26,7 +26,7 @@ from fastapi_otpless_session.session import Session, SessionDetails, SessionReas
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import SessionStore, State, WatchfulStore
 from fastapi_otpless_session.telemetry import came_from
-from fastapi_otpless_session.tokens import Claims, TokenError
+from fastapi_otpless_session.tokens import Claims, TokenError, UnknownKeyError
 from fastapi_otpless_session.wire import Verdict
 
 REMEMBERED = 10_000
@@ -39,6 +39,10 @@ REASONS = {
     Verdict.INACTIVE: SessionReason.EXPIRED,
     Verdict.UNKNOWN: SessionReason.INVALID,
 }
+
+
+class UnclearError(TokenError):
+    """A token may be OTPLESS's: its key is published no more, or not yet, or OTPLESS calls it dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +170,31 @@ class Strangers:
     async def identify(self, token: str) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
 
-        Raises `UpstreamError`.
+        Raises `UnclearError` where that cannot be told, `UpstreamError`.
         """
-        claims = await self._read(token)
-        if isinstance(claims, SessionReason) or claims.session_id is None:
+        try:
+            claims = await self._verified(token)
+        except UnknownKeyError:
+            raise UnclearError from None
+        except TokenError:
             return None
-        if self._settings.jwks_url:
-            return claims.session_id, claims
-        details = await self._client.session_details(token, known=False)
-        if isinstance(details, Verdict):
-            return None
-        _check(details, claims.session_id)
-        return claims.session_id, claims
+        if not self._settings.jwks_url:
+            details = await self._client.session_details(token, known=False)
+            if details is Verdict.UNKNOWN:
+                return None
+            if isinstance(details, Verdict):
+                raise UnclearError
+            _check(details, claims.session_id)
+        return claims.session_id or "", claims
+
+    async def is_foreign(self, token: str, digest: bytes) -> bool:
+        """Whether OTPLESS knows no such session for our credentials: it is another application's."""
+        if self._seen.get(digest) is not None:
+            return False
+        try:
+            return await self._client.validate_session(token, known=False) is Verdict.UNKNOWN
+        except UpstreamError:
+            return False
 
     def forget(self, digest: bytes) -> None:
         """Ask anew the next time."""
@@ -185,13 +202,16 @@ class Strangers:
         self._turned_away.drop(digest)
 
     async def _read(self, token: str) -> Claims | SessionReason:
-        """Read a session token's claims, verified where there are keys to verify with."""
         try:
-            claims = await self._client.verify(token) if self._settings.jwks_url else tokens.read_claims(token)
+            return await self._verified(token)
         except TokenError:
             return SessionReason.INVALID
+
+    async def _verified(self, token: str) -> Claims:
+        """Return a session token's claims, verified where there are keys to verify with. Raises `TokenError`."""
+        claims = await self._client.verify(token) if self._settings.jwks_url else tokens.read_claims(token)
         if claims.has_audience or claims.session_id is None:
-            return SessionReason.INVALID  # an ID token
+            raise TokenError("an ID token")
         return claims
 
     async def _look(self, session_id: str, digest: bytes) -> _Look:
@@ -271,11 +291,11 @@ class Strangers:
         return Stranger(session_id, user_id, claims, self._clock())
 
     def _remembered_refusal(self, digest: bytes) -> SessionReason | None:
-        reason, until = self._turned_away.get(digest) or (None, 0.0)
-        return reason if self._clock() < until else None
+        reason, at = self._turned_away.get(digest) or (None, 0.0)
+        return reason if abs(self._clock() - at) < REFUSAL_SECONDS else None  # not longer where the clock is set back
 
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
-        self._turned_away.put(digest, (reason, self._clock() + REFUSAL_SECONDS))
+        self._turned_away.put(digest, (reason, self._clock()))
         return reason
 
 

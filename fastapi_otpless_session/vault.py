@@ -54,8 +54,8 @@ class Vault:
         )
 
 
-def check_pair(pair: TokenPair, session_id: str, user_id: str, now: float) -> tuple[Claims, Claims]:
-    """Return the claims of a new pair that came from OTPLESS itself: of this session, of this user, and not over.
+def check_pair(pair: TokenPair, session_id: str, user_id: str) -> tuple[Claims, Claims]:
+    """Return the claims of a new pair that came from OTPLESS itself: of this session and this user.
 
     Raises `UpstreamError`: an answer for somebody else is no verdict on anybody.
     """
@@ -68,6 +68,10 @@ def check_pair(pair: TokenPair, session_id: str, user_id: str, now: float) -> tu
     for read in (claims, refresh_claims):
         if read.session_id not in {None, session_id} or read.user_id not in {None, user_id}:
             raise UpstreamError("OTPLESS's answer makes no sense: tokens of another session")
-        if is_over(read.expires_at, now):
-            raise UpstreamError("OTPLESS's answer makes no sense: tokens that have expired")
     return claims, refresh_claims
+
+
+def check_life(expires_at: float, now: float) -> None:
+    """Raise `UpstreamError` for a new token that is over by the store's clock: that one or OTPLESS is wrong."""
+    if is_over(expires_at, now):
+        raise UpstreamError("OTPLESS's answer makes no sense: a token that has expired, unless a clock is wrong")

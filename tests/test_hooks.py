@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Clock, make_app, make_settings
+from crew import STRICT, FailingStore
 from fastapi.testclient import TestClient
 from processes import wait_until
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from telemetered import Telemetry, telemetry_of_process
-from test_refresh import STRICT, FailingStore
 
 from fastapi_otpless_session import (
     OtplessClient,

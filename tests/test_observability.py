@@ -13,13 +13,14 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Clock, World, make_settings
+from crew import STRICT, Workers, close, files
 from fastapi import WebSocket
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanKind, StatusCode
 from pages import DOCS, read
 from simulated import LoopTime, settle
 from telemetered import Telemetry, telemetry_of_process
-from test_refresh import STRICT, Workers, close, files, token_of
+from test_refresh import token_of
 
 from fastapi_otpless_session import CurrentSession, OtplessClient, OtplessSessions, SessionReason, open_store
 from fastapi_otpless_session.emulator import Emulator, Fault

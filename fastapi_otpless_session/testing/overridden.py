@@ -56,7 +56,7 @@ class OverriddenSessions(OtplessSessions):
         self._outcome = SessionReason.REVOKED
         return True
 
-    async def end_all(self, user_id: str) -> int:
+    async def end_all(self, user_id: str, *, last: str | None = None) -> int:
         """End the session, where it is the user's."""
         return sum([await self.end(one.id) for one in await self.list(user_id)])
 

@@ -1,0 +1,192 @@
+"""Signing out on a bad day: whoever is told that it is done is out, everywhere and for good, or is told that it is not.
+
+What several workers and failing stores do is shown on `OtplessSessions` itself: each object is a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Clock, World
+from crew import FailingStore, Workers
+
+from fastapi_otpless_session import NoVerdictError, Session, SessionReason
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
+from fastapi_otpless_session.stores.base import State
+from fastapi_otpless_session.stores.sqlite import SqliteStore
+
+DAY = 86_400
+
+
+# While the store cannot take note
+
+
+async def test_a_sign_out_is_an_error_where_nobody_can_tell_whose_token_it_is(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        emulator.rotate_key()
+        emulator.retire_keys()  # and so no signature tells
+        clock.advance(3_601)
+        store.fail("find", "get", "end")
+        with pytest.raises(NoVerdictError):
+            await worker.sign_out(world.token)
+        store.fail()
+        assert isinstance(await worker.resolve(world.token), Session)
+        await worker.sign_out(world.token)
+        assert emulator.session(world.session_id).revoked
+    await store.close()
+
+
+async def test_a_sign_out_without_keys_is_an_error_where_the_refresh_token_may_live(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store], jwks_url="") as world:
+        worker = world.workers[0]
+        emulator.expire(world.session_id)
+        store.fail("find", "get", "end")
+        with pytest.raises(NoVerdictError):
+            await worker.sign_out(world.token)
+    await store.close()
+
+
+async def test_what_was_found_before_the_store_failed_is_what_is_signed_out(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        emulator.rotate_key()
+        emulator.retire_keys()
+        clock.advance(3_601)
+        store.fail("end")
+        await worker.sign_out(world.token)
+        assert emulator.session(world.session_id).revoked
+        assert await worker.resolve(world.token) is SessionReason.REVOKED
+    await store.close()
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_what_the_store_could_not_note_is_written_once_it_can(clock: Clock, is_known: bool) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        user = emulator.sign_in(mobile="922")["sessionInfo"]
+        token = world.token if is_known else str(user["sessionToken"])
+        session_id = world.session_id if is_known else str(user["sessionId"])
+        assert isinstance(await worker.resolve(token), Session)
+        store.fail("find", "get", "end")
+        await worker.sign_out(token)
+        await worker.housekeep()
+        store.fail()
+        await worker.housekeep()
+        row = await store.get(session_id)
+        assert row is not None
+        assert row.state is State.ENDED
+        assert row.expires_at > clock.now + DAY
+    await store.close()
+
+
+async def test_an_open_websocket_ends_with_its_session_though_the_store_is_down(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        session = await worker.resolve(world.token)
+        assert isinstance(session, Session)
+        store.fail("find", "get", "end")
+        assert await worker.recheck(session) is SessionReason.UNAVAILABLE
+        await worker.sign_out(world.token)
+        assert await worker.recheck(session) is SessionReason.REVOKED
+        store.fail()
+        assert await worker.recheck(session) is SessionReason.REVOKED
+        row = await store.get(world.session_id)
+        assert row is not None
+        assert row.state is State.ENDED
+    await store.close()
+
+
+# Everywhere
+
+
+def test_a_sign_out_everywhere_that_fails_half_way_can_be_tried_again(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world()
+    users = [world.sign_in(user_id="MO-1", channel="header") for _ in range(3)]
+    tokens = [world.token(user) for user in users]
+    here, hiccup = tokens[1], FailingStore(None, clock=world.clock)
+    failing = world.session_id(users[2])
+    end = SqliteStore.end
+
+    async def end_but_one(self: SqliteStore, row: Any, *values: Any, **more: Any) -> Any:
+        if row.session_id == failing and hiccup.failing:
+            hiccup._check("end")
+        return await end(self, row, *values, **more)
+
+    monkeypatch.setattr(SqliteStore, "end", end_but_one)
+    hiccup.fail("end")
+    assert world.client.post("/auth/logout-all", headers={"X-Session-Token": here}).status_code == 503
+    hiccup.fail()
+    assert world.client.post("/auth/logout-all", headers={"X-Session-Token": here}).status_code == 204
+    assert [world.get("/orders", token).status_code for token in tokens] == [401, 401, 401]
+
+
+# Whose token it is
+
+
+async def test_a_token_of_another_application_leaves_nothing_behind(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        foreign = emulator.sign_in(mobile="922")["sessionInfo"]
+        emulator.add_fault(
+            Fault("status", path="validate-session", status=400, body=b'{"errorCode": "7414", "message": "unknown"}')
+        )
+        await world.workers[0].sign_out(str(foreign["sessionToken"]))
+        assert await store.get(str(foreign["sessionId"])) is None
+    await store.close()
+
+
+async def test_a_frontends_session_ends_here_though_otpless_gives_no_verdict(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        user = emulator.sign_in(mobile="922")["sessionInfo"]
+        emulator.add_fault(Fault("status", path="validate-session", status=500))
+        await world.workers[0].sign_out(str(user["sessionToken"]))
+        row = await store.get(str(user["sessionId"]))
+        assert row is not None
+        assert row.state is State.ENDED
+    await store.close()
+
+
+# Clocks
+
+
+@pytest.mark.parametrize("rotation", ["fixed", "rotating", "strict"])
+async def test_a_store_whose_clock_is_ahead_of_a_tokens_life_costs_nobody_the_session(
+    clock: Clock, rotation: Any
+) -> None:
+    now = Clock()
+    now.now = clock.now
+    emulator, store = Emulator(EmulatorSettings(rotation=rotation), clock=clock), FailingStore(None, clock=now)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        now.advance(DAY + 3_600)
+        for _ in range(3):
+            assert await worker.resolve(world.token) is SessionReason.UNAVAILABLE
+        now.now = clock.now
+        clock.advance(60)  # the breaker's pause
+        assert isinstance(await worker.resolve(world.token), Session)
+    await store.close()
+
+
+async def test_a_clock_that_is_set_back_does_not_keep_a_good_token_out(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        token = str(emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
+        clock.advance(3_600)
+        emulator.add_fault(Fault("status", path="validate-session", status=200, body=b'{"success": false}', times=1))
+        assert await worker.resolve(token) is SessionReason.EXPIRED
+        assert await worker.resolve(token) is SessionReason.EXPIRED
+        clock.advance(-3_500)
+        assert isinstance(await worker.resolve(token), Session)
+    await store.close()
