@@ -162,6 +162,23 @@ def test_an_otpless_that_is_not_there_is_not_reached(examine: Examine) -> None:
     assert found["clock"] == "skipped"
 
 
+def test_for_an_address_of_this_machine_it_is_asked_whether_the_emulator_runs(examine: Examine) -> None:
+    port = steady_port()
+    found = examine(otpless=f"http://127.0.0.1:{port}")
+    for check in ("credentials", "jwks"):
+        fix = found.checks[check]["fix"]
+        assert fix.startswith(f"Is the emulator running at 127.0.0.1:{port}? ")
+        assert f"python -m fastapi_otpless_session emulator --port {port} " in fix
+
+
+def test_for_other_addresses_it_is_the_network_that_is_to_be_looked_at(examine: Examine) -> None:
+    address = f"https://127.0.0.1:{steady_port()}"
+    found = examine(OTPLESS_BASE_URL=address, OTPLESS_JWKS_URL=f"{address}/jwks")
+    for check in ("credentials", "jwks"):
+        assert "DNS, firewall, certificates" in found.text(check)
+        assert "emulator" not in found.text(check)
+
+
 def test_no_check_lasts_longer_than_its_deadline(examine: Examine, emulator: Emulator, url: str) -> None:
     emulator.add_fault(Fault("hang"))
     found = examine("--timeout", "0.3", otpless=url, OTPLESS_REQUEST_TIMEOUT="60", OTPLESS_REFRESH_TIMEOUT="60")
