@@ -177,6 +177,19 @@ def test_a_hook_that_the_middleware_was_given_is_told_where_it_belongs(examine: 
     assert f"sessions=OtplessSessions({hook}=…))" in found.text("middleware-stack")
 
 
+@pytest.mark.parametrize("added", ["added", "in a mounted one"])
+def test_settings_without_their_keyword_are_told_that_they_need_it(examine: Examine, added: str) -> None:
+    text = (
+        "inner = FastAPI(); inner.add_middleware(OtplessSessionMiddleware, OtplessSettings()); app.mount('/a', inner)"
+    )
+    if added == "added":
+        text = "app.add_middleware(OtplessSessionMiddleware, OtplessSettings())"
+    found = examine(app=f"{APP}\nfrom fastapi_otpless_session import OtplessSettings\n{text}")
+    assert found["middleware-stack"] == "problem"
+    assert "takes 2 positional arguments but 3 were given" in found.text("middleware-stack")
+    assert "settings= and sessions= are keywords" in found.text("middleware-stack")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
