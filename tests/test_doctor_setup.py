@@ -99,6 +99,9 @@ def test_a_key_of_ones_own_is_known_to_all_workers_before_one_seals_with_it(exam
         ("OTPLESS_STORE", "OTPLESS_STORE_URL"),
         ("OTPLESS_VALIDATON_TTL", "OTPLESS_VALIDATION_TTL"),
         ("otpless_cookie_samsite", "OTPLESS_COOKIE_SAMESITE"),
+        ("OTPLES_STORE_URL", "OTPLESS_STORE_URL"),
+        ("OPTLESS_ISSUER", "OTPLESS_ISSUER"),
+        ("OTP_LESS_CLIENT_ID", "OTPLESS_CLIENT_ID"),
     ],
 )
 def test_a_misspelled_variable_is_told_with_the_name_that_is_meant(examine: Examine, name: str, meant: str) -> None:
@@ -111,7 +114,8 @@ def test_a_misspelled_variable_is_told_with_the_name_that_is_meant(examine: Exam
 def test_a_misspelled_variable_in_the_env_file_is_told_and_an_applications_own_is_not(
     examine: Examine, tmp_path: Path
 ) -> None:
-    (tmp_path / ".env").write_text("OTPLESS_APP_ID=SHOP\nOTPLESS_PAGE=x\nOTPLESSHOP=y\n")
+    others = "COGNITO_CLIENT_SECRET=z\nOTP_CLIENT_ID=z\nSTORE_URL=z\n"
+    (tmp_path / ".env").write_text(f"OTPLESS_APP_ID=SHOP\nOTPLESS_PAGE=x\nOTPLESSHOP=y\n{others}")
     assert examine()["variables"] == "ok"
     (tmp_path / ".env").write_text("OTPLESS_REFRESH_TIMOUT=3\n")
     assert "OTPLESS_REFRESH_TIMEOUT" in examine().text("variables")
