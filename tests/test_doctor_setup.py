@@ -318,6 +318,7 @@ def test_a_file_that_is_no_store_is_a_problem(examine: Examine, tmp_path: Path, 
     assert found["store"] == "problem"
     assert found.status == 1
     assert "sessions.db" in found.text("store")
+    assert "three more files are kept beside it, ending in -wal, -shm and .lock" in found.text("store")
 
 
 def test_a_folder_that_is_not_there_is_a_problem(examine: Examine, tmp_path: Path) -> None:
