@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 from asgi import serving
 from conftest import make_settings
 from doctored import APP, Examine
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 from fastapi.testclient import TestClient
 from processes import steady_port
 from starlette.middleware.base import RequestResponseEndpoint
@@ -315,6 +317,93 @@ def test_a_glob_meets_what_is_mounted() -> None:
     assert not meets("/assets/**", Place("/static", is_open=True))
 
 
+REFUSING = """
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi_otpless_session import OtplessSessionMiddleware
+
+app = FastAPI()
+
+@app.get("/sign-in")
+def sign_in(): ...
+
+@app.get("/account/sign-in")
+def sign_in_there(): ...
+
+{refusing}
+
+app.add_middleware(OtplessSessionMiddleware, on_refusal=refuse)
+"""
+TO_SIGN_IN = "def refuse(connection, error): return RedirectResponse('/sign-in?next=' + connection.url.path)"
+BY_NAME = "async def refuse(connection, error): return RedirectResponse(connection.url_for('sign_in'), 303)"
+TO_ACCOUNT = "def refuse(connection, error): return RedirectResponse('/account/sign-in')"
+
+
+@pytest.mark.parametrize(
+    ("required", "exempt", "refusing", "status"),
+    [
+        pytest.param("/**", "", TO_SIGN_IN, "problem", id="everything"),
+        pytest.param("/**", "", BY_NAME, "problem", id="everything, by the route's name, not at once"),
+        pytest.param("/orders/*,/account/**", "", TO_ACCOUNT, "problem", id="the folder of the page"),
+        pytest.param("/**", "", BY_NAME.replace("await", "").replace("async ", ""), "problem", id="at once"),
+        pytest.param(
+            "/**",
+            "",
+            "def refuse(connection, error):\n    print('refused')\n"
+            "    return RedirectResponse(connection.url.path + '/x')",
+            "problem",
+            id="ever further",
+        ),
+        pytest.param("/**", "/sign-in", TO_SIGN_IN, "ok", id="exempt"),
+        pytest.param("/account/**", "", TO_SIGN_IN, "ok", id="another folder"),
+        pytest.param(
+            "/**", "", "def refuse(connection, error): return RedirectResponse('https://id.example/')", "ok", id="away"
+        ),
+        pytest.param(
+            "/**", "", "def refuse(connection, error): return JSONResponse(error.body, 401)", "ok", id="an answer"
+        ),
+        pytest.param(
+            "/**",
+            "",
+            "def refuse(connection, error):\n"
+            "    if connection.url.path == '/sign-in': return JSONResponse('Sign in')\n"
+            "    return RedirectResponse('/sign-in')",
+            "ok",
+            id="an answer there",
+        ),
+        pytest.param("/**", "", "def refuse(connection, error): return connection.state.mine", "skipped", id="fails"),
+        pytest.param("/**", "", "refuse = None", "skipped", id="none"),
+        pytest.param("", "", TO_SIGN_IN, "skipped", id="nothing is required"),
+    ],
+)
+def test_a_refusal_that_redirects_to_what_is_refused_is_a_problem(
+    examine: Examine, required: str, exempt: str, refusing: str, status: str
+) -> None:
+    app = REFUSING.format(refusing=refusing)
+    found = examine(app=app, OTPLESS_REQUIRED_PATHS=required, OTPLESS_EXEMPT_PATHS=exempt)
+    assert found["on-refusal"] == status, found.text("on-refusal")
+    assert ("OTPLESS_EXEMPT_PATHS=/" in found.text("on-refusal")) == (status == "problem")
+
+
+def test_what_the_doctor_advises_ends_the_redirects(examine: Examine) -> None:
+    exempt = {"OTPLESS_EXEMPT_PATHS": "/help"}
+    wrapped = REFUSING.format(refusing=TO_SIGN_IN).replace(
+        "app.add_middleware(OtplessSessionMiddleware, ", "app = OtplessSessionMiddleware(app, "
+    )
+    advice = examine(app=wrapped, OTPLESS_REQUIRED_PATHS="/**", **exempt).text("on-refusal")
+    assert advice.endswith("OTPLESS_EXEMPT_PATHS=/help,/sign-in")
+    exempt["OTPLESS_EXEMPT_PATHS"] = advice.rpartition("=")[2]
+    assert examine(app=wrapped, OTPLESS_REQUIRED_PATHS="/**", **exempt)["on-refusal"] == "ok"
+
+
+def test_where_a_proxy_adds_to_paths_they_are_advised_as_the_router_has_them(examine: Examine) -> None:
+    app = f"{REFUSING.format(refusing=BY_NAME)}\napp.root_path = '/shop'"
+    found = examine(app=app, OTPLESS_REQUIRED_PATHS="/**")
+    assert found.text("on-refusal").endswith("OTPLESS_EXEMPT_PATHS=/sign-in")
+    found = examine(app=app, OTPLESS_REQUIRED_PATHS="/**", OTPLESS_EXEMPT_PATHS="/sign-in")
+    assert found["on-refusal"] == "ok"
+
+
 # The cookie, and the site
 
 
@@ -391,6 +480,17 @@ def test_a_site_that_does_not_run_is_a_warning(examine: Examine) -> None:
 
 
 # What it calls a problem is one
+
+
+def test_a_refusal_that_redirects_to_what_is_refused_has_no_end() -> None:
+    app = FastAPI()
+    app.add_middleware(
+        OtplessSessionMiddleware,
+        settings=make_settings(required_paths=["/**"]),
+        on_refusal=lambda _connection, _error: RedirectResponse("/sign-in"),
+    )
+    with pytest.raises(httpx2.TooManyRedirects):
+        TestClient(app).get("/orders")
 
 
 def test_middleware_that_cannot_be_built_answers_every_request_with_an_error() -> None:

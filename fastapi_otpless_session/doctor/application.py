@@ -62,6 +62,8 @@ class Application:
     """The applications that are mounted in it, by their paths."""
     failure: BaseException | None = None
     """Why its middleware cannot be built, as a server would have it built by the first event."""
+    inner: Any = field(default=None, repr=False, compare=False)
+    """The application itself, without what is wrapped around it."""
 
     @property
     def ours(self) -> int | None:
@@ -109,7 +111,7 @@ def view(app: Any) -> Application:
     for place, route in _walk(getattr(app, "routes", ()), "", mounted):
         places.append(place)
         websockets = websockets or isinstance(route, WebSocketRoute)
-    return Application(tuple(layers), tuple(places), websockets, mounted, _failure(app))
+    return Application(tuple(layers), tuple(places), websockets, mounted, _failure(app), app)
 
 
 def _failure(app: Any) -> BaseException | None:
