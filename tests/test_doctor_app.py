@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import httpx2
@@ -11,7 +11,7 @@ import pytest
 from asgi import serving
 from conftest import make_settings
 from doctored import APP, Examine
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.testclient import TestClient
 from processes import steady_port
@@ -20,10 +20,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import (
+    CurrentSession,
     OtplessClient,
     OtplessSessionMiddleware,
     OtplessSessions,
     OtplessSettings,
+    Session,
     create_session_router,
 )
 from fastapi_otpless_session.doctor.application import Place, view
@@ -317,6 +319,41 @@ def test_a_glob_meets_what_is_mounted() -> None:
     assert not meets("/assets/**", Place("/static", is_open=True))
 
 
+MISREAD = """
+from typing import Annotated
+from fastapi import APIRouter, Depends, WebSocket
+from fastapi_otpless_session import CurrentSessionDetails, FreshSession, Session, SessionDetails
+
+router = APIRouter()
+
+def wrong(session=Depends(CurrentSession)): ...
+def right(session: CurrentSession): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [
+        ("@router.get('/r')\ndef r(session=Depends(CurrentSession)): ...", "problem"),
+        ("@router.get('/r')\ndef r(details=Depends(CurrentSessionDetails)): ...", "problem"),
+        ("@router.get('/r')\ndef r(session: Session): ...", "problem"),
+        ("@router.post('/r')\ndef r(order: list[str], session: Session | None = None): ...", "problem"),
+        ("@router.get('/r')\ndef r(details: SessionDetails): ...", "problem"),
+        ("@router.get('/r')\ndef r(user=Depends(wrong)): ...", "problem"),
+        ("@router.websocket('/r')\nasync def r(websocket: WebSocket, session=Depends(CurrentSession)): ...", "problem"),
+        ("@router.post('/r')\ndef r(order: list[str], session: FreshSession): ...", "ok"),
+        ("@router.get('/r')\ndef r(user=Depends(right)): ...", "ok"),
+        ("@router.get('/r')\ndef r(word: Annotated[str, Depends(lambda: 'x')]): ...", "ok"),
+    ],
+)
+def test_a_session_that_fastapi_takes_for_a_part_of_the_request_is_noticed(
+    examine: Examine, route: str, status: str
+) -> None:
+    found = examine(app=f"{APP}\n{MISREAD}\n{route}\napp.include_router(router, prefix='/shop')")
+    assert found["session-arguments"] == status
+    assert ("/shop/r" in found.text("session-arguments")) == (status == "problem")
+
+
 REFUSING = """
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, RedirectResponse
@@ -491,6 +528,23 @@ def test_a_refusal_that_redirects_to_what_is_refused_has_no_end() -> None:
     )
     with pytest.raises(httpx2.TooManyRedirects):
         TestClient(app).get("/orders")
+
+
+def test_a_session_that_fastapi_misreads_is_a_422() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+
+    @app.get("/called")
+    async def called(session: Annotated[Any, Depends(CurrentSession)]) -> None: ...
+
+    @app.get("/bare")
+    async def bare(session: Session) -> None: ...
+
+    client = TestClient(app)
+    for path, place in (("/called", ["query", "args"]), ("/bare", ["body"])):
+        answer = client.get(path)
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"] == place
 
 
 def test_middleware_that_cannot_be_built_answers_every_request_with_an_error() -> None:

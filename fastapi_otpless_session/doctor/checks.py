@@ -35,6 +35,7 @@ CHECKS: dict[str, Check] = {
     "router": places.router,
     "unknown-tokens": configuration.unknown_tokens,
     "signatures": configuration.signatures,
+    "session-arguments": places.session_arguments,
     "mounted-apps": places.mounted,
     "required-paths": places.required_paths,
     "exempt-paths": places.exempt_paths,
