@@ -482,6 +482,28 @@ def test_a_project_that_gives_no_application_has_one(pytester: pytest.Pytester) 
     pytester.runpytest_inprocess(*WITHOUT).assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_signed_in_client_speaks_what_its_cookie_needs(pytester: pytest.Pytester, secure: bool) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from fastapi_otpless_session.testing import SignedInApp
+
+        @pytest.fixture
+        def otpless_settings():
+            return {{"cookie_secure": {secure}}}
+
+        def test_session(otpless_session: SignedInApp) -> None:
+            client = otpless_session.client
+            assert client.base_url.scheme == {"https" if secure else "http"!r}
+            assert client.get("/auth/session").json()["user_id"] == otpless_session.user_id
+            assert client.post("/auth/logout").status_code == 204
+            assert client.get("/auth/session").status_code == 401
+        """
+    )
+    pytester.runpytest_inprocess(*WITHOUT).assert_outcomes(passed=1)
+
+
 def test_a_test_that_does_not_ask_for_the_emulator_is_told_that_settings_are_missing(
     pytester: pytest.Pytester,
 ) -> None:
