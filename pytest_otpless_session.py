@@ -48,11 +48,12 @@ def sign_in(otpless_emulator: EmulatedOtpless) -> SignIn:
 
 
 @pytest.fixture
-def otpless_session(otpless_app: ASGIApp, sign_in: SignIn) -> Iterator[SignedInApp]:
+def otpless_session(otpless_app: ASGIApp, otpless_emulator: EmulatedOtpless) -> Iterator[SignedInApp]:
     """`otpless_app` with a user signed in: `.client` is a TestClient whose lifespan runs, `.user_id` who it is."""
     from starlette.testclient import TestClient  # noqa: PLC0415 - see above
 
     from fastapi_otpless_session.testing import SignedInApp  # noqa: PLC0415 - see above
 
-    with TestClient(otpless_app) as client:
-        yield SignedInApp(otpless_app, client, sign_in(client))
+    scheme = "https" if otpless_emulator.settings.cookie_secure else "http"  # a Secure cookie is not for http://
+    with TestClient(otpless_app, base_url=f"{scheme}://testserver") as client:
+        yield SignedInApp(otpless_app, client, otpless_emulator.sign_in(client))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from demos import run_demo
+from demos import ROOT, run_demo
+from processes import PATIENCE
 
 from example_app.demo import main
 
@@ -129,3 +133,44 @@ def test_a_store_that_cannot_be_used_is_no_traceback(tmp_path: Path) -> None:
     assert "demo.db" in demo.printed
     assert "Traceback" not in demo.printed
     assert "Shop " not in demo.printed
+
+
+# `make demo` itself
+
+PYTHON = """#!/bin/sh
+case "$1 $2" in
+"-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-c "*) exit ;;
+esac
+echo "python $*"
+"""
+"""Says what it is asked to do, and installs nothing."""
+
+
+def make_demo(folder: Path) -> list[str]:
+    """Return the lines that `make demo` prints, without a line on the way into a folder."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--no-print-directory", "demo", f"PYTHON={folder / 'a-python'}"]
+    ran = subprocess.run(  # noqa: S603 - our own Makefile
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE
+    )
+    return ran.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_demo_says_that_it_installs_and_installs_once_what_the_demo_needs(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "a-python").write_text(PYTHON)
+    (tmp_path / "a-python").chmod(0o755)
+    first = make_demo(tmp_path)
+    said = next(number for number, line in enumerate(first) if line.startswith("Installing what the demo needs"))
+    installed = [number for number, line in enumerate(first) if line.startswith("python -m pip install ")]
+    assert len(installed) == 1
+    assert said < installed[0]
+    assert first[installed[0]].endswith("--editable .[cli]")
+    assert first[-1] == "python -m example_app"
+    assert make_demo(tmp_path) == ["python -m example_app"]
+    # Whoever has run the tests has all of it.
+    (tmp_path / ".venv" / ".installed-for-demo").rename(tmp_path / ".venv" / ".installed")
+    assert make_demo(tmp_path) == ["python -m example_app"]

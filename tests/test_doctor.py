@@ -146,12 +146,15 @@ def test_people_get_a_table_no_wider_than_their_terminal(
     assert any(line.startswith("warning  store-shared") for line in lines)
     assert "fix: Use sqlite:///sessions.db" in found.out
     assert lines[-1].startswith("0 problems, 2 warnings, ")
+    assert lines[-1].endswith(" skipped (--all shows them)")
     assert "skipped  store-clock" not in found.out
     assert "\x1b" not in found.out
 
 
 def test_skipped_checks_are_shown_on_request(examine: Examine, url: str) -> None:
-    assert "skipped  store-clock" in examine("--all", otpless=url, as_json=False).out
+    found = examine("--all", otpless=url, as_json=False)
+    assert "skipped  store-clock" in found.out
+    assert found.out.endswith(" skipped\n")
 
 
 def test_colours_are_for_terminals_and_for_those_who_want_them(

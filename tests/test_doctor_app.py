@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+import httpx2
 import pytest
 from asgi import serving
 from conftest import make_settings
 from doctored import APP, Examine
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 from fastapi.testclient import TestClient
 from processes import steady_port
 from starlette.middleware.base import RequestResponseEndpoint
@@ -18,10 +20,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import (
+    CurrentSession,
     OtplessClient,
     OtplessSessionMiddleware,
     OtplessSessions,
     OtplessSettings,
+    Session,
     create_session_router,
 )
 from fastapi_otpless_session.doctor.application import Place, view
@@ -177,6 +181,19 @@ def test_a_hook_that_the_middleware_was_given_is_told_where_it_belongs(examine: 
     assert f"sessions=OtplessSessions({hook}=…))" in found.text("middleware-stack")
 
 
+@pytest.mark.parametrize("added", ["added", "in a mounted one"])
+def test_settings_without_their_keyword_are_told_that_they_need_it(examine: Examine, added: str) -> None:
+    text = (
+        "inner = FastAPI(); inner.add_middleware(OtplessSessionMiddleware, OtplessSettings()); app.mount('/a', inner)"
+    )
+    if added == "added":
+        text = "app.add_middleware(OtplessSessionMiddleware, OtplessSettings())"
+    found = examine(app=f"{APP}\nfrom fastapi_otpless_session import OtplessSettings\n{text}")
+    assert found["middleware-stack"] == "problem"
+    assert "takes 2 positional arguments but 3 were given" in found.text("middleware-stack")
+    assert "settings= and sessions= are keywords" in found.text("middleware-stack")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -302,6 +319,128 @@ def test_a_glob_meets_what_is_mounted() -> None:
     assert not meets("/assets/**", Place("/static", is_open=True))
 
 
+MISREAD = """
+from typing import Annotated
+from fastapi import APIRouter, Depends, WebSocket
+from fastapi_otpless_session import CurrentSessionDetails, FreshSession, Session, SessionDetails
+
+router = APIRouter()
+
+def wrong(session=Depends(CurrentSession)): ...
+def right(session: CurrentSession): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [
+        ("@router.get('/r')\ndef r(session=Depends(CurrentSession)): ...", "problem"),
+        ("@router.get('/r')\ndef r(details=Depends(CurrentSessionDetails)): ...", "problem"),
+        ("@router.get('/r')\ndef r(session: Session): ...", "problem"),
+        ("@router.post('/r')\ndef r(order: list[str], session: Session | None = None): ...", "problem"),
+        ("@router.get('/r')\ndef r(details: SessionDetails): ...", "problem"),
+        ("@router.get('/r')\ndef r(user=Depends(wrong)): ...", "problem"),
+        ("@router.websocket('/r')\nasync def r(websocket: WebSocket, session=Depends(CurrentSession)): ...", "problem"),
+        ("@router.post('/r')\ndef r(order: list[str], session: FreshSession): ...", "ok"),
+        ("@router.get('/r')\ndef r(user=Depends(right)): ...", "ok"),
+        ("@router.get('/r')\ndef r(word: Annotated[str, Depends(lambda: 'x')]): ...", "ok"),
+    ],
+)
+def test_a_session_that_fastapi_takes_for_a_part_of_the_request_is_noticed(
+    examine: Examine, route: str, status: str
+) -> None:
+    found = examine(app=f"{APP}\n{MISREAD}\n{route}\napp.include_router(router, prefix='/shop')")
+    assert found["session-arguments"] == status
+    assert ("/shop/r" in found.text("session-arguments")) == (status == "problem")
+
+
+REFUSING = """
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi_otpless_session import OtplessSessionMiddleware
+
+app = FastAPI()
+
+@app.get("/sign-in")
+def sign_in(): ...
+
+@app.get("/account/sign-in")
+def sign_in_there(): ...
+
+{refusing}
+
+app.add_middleware(OtplessSessionMiddleware, on_refusal=refuse)
+"""
+TO_SIGN_IN = "def refuse(connection, error): return RedirectResponse('/sign-in?next=' + connection.url.path)"
+BY_NAME = "async def refuse(connection, error): return RedirectResponse(connection.url_for('sign_in'), 303)"
+TO_ACCOUNT = "def refuse(connection, error): return RedirectResponse('/account/sign-in')"
+
+
+@pytest.mark.parametrize(
+    ("required", "exempt", "refusing", "status"),
+    [
+        pytest.param("/**", "", TO_SIGN_IN, "problem", id="everything"),
+        pytest.param("/**", "", BY_NAME, "problem", id="everything, by the route's name, not at once"),
+        pytest.param("/orders/*,/account/**", "", TO_ACCOUNT, "problem", id="the folder of the page"),
+        pytest.param("/**", "", BY_NAME.replace("await", "").replace("async ", ""), "problem", id="at once"),
+        pytest.param(
+            "/**",
+            "",
+            "def refuse(connection, error):\n    print('refused')\n"
+            "    return RedirectResponse(connection.url.path + '/x')",
+            "problem",
+            id="ever further",
+        ),
+        pytest.param("/**", "/sign-in", TO_SIGN_IN, "ok", id="exempt"),
+        pytest.param("/account/**", "", TO_SIGN_IN, "ok", id="another folder"),
+        pytest.param(
+            "/**", "", "def refuse(connection, error): return RedirectResponse('https://id.example/')", "ok", id="away"
+        ),
+        pytest.param(
+            "/**", "", "def refuse(connection, error): return JSONResponse(error.body, 401)", "ok", id="an answer"
+        ),
+        pytest.param(
+            "/**",
+            "",
+            "def refuse(connection, error):\n"
+            "    if connection.url.path == '/sign-in': return JSONResponse('Sign in')\n"
+            "    return RedirectResponse('/sign-in')",
+            "ok",
+            id="an answer there",
+        ),
+        pytest.param("/**", "", "def refuse(connection, error): return connection.state.mine", "skipped", id="fails"),
+        pytest.param("/**", "", "refuse = None", "skipped", id="none"),
+        pytest.param("", "", TO_SIGN_IN, "skipped", id="nothing is required"),
+    ],
+)
+def test_a_refusal_that_redirects_to_what_is_refused_is_a_problem(
+    examine: Examine, required: str, exempt: str, refusing: str, status: str
+) -> None:
+    app = REFUSING.format(refusing=refusing)
+    found = examine(app=app, OTPLESS_REQUIRED_PATHS=required, OTPLESS_EXEMPT_PATHS=exempt)
+    assert found["on-refusal"] == status, found.text("on-refusal")
+    assert ("OTPLESS_EXEMPT_PATHS=/" in found.text("on-refusal")) == (status == "problem")
+
+
+def test_what_the_doctor_advises_ends_the_redirects(examine: Examine) -> None:
+    exempt = {"OTPLESS_EXEMPT_PATHS": "/help"}
+    wrapped = REFUSING.format(refusing=TO_SIGN_IN).replace(
+        "app.add_middleware(OtplessSessionMiddleware, ", "app = OtplessSessionMiddleware(app, "
+    )
+    advice = examine(app=wrapped, OTPLESS_REQUIRED_PATHS="/**", **exempt).text("on-refusal")
+    assert advice.endswith("OTPLESS_EXEMPT_PATHS=/help,/sign-in")
+    exempt["OTPLESS_EXEMPT_PATHS"] = advice.rpartition("=")[2]
+    assert examine(app=wrapped, OTPLESS_REQUIRED_PATHS="/**", **exempt)["on-refusal"] == "ok"
+
+
+def test_where_a_proxy_adds_to_paths_they_are_advised_as_the_router_has_them(examine: Examine) -> None:
+    app = f"{REFUSING.format(refusing=BY_NAME)}\napp.root_path = '/shop'"
+    found = examine(app=app, OTPLESS_REQUIRED_PATHS="/**")
+    assert found.text("on-refusal").endswith("OTPLESS_EXEMPT_PATHS=/sign-in")
+    found = examine(app=app, OTPLESS_REQUIRED_PATHS="/**", OTPLESS_EXEMPT_PATHS="/sign-in")
+    assert found["on-refusal"] == "ok"
+
+
 # The cookie, and the site
 
 
@@ -378,6 +517,34 @@ def test_a_site_that_does_not_run_is_a_warning(examine: Examine) -> None:
 
 
 # What it calls a problem is one
+
+
+def test_a_refusal_that_redirects_to_what_is_refused_has_no_end() -> None:
+    app = FastAPI()
+    app.add_middleware(
+        OtplessSessionMiddleware,
+        settings=make_settings(required_paths=["/**"]),
+        on_refusal=lambda _connection, _error: RedirectResponse("/sign-in"),
+    )
+    with pytest.raises(httpx2.TooManyRedirects):
+        TestClient(app).get("/orders")
+
+
+def test_a_session_that_fastapi_misreads_is_a_422() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+
+    @app.get("/called")
+    async def called(session: Annotated[Any, Depends(CurrentSession)]) -> None: ...
+
+    @app.get("/bare")
+    async def bare(session: Session) -> None: ...
+
+    client = TestClient(app)
+    for path, place in (("/called", ["query", "args"]), ("/bare", ["body"])):
+        answer = client.get(path)
+        assert answer.status_code == 422
+        assert answer.json()["detail"][0]["loc"] == place
 
 
 def test_middleware_that_cannot_be_built_answers_every_request_with_an_error() -> None:

@@ -99,6 +99,9 @@ def test_a_key_of_ones_own_is_known_to_all_workers_before_one_seals_with_it(exam
         ("OTPLESS_STORE", "OTPLESS_STORE_URL"),
         ("OTPLESS_VALIDATON_TTL", "OTPLESS_VALIDATION_TTL"),
         ("otpless_cookie_samsite", "OTPLESS_COOKIE_SAMESITE"),
+        ("OTPLES_STORE_URL", "OTPLESS_STORE_URL"),
+        ("OPTLESS_ISSUER", "OTPLESS_ISSUER"),
+        ("OTP_LESS_CLIENT_ID", "OTPLESS_CLIENT_ID"),
     ],
 )
 def test_a_misspelled_variable_is_told_with_the_name_that_is_meant(examine: Examine, name: str, meant: str) -> None:
@@ -111,7 +114,8 @@ def test_a_misspelled_variable_is_told_with_the_name_that_is_meant(examine: Exam
 def test_a_misspelled_variable_in_the_env_file_is_told_and_an_applications_own_is_not(
     examine: Examine, tmp_path: Path
 ) -> None:
-    (tmp_path / ".env").write_text("OTPLESS_APP_ID=SHOP\nOTPLESS_PAGE=x\nOTPLESSHOP=y\n")
+    others = "COGNITO_CLIENT_SECRET=z\nOTP_CLIENT_ID=z\nSTORE_URL=z\n"
+    (tmp_path / ".env").write_text(f"OTPLESS_APP_ID=SHOP\nOTPLESS_PAGE=x\nOTPLESSHOP=y\n{others}")
     assert examine()["variables"] == "ok"
     (tmp_path / ".env").write_text("OTPLESS_REFRESH_TIMOUT=3\n")
     assert "OTPLESS_REFRESH_TIMEOUT" in examine().text("variables")
@@ -160,6 +164,23 @@ def test_an_otpless_that_is_not_there_is_not_reached(examine: Examine) -> None:
     found = examine(otpless=f"http://127.0.0.1:{steady_port()}")
     assert "was not reached" in found.text("credentials")
     assert found["clock"] == "skipped"
+
+
+def test_for_an_address_of_this_machine_it_is_asked_whether_the_emulator_runs(examine: Examine) -> None:
+    port = steady_port()
+    found = examine(otpless=f"http://127.0.0.1:{port}")
+    for check in ("credentials", "jwks"):
+        fix = found.checks[check]["fix"]
+        assert fix.startswith(f"Is the emulator running at 127.0.0.1:{port}? ")
+        assert f"python -m fastapi_otpless_session emulator --port {port} " in fix
+
+
+def test_for_other_addresses_it_is_the_network_that_is_to_be_looked_at(examine: Examine) -> None:
+    address = f"https://127.0.0.1:{steady_port()}"
+    found = examine(OTPLESS_BASE_URL=address, OTPLESS_JWKS_URL=f"{address}/jwks")
+    for check in ("credentials", "jwks"):
+        assert "DNS, firewall, certificates" in found.text(check)
+        assert "emulator" not in found.text(check)
 
 
 def test_no_check_lasts_longer_than_its_deadline(examine: Examine, emulator: Emulator, url: str) -> None:
@@ -297,6 +318,7 @@ def test_a_file_that_is_no_store_is_a_problem(examine: Examine, tmp_path: Path, 
     assert found["store"] == "problem"
     assert found.status == 1
     assert "sessions.db" in found.text("store")
+    assert "three more files are kept beside it, ending in -wal, -shm and .lock" in found.text("store")
 
 
 def test_a_folder_that_is_not_there_is_a_problem(examine: Examine, tmp_path: Path) -> None:

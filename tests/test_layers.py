@@ -32,7 +32,7 @@ LAYERS = [
     {
         *("doctor", "doctor.findings", "doctor.host", "doctor.application", "doctor.load", "doctor.setup"),
         *("doctor.otpless", "doctor.store", "doctor.configuration", "doctor.cookie", "doctor.layers", "doctor.places"),
-        *("doctor.site", "doctor.checks", "doctor.display", "doctor.cli"),
+        *("doctor.refusals", "doctor.site", "doctor.checks", "doctor.display", "doctor.cli"),
     },
 ]
 ON_TOP = {"", "__main__"}

@@ -482,6 +482,75 @@ def test_a_project_that_gives_no_application_has_one(pytester: pytest.Pytester) 
     pytester.runpytest_inprocess(*WITHOUT).assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_signed_in_client_speaks_what_its_cookie_needs(pytester: pytest.Pytester, secure: bool) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from fastapi_otpless_session.testing import SignedInApp
+
+        @pytest.fixture
+        def otpless_settings():
+            return {{"cookie_secure": {secure}}}
+
+        def test_session(otpless_session: SignedInApp) -> None:
+            client = otpless_session.client
+            assert client.base_url.scheme == {"https" if secure else "http"!r}
+            assert client.get("/auth/session").json()["user_id"] == otpless_session.user_id
+            assert client.post("/auth/logout").status_code == 204
+            assert client.get("/auth/session").status_code == 401
+        """
+    )
+    pytester.runpytest_inprocess(*WITHOUT).assert_outcomes(passed=1)
+
+
+def test_a_test_that_does_not_ask_for_the_emulator_is_told_that_settings_are_missing(
+    pytester: pytest.Pytester,
+) -> None:
+    """The symptom that docs/testing.md explains."""
+    pytester.makepyfile(
+        """
+        import pytest
+        from fastapi import FastAPI
+        from fastapi.testclient import TestClient
+        from fastapi_otpless_session import OtplessSessionMiddleware
+
+        app = FastAPI()
+        app.add_middleware(OtplessSessionMiddleware)
+
+        @pytest.fixture
+        def otpless_app():
+            return app
+
+        @pytest.fixture
+        def client():
+            with TestClient(app) as client:
+                yield client
+
+        def test_without(client): ...
+        def test_too_late(client, otpless_emulator): ...
+        def test_in_time(otpless_emulator, client): ...
+        """
+    )
+    result = pytester.runpytest_inprocess(*WITHOUT)
+    result.assert_outcomes(passed=1, errors=2)
+    result.stdout.fnmatch_lines(["*OTPLESS_CLIENT_ID: is required; copy it from the OTPLESS dashboard*"])
+
+
+def test_an_application_that_is_not_given_has_the_router_and_no_other_route(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from fastapi.testclient import TestClient
+
+        def test_routes(otpless_app, otpless_emulator) -> None:
+            client = TestClient(otpless_app)
+            assert client.get("/orders").status_code == 404
+            assert client.get("/auth/session").status_code == 401
+        """
+    )
+    pytester.runpytest_inprocess(*WITHOUT).assert_outcomes(passed=1)
+
+
 def test_asynchronous_fixtures_and_tests_of_anyio_work_without_pytest_asyncio(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

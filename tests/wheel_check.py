@@ -136,6 +136,12 @@ def whole(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
     return installed(tmp_path_factory.mktemp("whole") / "venv", f"{wheel}[{','.join(EXTRAS)}]")
 
 
+@pytest.fixture(scope="module")
+def served(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The wheel with what `make demo` installs."""
+    return installed(tmp_path_factory.mktemp("served") / "venv", f"{wheel}[cli]")
+
+
 # What is in them
 
 
@@ -232,3 +238,17 @@ def test_the_readmes_first_application_signs_in_and_out(whole: Environment) -> N
         examined = whole.command("doctor", "shop:app", "--json", "--site", shop, variables=variables)
         assert json.loads(examined.stdout)["counts"]["problem"] == 0
         assert "0 problems" in whole.command("doctor", "shop:app", variables=variables).stdout
+
+
+def test_the_example_application_needs_no_more_than_make_demo_installs(served: Environment) -> None:
+    ports = steady_port(), steady_port()
+    shop, emulator = (f"http://localhost:{port}" for port in ports)
+    variables = {"PORT": str(ports[0]), "EMULATOR_PORT": str(ports[1]), "PYTHONPATH": str(ROOT)}
+    with (
+        served.running("-m", "example_app", answers_at=shop, variables=variables),
+        httpx.Client(base_url=shop, trust_env=False) as browser,
+    ):
+        user = httpx.post(f"{emulator}/_emulator/sign_in", json={}, trust_env=False).json()
+        assert browser.post("/auth/login", json=user).status_code == 200
+        assert browser.get("/auth/session").json()["user_id"] == user["userId"]
+        assert browser.post("/demo/expire").status_code == 204

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import fastapi.routing
+from fastapi.dependencies.models import Dependant
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
 
 from fastapi_otpless_session.middleware import OtplessSessionMiddleware
 from fastapi_otpless_session.router import SignInRoute
+from fastapi_otpless_session.session import Session, SessionDetails
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.settings import OtplessSettings
 
@@ -48,6 +50,8 @@ class Place:
     is_sign_in: bool = False
     is_open: bool = False
     """Whether everything below it belongs to it, too."""
+    is_misread: bool = False
+    """Whether FastAPI takes the session that it asks for to be a part of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Application:
     """The applications that are mounted in it, by their paths."""
     failure: BaseException | None = None
     """Why its middleware cannot be built, as a server would have it built by the first event."""
+    inner: Any = field(default=None, repr=False, compare=False)
+    """The application itself, without what is wrapped around it."""
 
     @property
     def ours(self) -> int | None:
@@ -109,7 +115,7 @@ def view(app: Any) -> Application:
     for place, route in _walk(getattr(app, "routes", ()), "", mounted):
         places.append(place)
         websockets = websockets or isinstance(route, WebSocketRoute)
-    return Application(tuple(layers), tuple(places), websockets, mounted, _failure(app))
+    return Application(tuple(layers), tuple(places), websockets, mounted, _failure(app), app)
 
 
 def _failure(app: Any) -> BaseException | None:
@@ -150,7 +156,10 @@ def _walk(
             inner = list(_walk(route.routes, at, mounted))
             yield from inner or [(Place(at, is_open=True), route)]
         else:
-            yield Place(prefix + path, is_sign_in=isinstance(route, SignInRoute)), route
+            place = Place(
+                prefix + path, is_sign_in=isinstance(route, SignInRoute), is_misread=_is_misread(_dependant(route))
+            )
+            yield place, route
 
 
 def _flat(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
@@ -166,3 +175,23 @@ def _flat(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
 
 def _path(route: BaseRoute) -> str:
     return route.path if isinstance(route, Route | WebSocketRoute | Mount) else ""
+
+
+def _dependant(route: BaseRoute) -> Dependant | None:
+    """What a route of FastAPI's asks for; others ask for nothing."""
+    found = getattr(route, "dependant", None)
+    return found if isinstance(found, Dependant) else None
+
+
+def _is_misread(asked: Dependant | None) -> bool:
+    """Whether somebody wrote `Depends(CurrentSession)`, or `session: Session` without a dependency."""
+    if asked is None:
+        return False
+    called: list[Any] = [each.call for each in asked.dependencies]
+    types = [get_args(call)[0] for call in called if get_origin(call) is Annotated]
+    types += [field.field_info.annotation for field in asked.body_params]
+    return any(_is_ours(each) for each in types) or any(map(_is_misread, asked.dependencies))
+
+
+def _is_ours(annotation: Any) -> bool:
+    return any(each in (Session, SessionDetails) for each in (annotation, *get_args(annotation)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from fastapi_otpless_session.doctor import configuration, cookie, layers, otpless, places, site, store
+from fastapi_otpless_session.doctor import configuration, cookie, layers, otpless, places, refusals, site, store
 from fastapi_otpless_session.doctor.findings import Finding, NotApplicableError, Outcome, Report, problem, skipped
 from fastapi_otpless_session.doctor.setup import Setup
 
@@ -35,9 +35,11 @@ CHECKS: dict[str, Check] = {
     "router": places.router,
     "unknown-tokens": configuration.unknown_tokens,
     "signatures": configuration.signatures,
+    "session-arguments": places.session_arguments,
     "mounted-apps": places.mounted,
     "required-paths": places.required_paths,
     "exempt-paths": places.exempt_paths,
+    "on-refusal": refusals.on_refusal,
     "cookie-secure": cookie.secure,
     "cookie-samesite": cookie.same_site,
     "cookie-domain": cookie.domain,

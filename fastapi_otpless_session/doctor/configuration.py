@@ -28,6 +28,9 @@ KEYGEN = "python -m fastapi_otpless_session keygen"
 ENCRYPTION_KEYS = "OTPLESS_ENCRYPTION_KEYS"
 NEARLY = 0.85
 """From what likeness on (of 1) one name is taken for another's misspelling."""
+ALMOST = 0.92
+"""The same for names that don't begin as ours: in the shortest two letters have changed places, and other libraries'
+variables end as ours do."""
 WEBSOCKET_PACKAGES = ("websockets", "wsproto")
 SHOWN = ("fastapi", "starlette", "pydantic", "httpx")
 
@@ -53,7 +56,7 @@ async def variables(setup: Setup) -> Outcome:
     meant = {
         name: close[0]
         for name in sorted(names - known)
-        if name.startswith(PREFIX) and (close := get_close_matches(name, known, n=1, cutoff=NEARLY))
+        if (close := get_close_matches(name, known, n=1, cutoff=NEARLY if name.startswith(PREFIX) else ALMOST))
     }
     if not meant:
         return ok("No variable nearly has the name of a setting.")

@@ -24,7 +24,7 @@ def show(report: Report, console: Console, *, everything: bool) -> None:
             _add(table, finding)
     console.print(table)
     console.print()
-    console.print(_summary(report))
+    console.print(_summary(report, everything=everything))
 
 
 def _add(table: Table, finding: Finding) -> None:
@@ -35,10 +35,11 @@ def _add(table: Table, finding: Finding) -> None:
         table.add_row("", "", Text("fix: ", "bold").append(outcome.fix, "not bold"))
 
 
-def _summary(report: Report) -> Text:
+def _summary(report: Report, *, everything: bool) -> Text:
     parts = [
         Text(f"{count} {PLURALS[status].format(s='s' * (count != 1))}", STYLES[status])
         for status in (*SHOWN_FIRST, Status.OK, Status.SKIPPED)
         if (count := report.count(status)) or status in SHOWN_FIRST
     ]
-    return Text(", ").join(parts)
+    hides_some = report.count(Status.SKIPPED) and not everything
+    return Text(", ").join(parts).append(" (--all shows them)" if hides_some else "")

@@ -61,6 +61,8 @@ def _not_built(app: Application, error: BaseException, where: str) -> Outcome:
         f"The middleware of the application{where} cannot be built ({type(error).__name__}: {error}): each request is "
         f"a 500{of_server}."
     )
+    if isinstance(error, TypeError) and f"{OURS}.__init__() takes " in str(error):
+        return problem(finding, f"settings= and sessions= are keywords: app.add_middleware({OURS}, settings=…)")
     hook = next((name for name in HOOKS if _is_not_ours(name, app, error)), None)
     if hook is None:
         return problem(finding, "Mend the arguments that the middleware is added with.")

@@ -26,6 +26,8 @@ MADE_UP = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImRvY3RvciJ9.eyJzdWIiOiJkb2N0b3IiLCJleHAi
 OFTEN_UNNOTICED = 5.0
 TOO_FAR = 60.0
 OWN_CREDENTIALS = "Copy OTPLESS_CLIENT_ID and OTPLESS_CLIENT_SECRET again from the OTPLESS dashboard."
+EMULATOR = "python -m fastapi_otpless_session emulator"
+HTTP_PORT = 80
 WAY_OUT = "Let this host reach it: DNS, firewall, certificates; proxies from the environment are not used."
 
 
@@ -39,7 +41,7 @@ async def credentials(setup: Setup) -> Outcome:
         address = f" If they are right, OTPLESS_BASE_URL is not: {settings.base_url}"
         return problem(f"{where} refuses the client id and secret. {error}.", OWN_CREDENTIALS + address)
     except UpstreamError as error:
-        return problem(f"{where} gives no usable answer. {error}.", WAY_OUT)
+        return problem(f"{where} gives no usable answer. {error}.", _way_to(settings.base_url))
     if verdict is wire.Verdict.VALID:
         return problem(
             f"{where} calls a made-up token valid.", "OTPLESS_BASE_URL must be OTPLESS's: https://user-auth.otpless.app"
@@ -59,7 +61,8 @@ async def keys(setup: Setup) -> Outcome:
         found = wire.read_jwks(answer)
     except UpstreamError as error:
         finding = f"{settings.jwks_url} has no usable keys. {error}."
-        return problem(finding, f"OTPLESS_JWKS_URL must be OTPLESS's key set, in reach of this host. {WAY_OUT}")
+        right = "OTPLESS_JWKS_URL must be OTPLESS's key set, in reach of this host. "
+        return problem(finding, right * (not _is_local(settings.jwks_url)) + _way_to(settings.jwks_url))
     offered = len(json.loads(answer.body)["keys"])
     more = f"; {offered - len(found)} more are not for RS256 of {SHORTEST_KEY_BITS} bits" * (offered > len(found))
     return ok(f"{settings.jwks_url} has {len(found)} usable key{'s' * (len(found) > 1)}{more}.")
@@ -94,7 +97,7 @@ def compared(ahead: float, give: float, ours: str, theirs: str) -> Outcome:
 async def base_url(setup: Setup) -> Outcome:
     """It is OTPLESS that is asked, not the emulator."""
     url = setup.settings.base_url
-    if url.startswith("http://"):  # settings take that for loopback addresses only
+    if _is_local(url):
         return warning(
             f"{url} is on this machine: an emulator, not OTPLESS.",
             "In production leave OTPLESS_BASE_URL and OTPLESS_JWKS_URL unset, or set them to OTPLESS's own.",
@@ -130,3 +133,16 @@ def _date(text: str) -> float | None:
 
 def _host(url: str) -> str:
     return urlsplit(url).netloc
+
+
+def _is_local(url: str) -> bool:
+    """Whether it is an address of this machine: settings take http:// for no others."""
+    return url.startswith("http://")
+
+
+def _way_to(url: str) -> str:
+    """What to do about an OTPLESS that gives no usable answer."""
+    if not _is_local(url):
+        return WAY_OUT
+    port = urlsplit(url).port or HTTP_PORT
+    return f"Is the emulator running at {_host(url)}? {EMULATOR} --port {port} starts it."

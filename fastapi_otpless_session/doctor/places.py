@@ -27,6 +27,18 @@ async def router(setup: Setup) -> Outcome:
     )
 
 
+async def session_arguments(setup: Setup) -> Outcome:
+    """Routes ask for the session in a way that FastAPI understands."""
+    misread = [place.path for place in setup.app.places if place.is_misread]
+    if not misread:
+        return ok("No route has its session taken for a part of the request.")
+    return problem(
+        f"FastAPI takes the session of {', '.join(misread)} for a part of the request: the answer is 422, or it is "
+        "never there.",
+        "Write session: CurrentSession, without Depends, and details: CurrentSessionDetails.",
+    )
+
+
 async def mounted(setup: Setup) -> Outcome:
     """Mounted applications share the outer one's session."""
     app = setup.app

@@ -190,5 +190,6 @@ def _shown(scheme: str, path: Path | None) -> str:
 
 def _remedy(path: Path | None) -> str:
     if path is not None:
-        return f"Let the application's user write {path} and its folder; SQLite keeps two more files beside it."
+        write = f"Let the application's user write {path} and its folder"
+        return f"{write}: three more files are kept beside it, ending in -wal, -shm and .lock."
     return "Start the server, or mend host, port, user and password in OTPLESS_STORE_URL."
