@@ -87,10 +87,17 @@ class RequestSession:
         """Why there is no session; None where there is one, or nobody has asked."""
         return self._outcome if isinstance(self._outcome, SessionReason) else None
 
-    @property
-    def is_cross_site(self) -> bool:
-        """Whether the request comes from another site."""
-        return self.transport.is_cross_site(self._headers, self._scheme)
+    def is_from_elsewhere(self) -> bool:
+        """Whether the request comes from another site, which is logged: the page may well be one's own."""
+        if not self.transport.is_cross_site(self._headers, self._scheme):
+            return False
+        origins = [value for name, value in self._headers if name == b"origin"]
+        telemetry.logger.warning(
+            "Refused as from another site: Origin %.100r. OTPLESS_TRUSTED_ORIGINS names those that are yours, and a "
+            "proxy must pass Host on as it is",
+            b", ".join(origins).decode("latin-1") or None,
+        )
+        return True
 
     async def session(self) -> Session | None:
         """Return the session, or None where there is none or no verdict.
@@ -191,7 +198,7 @@ class RequestSession:
         """Return why what the request carries cannot be used, whatever it stands for."""
         if presented.token is None:
             return SessionReason.CONFLICT if presented.in_conflict else SessionReason.MISSING
-        if not self._is_safe and presented.is_cookie_only and self.is_cross_site:  # sent without the page's doing
+        if not self._is_safe and presented.is_cookie_only and self.is_from_elsewhere():  # sent without the page's doing
             return SessionReason.CROSS_SITE
         return None
 

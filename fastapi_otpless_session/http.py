@@ -78,7 +78,8 @@ class HttpxSender:
         except TimeoutError:
             raise UpstreamError(f"OTPLESS did not answer within {deadline:g} s") from None
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise UpstreamError(f"OTPLESS was not reached: {type(error).__name__}", unsent=True) from None
+            why = f"OTPLESS was not reached at {request.host}: {type(error).__name__}"
+            raise UpstreamError(why, unsent=True) from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnicodeError) as error:
             # UnicodeError: httpx writes the next request of a redirect even where none is followed, odd cookies and all
             raise UpstreamError(f"OTPLESS's answer was lost: {type(error).__name__}") from None

@@ -52,7 +52,8 @@ class AiohttpSender:
             async with asyncio.timeout(deadline):
                 return await _exchange(session, request, deadline)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise UpstreamError(f"OTPLESS was not reached: {type(error).__name__}", unsent=True) from None
+            why = f"OTPLESS was not reached at {request.host}: {type(error).__name__}"
+            raise UpstreamError(why, unsent=True) from None
         except TimeoutError:
             raise UpstreamError(f"OTPLESS did not answer within {deadline:g} s") from None
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:

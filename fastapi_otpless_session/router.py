@@ -86,7 +86,7 @@ class SignInRoute(OpenRoute):
 
 async def _same_origin(connection: HTTPConnection) -> None:
     """Refuse what a page of another site makes a browser do; it is on the router, so that no route can lack it."""
-    if connection.scope["method"] not in SAFE_METHODS and request_session(connection).is_cross_site:
+    if connection.scope["method"] not in SAFE_METHODS and request_session(connection).is_from_elsewhere():
         raise CrossSiteRequestError
 
 

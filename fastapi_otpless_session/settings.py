@@ -172,7 +172,7 @@ class OtplessSettings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_explain(error)) from None
+            raise ConfigurationError(_explain(error, values.get("_env_file", ENV_FILE))) from None
         except (UnicodeDecodeError, OSError):
             raise ConfigurationError("The .env file cannot be read; make it a readable file of UTF-8 text") from None
 
@@ -354,12 +354,16 @@ def _is_origin(text: str) -> bool:
     return parts.scheme in {"https", "http"} and bool(parts.hostname) and not more
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, env_file: object) -> str:
     """Say for each wrong variable what is wrong, without its value."""
     lines = []
-    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    for problem in problems:
         text = _HINTS.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         place = problem["loc"]
         name = f"{PREFIX}{str(place[0]).upper()}: " if place else ""
         lines.append(f"{name}{text}")
+    if any(problem["type"] == "missing" for problem in problems) and isinstance(env_file, str | os.PathLike):
+        file = Path(env_file).absolute()
+        lines.append(f"{file} was read" if file.exists() else f"There is no {file}")
     return "Wrong settings:\n" + "\n".join(f"  {line}" for line in lines)

@@ -18,6 +18,7 @@ from enum import Enum, auto
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic_core import to_json
 
@@ -71,6 +72,11 @@ class Request:
     url: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+
+    @property
+    def host(self) -> str:
+        """Host and port that it goes to, for error messages."""
+        return urlsplit(self.url).netloc
 
 
 @dataclass(frozen=True, slots=True)

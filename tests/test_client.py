@@ -468,7 +468,7 @@ async def test_where_no_connection_can_be_made_the_request_was_certainly_not_sen
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with OtplessClient(settings_for(url, http_client=http_client)) as client:
-        with pytest.raises(UpstreamError, match="was not reached") as caught:
+        with pytest.raises(UpstreamError, match=f"was not reached at {url.removeprefix('http://')}: ") as caught:
             await client.validate_session("a.b.c")
     assert caught.value.unsent is True
 

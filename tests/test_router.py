@@ -350,6 +350,16 @@ def test_a_frontend_that_keeps_its_session_ends_it_by_its_id_too(world: World) -
     assert world.emulator.session(session_id).revoked
 
 
+def test_who_serves_the_page_from_elsewhere_is_told_what_to_set(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    headers = {"Origin": "http://localhost:5500"}
+    assert world.client.post("/auth/login", json=world.emulator.sign_in(), headers=headers).status_code == 403
+    assert "Origin 'http://localhost:5500'. OTPLESS_TRUSTED_ORIGINS" in caplog.text
+    caplog.clear()
+    assert world.client.post("/auth/logout", headers={"Origin": "x" * 4_000}).status_code == 403
+    assert "OTPLESS_TRUSTED_ORIGINS" in caplog.text
+    assert len(caplog.text) < 500
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [("POST", "/login"), ("POST", "/logout"), ("POST", "/logout-all"), ("DELETE", "/sessions/x")],

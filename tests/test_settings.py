@@ -277,7 +277,10 @@ def test_the_credentials_are_required(name: str, text: str | None, monkeypatch: 
         monkeypatch.setenv(name, text)
     shown = refused()
     assert f"{name}: is required; copy it from the OTPLESS dashboard" in shown
+    assert f"There is no {Path.cwd() / '.env'}" in shown
     assert CANARY not in shown
+    Path(".env").touch()
+    assert f"{Path.cwd() / '.env'} was read" in refused()
 
 
 @pytest.mark.parametrize(("name", "text", "hint"), WRONG)
