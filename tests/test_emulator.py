@@ -1,6 +1,7 @@
 """The emulator against the published contract of OTPLESS."""
 
 import argparse
+import errno
 import gzip
 import json
 import os
@@ -878,10 +879,25 @@ class TestCommandLine:
         printed = "".join(capsys.readouterr().out.split())
         assert all(name in printed for name in quirk_names())
 
-    def test_a_taken_port_is_reported(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_taken_port_is_said_in_one_line_with_another(self, capsys: pytest.CaptureFixture[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            assert cli.main(parsed("--port", str(taken.getsockname()[1]))) == 1
-        assert "in use" in capsys.readouterr().err
+            port = taken.getsockname()[1]
+            assert cli.main(parsed("--port", str(port))) == 1
+        assert capsys.readouterr() == ("", f"error: port {port} is taken. Choose another: --port {port + 1}\n")
+
+    def test_after_the_last_port_any_is_proposed(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def run(*_: object) -> None:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+
+        monkeypatch.setattr(cli, "run", run)
+        assert cli.main(parsed("--port", "65535")) == 1
+        assert capsys.readouterr().err == "error: port 65535 is taken. Choose another: --port 0\n"
+
+    def test_an_address_that_is_not_this_machine_s_is_reported(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(parsed("--host", "192.0.2.1", "--port", "0")) == 1
+        assert "192.0.2.1" in capsys.readouterr().err
 
     def test_it_runs_until_control_c(self) -> None:
         source = "from fastapi_otpless_session.emulator import Emulator, run; run(Emulator(), port=0); print('end')"
