@@ -816,6 +816,28 @@ class TestControl:
         assert response.status_code == 422
         assert response.json()["message"]
 
+    @pytest.mark.parametrize("path", ["", "expir", "expire/", "openapi.yaml", "<b>"])
+    @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+    async def test_a_path_that_is_none_is_answered_with_those_that_are(
+        self, backend: Backend, method: str, path: str
+    ) -> None:
+        answer = await backend.http.request(method, f"/_emulator/x{path}", json={})
+        assert answer.status_code == 404
+        known = answer.json()["known"]
+        assert {"GET /_emulator/", "GET /_emulator/state", "POST /_emulator/expire"} <= set(known)
+        assert {"GET /_emulator/calls", "DELETE /_emulator/calls", "GET /_emulator/openapi.json"} <= set(known)
+        for one in known:
+            verb, _, there = one.partition(" ")
+            assert there.startswith("/_emulator/")
+            if there != "/_emulator/events":  # which has no end
+                found = await backend.http.request(verb, there, json={} if verb == "POST" else None)
+                assert found.status_code not in {404, 405}, one
+
+    @pytest.mark.parametrize("path", ["/v1/sessions/validate", "/_emulator/sdk/other", "/state", "/_emulators/state"])
+    async def test_of_the_control_api_only_the_control_api_tells(self, backend: Backend, path: str) -> None:
+        answer = await backend.http.post(path, json={})
+        assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
+
     async def test_half_a_surrogate_pair_is_no_text(self, backend: Backend) -> None:
         response = await backend.http.post("/_emulator/sign_in", content=r'{"name": "\ud800"}')
         assert response.status_code == 422
