@@ -174,7 +174,9 @@ function standing(session) {
 
 const ticking = new Set();
 
-const drawSessions = keyed(byId("sessions"), ({ sessionId, userId, knownAs, startedAt }) => {
+const hasEnded = (session) => session.revoked || !(session.sessionToken || session.refreshToken);
+
+function sessionCard({ sessionId, userId, knownAs, startedAt }) {
   const badge = element("span", {});
   const generation = element("span", {});
   const tokens = [tokenLine("Session token"), tokenLine("Refresh token")];
@@ -203,7 +205,21 @@ const drawSessions = keyed(byId("sessions"), ({ sessionId, userId, knownAs, star
       tokens.forEach((line) => ticking.add(line));
     },
   };
-});
+}
+
+const drawSessions = keyed(byId("sessions"), sessionCard);
+const drawEnded = keyed(byId("ended"), sessionCard);
+
+function showSessions(sessions) {
+  const ended = sessions.filter(hasEnded);
+  const hadFocus = byId("sessions").contains(document.activeElement);
+  drawSessions(sessions.filter((session) => !hasEnded(session)), (session) => session.sessionId);
+  drawEnded(ended, (session) => session.sessionId);
+  byId("ended-count").textContent = `${ended.length} ended`;
+  byId("ended-sessions").hidden = ended.length === 0;
+  // The button that ended a session went with it.
+  if (hadFocus && document.activeElement === document.body) byId("ended-count").focus();
+}
 
 setInterval(() => ticking.forEach((line) => (line.node.isConnected ? line.tick() : ticking.delete(line))), 1000);
 
@@ -377,7 +393,7 @@ const shown = {
   state(news) {
     ahead = news.now - Date.now() / 1000;
     drawMessages(news.inbox, (message) => `${message.at} ${message.to} ${message.otp}`);
-    drawSessions(news.sessions, (session) => session.sessionId);
+    showSessions(news.sessions);
     const hidden = news.sessionCount - news.sessions.length;
     byId("session-count").textContent = `${news.sessionCount}${hidden ? `, the newest ${news.sessions.length} shown` : ""}`;
     byId("kid").textContent = news.kid;
