@@ -11,7 +11,7 @@ import httpx
 import pytest
 from browser import DESKTOP, PHONE, PICTURES, Browser, Scheme
 
-from fastapi_otpless_session.emulator import Emulator, serve
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -148,6 +148,29 @@ def test_sessions_that_have_ended_are_out_of_the_way_and_leave_the_focus_with_th
     assert page.evaluate("document.activeElement.textContent") == "13 ended"
     page.keyboard.press("Enter")
     page.get_by_text("Person 3").wait_for()
+
+
+def test_how_an_application_finds_it_shows_until_one_has_and_can_be_looked_up_afterwards(browser: Browser) -> None:
+    emulator = Emulator(EmulatorSettings(app_id="<b>", client_id="mine"))
+    window = browser.window(permissions=["clipboard-read", "clipboard-write"])
+    with serve(emulator) as url:
+        page = window.tab(url)
+        for text in ("OTPLESS_CLIENT_ID=mine", f"OTPLESS_BASE_URL={url}", 'data-appid="&lt;b&gt;"></script>'):
+            page.locator("#connection").get_by_text(text).wait_for()
+        button(page, "Copy the list of settings").click()
+        page.get_by_text("The list of settings copied.").wait_for()
+        told = httpx.get(f"{url}/_emulator/settings").json()
+        assert page.evaluate("navigator.clipboard.readText()") == told["settings"]
+        assert httpx.get(f"{url}/.well-known/jwks").status_code == 200
+        page.get_by_text("OTPLESS_CLIENT_ID=mine").wait_for(state="hidden")
+        page.reload()
+        page.locator("#calls li").wait_for()
+        assert page.get_by_text("OTPLESS_CLIENT_ID=mine").is_hidden()
+        page.get_by_text("How an application finds the emulator").click()
+        assert httpx.get(f"{url}/.well-known/jwks").status_code == 200
+        page.get_by_text("jwks 2").wait_for()
+        page.get_by_text("OTPLESS_CLIENT_ID=mine").wait_for()
+        page.close()
 
 
 def test_on_a_phone_the_line_that_explains_the_buttons_is_whole(url: str, browser: Browser) -> None:

@@ -261,6 +261,15 @@ function rememberCalls({ calls, counts }) {
   const numbers = [...known.keys()].sort((one, other) => other - one);
   numbers.splice(MOST_CALLS).forEach((number) => known.delete(number));
   if (!paused) showCalls(numbers, counts);
+  showConnection(numbers.length > 0);
+}
+
+let isConnected = null; // whether an application has found the emulator, so that it need not be told how to
+
+function showConnection(hasCalls) {
+  const before = isConnected;
+  isConnected = isConnected || hasCalls;
+  if (isConnected !== before) byId("connection").open = !isConnected;
 }
 
 function showCalls(numbers, counts) {
@@ -290,6 +299,17 @@ function fault(kind) {
 function slow() {
   const { path, seconds } = Object.fromEntries(new FormData(trouble));
   return { method: "POST", path: "latency", body: path ? { path, seconds: Number(seconds) } : { seconds: Number(seconds) } };
+}
+
+async function tellHowToConnect() {
+  const told = await (await fetch(API + "settings")).json();
+  for (const [name, what] of [["settings", "The list of settings"], ["script", "The script's tag"]]) {
+    const button = element("button", { type: "button", textContent: "Copy" });
+    button.setAttribute("aria-label", `Copy ${what.toLowerCase()}`);
+    button.addEventListener("click", () => copy(told[name], what));
+    byId(name).textContent = told[name];
+    byId("copy-" + name).replaceChildren(button);
+  }
 }
 
 async function listKinds() {
@@ -417,6 +437,7 @@ function connect() {
   source.addEventListener("open", () => {
     link("Live", true);
     if (!byId("kinds").hasChildNodes()) listKinds();
+    tellHowToConnect(); // anew, for an emulator that was started again may have other options
   });
   source.addEventListener("error", () => {
     link("The emulator does not answer. Is it still running?", false);
@@ -438,7 +459,5 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 
-byId("variables").textContent =
-  `OTPLESS_BASE_URL=${location.origin}\nOTPLESS_JWKS_URL=${location.origin}/.well-known/jwks`;
 makeUp();
 connect();
