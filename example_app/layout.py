@@ -100,6 +100,8 @@ def _flashes(request: Request, session: Session | None) -> Sequence[Html]:
     if session is None:
         return []
     found = []
+    if "again" in request.query_params:
+        found.append(flash("good", "You are signed in. Order again."))
     if session.refreshed or "swapped" in request.query_params:
         found.append(flash("good", "Your session token was swapped just now — you didn't notice."))
     if session.stale:

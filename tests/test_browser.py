@@ -92,6 +92,16 @@ class TestCookie:
         page.get_by_role("alert").filter(has_text="Wrong code. Try again.").wait_for()
         assert signed_in(page).count() == 0
 
+    def test_an_order_before_signing_in_is_asked_for_again_once(self, shop: Shop, browser: Browser) -> None:
+        page = browser.window().tab(shop.url)
+        order(page)
+        expect_path(page, "/sign-in")
+        shop.sign_in_prebuilt(page, shop.number())
+        page.locator("#flashes").get_by_text("You are signed in. Order again.").wait_for()
+        page.reload()
+        signed_in(page).wait_for()
+        assert page.inner_text("#flashes") == ""
+
     def test_an_expired_token_is_swapped_and_nobody_notices(self, shop: Shop, browser: Browser) -> None:
         window = browser.window()
         page = window.tab(f"{shop.url}/sign-in")
@@ -143,6 +153,8 @@ class TestCookie:
         shop.sign_in_prebuilt(here, number)
         devices = here.get_by_role("region", name="Devices").get_by_role("listitem")
         assert devices.count() == 2
+        own = here.get_by_role("region", name="Devices").get_by_role("button", name="Sign out here")
+        assert own.count() == 1  # told from the other device's
         devices.get_by_role("button", name="Sign out").click()
         lost.refusals = {"401"}
         expect_path(there, "/sign-in?next=%2Flive&why=session_revoked")  # its websocket was closed

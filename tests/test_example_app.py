@@ -127,7 +127,11 @@ def test_whoever_isn_t_signed_in_sees_the_shop_but_cannot_order(shop: Shop) -> N
     assert "Masala Chai" in page.text
     assert "Expire my token" not in page.text
     answer = shop.browser.post("/orders/assam")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=/%3Fagain")
+    assert 'data-next="/?again"' in shop.get(answer.headers["location"]).text
+    assert "Order again." not in shop.get("/?again").text
+    shop.sign_in()
+    assert "You are signed in. Order again." in shop.get(shop.leads_to(answer.headers["location"])).text
 
 
 def test_programs_get_json_instead_of_a_redirect(shop: Shop) -> None:

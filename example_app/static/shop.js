@@ -87,7 +87,7 @@ for (const time of document.querySelectorAll("time")) {
 for (const link of document.querySelectorAll("nav a")) {
   if (link.pathname === location.pathname && !link.hash) link.setAttribute("aria-current", "page");
 }
-if (new URLSearchParams(location.search).has("swapped")) {
+if (["swapped", "again"].some((said) => new URLSearchParams(location.search).has(said))) {
   history.replaceState(null, "", location.pathname); // said once; not again after a reload
 }
 const retry = document.querySelector("[data-retry-after]");
