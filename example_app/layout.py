@@ -93,7 +93,13 @@ def page(
 
 
 def _demo(session: Session) -> Html:
-    return render("demo", expires_at=session.expires_at.isoformat(), button=render("expire_cookie"))
+    return render(
+        "demo",
+        expires_at=session.expires_at.isoformat(),
+        button=render("expire_cookie"),
+        then="click anything",
+        swapped="the token was swapped",
+    )
 
 
 def _flashes(request: Request, session: Session | None) -> Sequence[Html]:

@@ -232,8 +232,16 @@ class TestHeaderChannel:
         page.get_by_text(f"Signed in as +91{number}").wait_for()
         assert window.context.cookies() == []
         page.get_by_text("No orders yet.").wait_for()  # over the websocket
-        shop.expire(before := page.evaluate(LOCAL_TOKEN))
+        before = page.evaluate(LOCAL_TOKEN)
+        page.get_by_role("button", name="Expire my token").click()
+        page.get_by_text("Your token is dead at OTPLESS. Now order something.").wait_for()
         order(page)
+        page.locator("#flashes").get_by_text("Ordered: Masala Chai.").wait_for()
+        assert SWAPPED in page.inner_text("#flashes")
+        assert "Your token is dead" not in page.inner_text("#flashes")
+        order(page, "Rose & Hibiscus")
+        page.locator("#flashes").get_by_text("Ordered: Rose & Hibiscus.").wait_for()
+        assert page.locator("#flashes p").count() == 1
         page.locator("#order-list").get_by_text("Masala Chai").wait_for()
         wait_until(lambda: page.evaluate(LOCAL_TOKEN) != before, "for the swapped token")
         page.reload()
@@ -314,6 +322,21 @@ class TestFrontendDriven:
         expect_path(page, "/frontend?why=signed_out")
         expect_path(other, "/frontend?why=")  # the other tab's word or the websocket's end: whichever comes first
         other.get_by_label("Phone number").wait_for()
+
+    def test_a_renewed_token_is_told_beside_the_order_that_it_was_renewed_for(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        window = browser.window()
+        window.refusals = {"401"}
+        # Without its websocket, at whose end the SDK would renew the token, too.
+        window.context.route_web_socket("**/live/orders", lambda _: None)
+        page = window.tab(f"{shop.url}/frontend")
+        shop.sign_in_headless(page, shop.number())
+        page.get_by_role("button", name="Expire my token").click()
+        page.get_by_text("Your token is dead at OTPLESS. Now order something.").wait_for()
+        order(page)
+        page.locator("#flashes").get_by_text("Ordered: Masala Chai.").wait_for()
+        assert "The SDK renewed your token just now" in page.inner_text("#flashes")
 
     @staticmethod
     def _live_page(shop: Shop, window: Window) -> Page:

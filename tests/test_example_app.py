@@ -240,6 +240,20 @@ def test_the_account_page_shows_session_details_and_devices(shop: Shop) -> None:
     assert "this one" in page
 
 
+@pytest.mark.parametrize(
+    ("path", "promise"),
+    [
+        ("/account", "Then click anything: you stay signed in, and the page says that the token was swapped."),
+        ("/header", "Then order something: you stay signed in, and the page says that the token was swapped."),
+        ("/frontend", "Then order something: you stay signed in, and the page says that the SDK renewed it."),
+    ],
+)
+def test_each_frontend_promises_what_it_does_after_an_expiry(shop: Shop, path: str, promise: str) -> None:
+    if path == "/account":
+        shop.sign_in()
+    assert promise in shop.get(path).text
+
+
 def test_another_device_can_be_signed_out(shop: Shop) -> None:
     elsewhere = shop.sign_in()
     shop.browser.cookies.clear()

@@ -2,7 +2,7 @@
 //   fetch(path, options), socket(path), signOut(), isSignedIn(): as their names say; all but isSignedIn return promises
 "use strict";
 
-const KILLED = "Your token is dead at OTPLESS. Now click on anything.";
+const KILLED = "Your token is dead at OTPLESS. Now order something.";
 const SWAPPED = "Your session token was swapped just now — you didn't notice.";
 const find = (id) => document.getElementById(id);
 
@@ -50,6 +50,7 @@ class App {
 
   async busy(button, act) {
     button.disabled = true;
+    clearFlashes();
     try {
       await act();
     } catch (error) {
@@ -92,6 +93,7 @@ class App {
       flash("The shop can't be reached. Try again.", "bad");
       return null;
     }
+    if (answer.headers.has("X-Session-Token")) flash(SWAPPED, "good"); // whichever call it was that came first
     if (answer.ok) return answer.status === 204 ? {} : answer.json();
     if (answer.status === 503) {
       flash("OTPLESS can't be reached at the moment. You stay signed in: try again in a minute.", "note");
@@ -114,7 +116,6 @@ class App {
     find("visitor").textContent = session.name || session.email || contact || "you";
     document.querySelectorAll("[data-expires-at]").forEach((clock) => (clock.dataset.expiresAt = session.expires_at));
     tick();
-    if (session.refreshed) flash(SWAPPED, "good");
   }
 
   showDevices(devices) {

@@ -1,12 +1,20 @@
 // What all pages share: clocks, times, messages, and buttons that call the session router.
 "use strict";
 
-/** Shows a message at the top of the screen; screen readers read it out. */
+const flashes = document.getElementById("flashes");
+
+/** Shows a message at the top of the screen, below what one click has said already; screen readers read it out. */
 function flash(text, kind) {
   const line = document.createElement("p");
   line.className = "flash " + kind;
   line.textContent = text;
-  document.getElementById("flashes").replaceChildren(line);
+  [...flashes.children].filter((other) => other.textContent === text).forEach((other) => other.remove());
+  flashes.append(line);
+}
+
+/** Forgets the messages: with the next click they are old. */
+function clearFlashes() {
+  flashes.replaceChildren();
 }
 
 /** Calls the application: {ok, status, message}. Status 0 means that there was no answer. */
@@ -35,6 +43,7 @@ if (tabs && document.body.hasAttribute("data-signed-in")) {
 async function press(button) {
   const { method, url, done, killed } = button.dataset;
   button.disabled = true;
+  clearFlashes();
   const answer = await call(method, url);
   button.disabled = false;
   if (answer.status === 401) {
