@@ -92,6 +92,44 @@ class TestCookie:
         page.get_by_role("alert").filter(has_text="Wrong code. Try again.").wait_for()
         assert signed_in(page).count() == 0
 
+    def test_a_code_that_is_right_is_not_called_a_sign_in_before_the_shop_has_answered(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        page = browser.window().tab(f"{shop.url}/sign-in")
+        held_up: list[Route] = []
+
+        def hold_up(route: Route) -> None:
+            held_up.append(route)
+
+        page.route("**/auth/login", hold_up)
+        shop.ask_prebuilt(page, number := shop.number())
+        page.get_by_label("6-digit code").fill(shop.code(number))
+        page.get_by_role("button", name="Verify").click()
+        page.get_by_text("Code accepted. The page signs you in now.").wait_for()
+        held_up.pop().continue_()
+        signed_in(page).wait_for()
+
+    @pytest.mark.parametrize("form", ["prebuilt", "headless"])
+    def test_a_sign_in_that_fails_says_so_and_offers_the_form_again(
+        self, shop: Shop, browser: Browser, form: str
+    ) -> None:
+        window = browser.window()
+        window.refusals = {"503"}
+        page = window.tab(f"{shop.url}/sign-in?form={form}&next=/account")
+        ask, sign_in, verify = {
+            "prebuilt": (shop.ask_prebuilt, shop.sign_in_prebuilt, "Verify"),
+            "headless": (shop.ask_headless, shop.sign_in_headless, "Sign in"),
+        }[form]
+        with shop.outage("validate-session"), shop.outage("validate/token"):
+            ask(page, number := shop.number())
+            page.get_by_label("6-digit code").fill(shop.code(number))
+            page.get_by_role("button", name=verify).click()
+            page.get_by_label("Phone number").wait_for()
+            assert page.get_by_role("alert").filter(has_text=re.compile(".")).count() == 1
+            assert page.get_by_label("6-digit code").is_hidden()
+        sign_in(page, number)
+        expect_path(page, "/account")
+
     def test_an_order_before_signing_in_is_asked_for_again_once(self, shop: Shop, browser: Browser) -> None:
         page = browser.window().tab(shop.url)
         order(page)
@@ -251,6 +289,20 @@ class TestHeaderChannel:
         assert page.evaluate(LOCAL_TOKEN) is None
         page.get_by_label("Phone number or e-mail").wait_for()
 
+    def test_a_sign_in_that_fails_says_so_and_offers_the_form_again(self, shop: Shop, browser: Browser) -> None:
+        window = browser.window()
+        window.refusals = {"503"}
+        page = window.tab(f"{shop.url}/header")
+        with shop.outage("validate-session"), shop.outage("validate/token"):
+            shop.ask_prebuilt(page, number := shop.number())
+            page.get_by_label("6-digit code").fill(shop.code(number))
+            page.get_by_role("button", name="Verify").click()
+            page.locator("#flashes .bad").wait_for()
+            page.get_by_label("Phone number or e-mail").wait_for()
+        shop.sign_in_prebuilt(page, number)
+        page.get_by_text(f"Signed in as +91{number}").wait_for()
+        assert page.inner_text("#flashes") == ""
+
     def test_tabs_share_one_session_and_end_it_together(self, shop: Shop, browser: Browser) -> None:
         window = browser.window()
         waiting = window.tab(f"{shop.url}/header")
@@ -337,6 +389,19 @@ class TestFrontendDriven:
         order(page)
         page.locator("#flashes").get_by_text("Ordered: Masala Chai.").wait_for()
         assert "The SDK renewed your token just now" in page.inner_text("#flashes")
+
+    def test_a_sign_in_whose_session_the_sdk_cannot_find_says_so_and_offers_the_form_again(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        page = browser.window().tab(f"{shop.url}/frontend")
+        page.route("**/_emulator/sdk/session", lambda route: route.fulfill(json={"success": False}))
+        shop.ask_headless(page, number := shop.number())
+        page.get_by_label("6-digit code").fill(shop.code(number))
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("You could not be signed in. Try again.").wait_for()
+        assert page.get_by_label("6-digit code").is_hidden()
+        page.unroute("**/_emulator/sdk/session")
+        shop.sign_in_headless(page, number)
 
     @staticmethod
     def _live_page(shop: Shop, window: Window) -> Page:

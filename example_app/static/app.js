@@ -64,7 +64,10 @@ class App {
     const hadForm = !find("sign-in-view").hidden;
     find("sign-in-view").hidden = true;
     for (const id of ["app-view", "badge", "sign-out"]) find(id).hidden = false;
-    if (hadForm) find("app-view").querySelector("h1").focus(); // the form that had the focus is gone
+    if (hadForm) {
+      clearFlashes(); // of a sign-in that failed
+      find("app-view").querySelector("h1").focus(); // the form that had the focus is gone
+    }
     await this.load();
     if (this.isOpen) return;
     this.isOpen = true;
@@ -80,8 +83,7 @@ class App {
   askToSignIn() {
     const { sdkUrl, appId } = find("sign-in-view").dataset;
     find("sign-in-view").hidden = false;
-    document.body.append(element("script", { id: "otpless-sdk", src: sdkUrl }));
-    find("otpless-sdk").dataset.appid = appId;
+    offerForm({ src: sdkUrl, appId });
   }
 
   /** Calls the application: its JSON, or null where it refused, which is shown. */

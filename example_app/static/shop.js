@@ -17,6 +17,15 @@ function clearFlashes() {
   flashes.replaceChildren();
 }
 
+/** Lets OTPLESS's script put its form into the page; again after a sign-in that failed, for its form is used up by then. */
+function offerForm({ src, appId }) {
+  const script = document.createElement("script");
+  Object.assign(script, { id: "otpless-sdk", src });
+  script.dataset.appid = appId;
+  document.getElementById("otpless-sdk")?.remove();
+  document.body.append(script);
+}
+
 /** Calls the application: {ok, status, message}. Status 0 means that there was no answer. */
 async function call(method, url) {
   try {
