@@ -93,13 +93,21 @@ def page(
 
 
 def _demo(session: Session) -> Html:
-    return render("demo", expires_at=session.expires_at.isoformat(), button=render("expire_cookie"))
+    return render(
+        "demo",
+        expires_at=session.expires_at.isoformat(),
+        button=render("expire_cookie"),
+        then="click anything",
+        swapped="the token was swapped",
+    )
 
 
 def _flashes(request: Request, session: Session | None) -> Sequence[Html]:
     if session is None:
         return []
     found = []
+    if "again" in request.query_params:
+        found.append(flash("good", "You are signed in. Order again."))
     if session.refreshed or "swapped" in request.query_params:
         found.append(flash("good", "Your session token was swapped just now — you didn't notice."))
     if session.stale:

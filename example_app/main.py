@@ -60,7 +60,8 @@ async def show_refusal(request: Request, error: Exception) -> Response:
 
 def _sign_in_url(request: Request, why: str) -> str:
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-    query = {"next": asked if request.method == "GET" else "/"}
+    # An order cannot be taken along: the shop asks for it again.
+    query = {"next": asked if request.method == "GET" else "/?again"}
     if why in WHY_AGAIN:
         query["why"] = why
     return "/sign-in?" + urlencode(query, safe="/")

@@ -25,6 +25,7 @@ ABOUT = {
     "header": "This page keeps its session token itself, in the browser's local storage, and shares it with its tabs.",
     "frontend": "This page leaves its tokens to the OTPLESS SDK, which renews them; the shop only checks them.",
 }
+SWAPPED = {"header": "the token was swapped", "frontend": "the SDK renewed it"}
 FORMS = {"header": "form_later", "frontend": "form_headless"}
 
 single = APIRouter()
@@ -60,10 +61,14 @@ def _app(request: Request, shop: ShopSettings, way: str, why: str, *, signed_in:
         about=ABOUT[way],
         products=products("buy_button"),
         live=render("live_orders", title="Your orders"),
-        demo=render("demo", expires_at="", button=render("expire_app")) if shop.emulator_url else Html(),
+        demo=_demo(way) if shop.emulator_url else Html(),
         scripts=render(f"app_{way}"),
     )
     return page(request, title, body, badge=render("badge_app"), nav="nav_app", heading=False)
+
+
+def _demo(way: str) -> Html:
+    return render("demo", expires_at="", button=render("expire_app"), then="order something", swapped=SWAPPED[way])
 
 
 @single.post("/api/orders/{product_id}", status_code=201, tags=["shop"], responses=answers(_404="No such tea"))

@@ -92,6 +92,54 @@ class TestCookie:
         page.get_by_role("alert").filter(has_text="Wrong code. Try again.").wait_for()
         assert signed_in(page).count() == 0
 
+    def test_a_code_that_is_right_is_not_called_a_sign_in_before_the_shop_has_answered(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        page = browser.window().tab(f"{shop.url}/sign-in")
+        held_up: list[Route] = []
+
+        def hold_up(route: Route) -> None:
+            held_up.append(route)
+
+        page.route("**/auth/login", hold_up)
+        shop.ask_prebuilt(page, number := shop.number())
+        page.get_by_label("6-digit code").fill(shop.code(number))
+        page.get_by_role("button", name="Verify").click()
+        page.get_by_text("Code accepted. The page signs you in now.").wait_for()
+        held_up.pop().continue_()
+        signed_in(page).wait_for()
+
+    @pytest.mark.parametrize("form", ["prebuilt", "headless"])
+    def test_a_sign_in_that_fails_says_so_and_offers_the_form_again(
+        self, shop: Shop, browser: Browser, form: str
+    ) -> None:
+        window = browser.window()
+        window.refusals = {"503"}
+        page = window.tab(f"{shop.url}/sign-in?form={form}&next=/account")
+        ask, sign_in, verify = {
+            "prebuilt": (shop.ask_prebuilt, shop.sign_in_prebuilt, "Verify"),
+            "headless": (shop.ask_headless, shop.sign_in_headless, "Sign in"),
+        }[form]
+        with shop.outage("validate-session"), shop.outage("validate/token"):
+            ask(page, number := shop.number())
+            page.get_by_label("6-digit code").fill(shop.code(number))
+            page.get_by_role("button", name=verify).click()
+            page.get_by_label("Phone number").wait_for()
+            assert page.get_by_role("alert").filter(has_text=re.compile(".")).count() == 1
+            assert page.get_by_label("6-digit code").is_hidden()
+        sign_in(page, number)
+        expect_path(page, "/account")
+
+    def test_an_order_before_signing_in_is_asked_for_again_once(self, shop: Shop, browser: Browser) -> None:
+        page = browser.window().tab(shop.url)
+        order(page)
+        expect_path(page, "/sign-in")
+        shop.sign_in_prebuilt(page, shop.number())
+        page.locator("#flashes").get_by_text("You are signed in. Order again.").wait_for()
+        page.reload()
+        signed_in(page).wait_for()
+        assert page.inner_text("#flashes") == ""
+
     def test_an_expired_token_is_swapped_and_nobody_notices(self, shop: Shop, browser: Browser) -> None:
         window = browser.window()
         page = window.tab(f"{shop.url}/sign-in")
@@ -143,6 +191,8 @@ class TestCookie:
         shop.sign_in_prebuilt(here, number)
         devices = here.get_by_role("region", name="Devices").get_by_role("listitem")
         assert devices.count() == 2
+        own = here.get_by_role("region", name="Devices").get_by_role("button", name="Sign out here")
+        assert own.count() == 1  # told from the other device's
         devices.get_by_role("button", name="Sign out").click()
         lost.refusals = {"401"}
         expect_path(there, "/sign-in?next=%2Flive&why=session_revoked")  # its websocket was closed
@@ -220,8 +270,16 @@ class TestHeaderChannel:
         page.get_by_text(f"Signed in as +91{number}").wait_for()
         assert window.context.cookies() == []
         page.get_by_text("No orders yet.").wait_for()  # over the websocket
-        shop.expire(before := page.evaluate(LOCAL_TOKEN))
+        before = page.evaluate(LOCAL_TOKEN)
+        page.get_by_role("button", name="Expire my token").click()
+        page.get_by_text("Your token is dead at OTPLESS. Now order something.").wait_for()
         order(page)
+        page.locator("#flashes").get_by_text("Ordered: Masala Chai.").wait_for()
+        assert SWAPPED in page.inner_text("#flashes")
+        assert "Your token is dead" not in page.inner_text("#flashes")
+        order(page, "Rose & Hibiscus")
+        page.locator("#flashes").get_by_text("Ordered: Rose & Hibiscus.").wait_for()
+        assert page.locator("#flashes p").count() == 1
         page.locator("#order-list").get_by_text("Masala Chai").wait_for()
         wait_until(lambda: page.evaluate(LOCAL_TOKEN) != before, "for the swapped token")
         page.reload()
@@ -230,6 +288,20 @@ class TestHeaderChannel:
         expect_path(page, "/header?why=signed_out")
         assert page.evaluate(LOCAL_TOKEN) is None
         page.get_by_label("Phone number or e-mail").wait_for()
+
+    def test_a_sign_in_that_fails_says_so_and_offers_the_form_again(self, shop: Shop, browser: Browser) -> None:
+        window = browser.window()
+        window.refusals = {"503"}
+        page = window.tab(f"{shop.url}/header")
+        with shop.outage("validate-session"), shop.outage("validate/token"):
+            shop.ask_prebuilt(page, number := shop.number())
+            page.get_by_label("6-digit code").fill(shop.code(number))
+            page.get_by_role("button", name="Verify").click()
+            page.locator("#flashes .bad").wait_for()
+            page.get_by_label("Phone number or e-mail").wait_for()
+        shop.sign_in_prebuilt(page, number)
+        page.get_by_text(f"Signed in as +91{number}").wait_for()
+        assert page.inner_text("#flashes") == ""
 
     def test_tabs_share_one_session_and_end_it_together(self, shop: Shop, browser: Browser) -> None:
         window = browser.window()
@@ -302,6 +374,34 @@ class TestFrontendDriven:
         expect_path(page, "/frontend?why=signed_out")
         expect_path(other, "/frontend?why=")  # the other tab's word or the websocket's end: whichever comes first
         other.get_by_label("Phone number").wait_for()
+
+    def test_a_renewed_token_is_told_beside_the_order_that_it_was_renewed_for(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        window = browser.window()
+        window.refusals = {"401"}
+        # Without its websocket, at whose end the SDK would renew the token, too.
+        window.context.route_web_socket("**/live/orders", lambda _: None)
+        page = window.tab(f"{shop.url}/frontend")
+        shop.sign_in_headless(page, shop.number())
+        page.get_by_role("button", name="Expire my token").click()
+        page.get_by_text("Your token is dead at OTPLESS. Now order something.").wait_for()
+        order(page)
+        page.locator("#flashes").get_by_text("Ordered: Masala Chai.").wait_for()
+        assert "The SDK renewed your token just now" in page.inner_text("#flashes")
+
+    def test_a_sign_in_whose_session_the_sdk_cannot_find_says_so_and_offers_the_form_again(
+        self, shop: Shop, browser: Browser
+    ) -> None:
+        page = browser.window().tab(f"{shop.url}/frontend")
+        page.route("**/_emulator/sdk/session", lambda route: route.fulfill(json={"success": False}))
+        shop.ask_headless(page, number := shop.number())
+        page.get_by_label("6-digit code").fill(shop.code(number))
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("You could not be signed in. Try again.").wait_for()
+        assert page.get_by_label("6-digit code").is_hidden()
+        page.unroute("**/_emulator/sdk/session")
+        shop.sign_in_headless(page, number)
 
     @staticmethod
     def _live_page(shop: Shop, window: Window) -> Page:

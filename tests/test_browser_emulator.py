@@ -11,7 +11,7 @@ import httpx
 import pytest
 from browser import DESKTOP, PHONE, PICTURES, Browser, Scheme
 
-from fastapi_otpless_session.emulator import Emulator, serve
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -61,7 +61,9 @@ def test_what_happens_shows_without_a_reload(emulator: Emulator, url: str, brows
     card.get_by_text("generation 2").wait_for()
     page.locator("#calls").get_by_text("new session token").wait_for()
     emulator.revoke(session_id)
-    card.get_by_text("revoked", exact=True).wait_for()
+    page.get_by_text("Nobody is signed in.").wait_for()
+    page.get_by_text("1 ended").click()
+    page.locator("#ended li").get_by_text("revoked", exact=True).wait_for()
     httpx.post(url + "/_emulator/sdk/initiate", json={"appId": "DEMOAPP", "email": "asha@example.com"})
     page.locator("#messages").get_by_text(emulator.inbox[0].otp, exact=True).wait_for()
 
@@ -122,6 +124,63 @@ def test_a_change_of_a_session_leaves_the_focus_where_it_was(emulator: Emulator,
     card.get_by_text("generation 2").wait_for()
     page.locator("#sessions").get_by_text("Ravi").wait_for()
     assert page.evaluate("document.activeElement.textContent") == "Revoke"
+
+
+def test_sessions_that_have_ended_are_out_of_the_way_and_leave_the_focus_with_their_number(
+    emulator: Emulator, url: str, browser: Browser
+) -> None:
+    for number in range(12):
+        session_id = emulator.sign_in(name=f"Person {number}")["sessionInfo"]["sessionId"]
+        if number % 2:
+            emulator.revoke(session_id)
+        else:
+            emulator.expire(session_id)
+            emulator.kill_refresh(session_id)
+    user = emulator.sign_in(name="Asha")
+    emulator.expire(user["sessionInfo"]["sessionId"])
+    page = browser.window(PHONE).tab(url)
+    page.get_by_text("12 ended").wait_for()
+    assert page.get_by_text("Person 3").is_hidden()
+    card = page.locator("#sessions li")
+    card.get_by_text("expired, can be renewed").wait_for()
+    button(card, f"Revoke, session {user['sessionInfo']['sessionId'][:8]}… of Asha").press("Enter")
+    page.get_by_text("13 ended").wait_for()
+    assert page.evaluate("document.activeElement.textContent") == "13 ended"
+    page.keyboard.press("Enter")
+    page.get_by_text("Person 3").wait_for()
+
+
+def test_how_an_application_finds_it_shows_until_one_has_and_can_be_looked_up_afterwards(browser: Browser) -> None:
+    emulator = Emulator(EmulatorSettings(app_id="<b>", client_id="mine"))
+    window = browser.window(permissions=["clipboard-read", "clipboard-write"])
+    with serve(emulator) as url:
+        page = window.tab(url)
+        for text in ("OTPLESS_CLIENT_ID=mine", f"OTPLESS_BASE_URL={url}", 'data-appid="&lt;b&gt;"></script>'):
+            page.locator("#connection").get_by_text(text).wait_for()
+        button(page, "Copy the list of settings").click()
+        page.get_by_text("The list of settings copied.").wait_for()
+        told = httpx.get(f"{url}/_emulator/settings").json()
+        assert page.evaluate("navigator.clipboard.readText()") == told["settings"]
+        assert httpx.get(f"{url}/.well-known/jwks").status_code == 200
+        page.get_by_text("OTPLESS_CLIENT_ID=mine").wait_for(state="hidden")
+        page.reload()
+        page.locator("#calls li").wait_for()
+        assert page.get_by_text("OTPLESS_CLIENT_ID=mine").is_hidden()
+        page.get_by_text("How an application finds the emulator").click()
+        assert httpx.get(f"{url}/.well-known/jwks").status_code == 200
+        page.get_by_text("jwks 2").wait_for()
+        page.get_by_text("OTPLESS_CLIENT_ID=mine").wait_for()
+        page.close()
+
+
+def test_on_a_phone_the_line_that_explains_the_buttons_is_whole(url: str, browser: Browser) -> None:
+    page = browser.window(PHONE).tab(url)
+    page.get_by_text("Nobody is signed in.").wait_for()
+    hint = page.locator("#command")
+    assert hint.evaluate("line => [line.scrollWidth - line.clientWidth, line.scrollHeight - line.clientHeight]") == [
+        0,
+        0,
+    ]
 
 
 def test_the_page_finds_a_restarted_emulator_again(browser: Browser) -> None:

@@ -1,9 +1,11 @@
 """The emulator against the published contract of OTPLESS."""
 
 import argparse
+import errno
 import gzip
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +13,8 @@ import sys
 import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +23,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from processes import PATIENCE, wait_until
 
+from fastapi_otpless_session import OtplessSettings
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, ServerMissingError, cli, serve
 from fastapi_otpless_session.emulator.settings import parse_quirk, quirk_names
 from fastapi_otpless_session.emulator.state import KEPT_TOKENS
@@ -729,6 +734,14 @@ class TestServed:
             assert url.startswith("http://[::1]:")
             assert httpx.get(url + JWKS).status_code == 200
 
+    @pytest.mark.parametrize(("host", "here"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]")])  # noqa: S104 - in a container
+    def test_where_it_listens_everywhere_it_is_found_at_loopback(
+        self, emulator: Emulator, host: str, here: str
+    ) -> None:
+        with serve(emulator, host=host) as url:
+            assert url.startswith(f"http://{here}:")
+            assert httpx.get(url + JWKS).status_code == 200
+
 
 def wait_for_a_call(emulator: Emulator) -> None:
     wait_until(lambda: bool(emulator.calls), "for the call to arrive")
@@ -815,6 +828,28 @@ class TestControl:
         assert response.status_code == 422
         assert response.json()["message"]
 
+    @pytest.mark.parametrize("path", ["", "expir", "expire/", "openapi.yaml", "<b>"])
+    @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+    async def test_a_path_that_is_none_is_answered_with_those_that_are(
+        self, backend: Backend, method: str, path: str
+    ) -> None:
+        answer = await backend.http.request(method, f"/_emulator/x{path}", json={})
+        assert answer.status_code == 404
+        known = answer.json()["known"]
+        assert {"GET /_emulator/", "GET /_emulator/state", "POST /_emulator/expire"} <= set(known)
+        assert {"GET /_emulator/calls", "DELETE /_emulator/calls", "GET /_emulator/openapi.json"} <= set(known)
+        for one in known:
+            verb, _, there = one.partition(" ")
+            assert there.startswith("/_emulator/")
+            if there != "/_emulator/events":  # which has no end
+                found = await backend.http.request(verb, there, json={} if verb == "POST" else None)
+                assert found.status_code not in {404, 405}, one
+
+    @pytest.mark.parametrize("path", ["/v1/sessions/validate", "/_emulator/sdk/other", "/state", "/_emulators/state"])
+    async def test_of_the_control_api_only_the_control_api_tells(self, backend: Backend, path: str) -> None:
+        answer = await backend.http.post(path, json={})
+        assert (answer.status_code, answer.json()) == (404, {"message": "Not Found"})
+
     async def test_half_a_surrogate_pair_is_no_text(self, backend: Backend) -> None:
         response = await backend.http.post("/_emulator/sign_in", content=r'{"name": "\ud800"}')
         assert response.status_code == 422
@@ -832,6 +867,39 @@ class TestControl:
         response = await backend.http.options("/_emulator/sdk/initiate", headers=headers)
         assert response.status_code == 200
         assert response.headers["access-control-allow-origin"] == "*"
+
+
+class Started:
+    """An emulator as its own process, and what it printed."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        self._process = process
+        self.printed: list[str] = []
+        while not any(line.startswith("<script") for line in self.printed):
+            line = process.stdout.readline()
+            assert line, self.printed
+            self.printed.append(line.rstrip("\n"))
+        self.url = self.printed[0].split(" on ")[1].split()[0]
+        self.settings = [line for line in self.printed if re.match("[A-Z_]+=", line)]
+        self.tag = self.printed[-1]
+
+    def end(self) -> tuple[str, str, int]:
+        """Press Ctrl-C; return what it printed then, its errors and its status."""
+        os.kill(self._process.pid, signal.SIGINT)
+        out, err = self._process.communicate(timeout=PATIENCE)
+        return out, err, self._process.returncode
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[Started]:
+    command = [sys.executable, "-W", "error", *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:  # noqa: S603 - our own code
+        try:
+            yield Started(process)
+        finally:
+            process.kill()
 
 
 def parsed(*args: str) -> argparse.Namespace:
@@ -878,20 +946,49 @@ class TestCommandLine:
         printed = "".join(capsys.readouterr().out.split())
         assert all(name in printed for name in quirk_names())
 
-    def test_a_taken_port_is_reported(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_taken_port_is_said_in_one_line_with_another(self, capsys: pytest.CaptureFixture[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            assert cli.main(parsed("--port", str(taken.getsockname()[1]))) == 1
-        assert "in use" in capsys.readouterr().err
+            port = taken.getsockname()[1]
+            assert cli.main(parsed("--port", str(port))) == 1
+        assert capsys.readouterr() == ("", f"error: port {port} is taken. Choose another: --port {port + 1}\n")
+
+    def test_after_the_last_port_any_is_proposed(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def run(*_: object) -> None:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+
+        monkeypatch.setattr(cli, "run", run)
+        assert cli.main(parsed("--port", "65535")) == 1
+        assert capsys.readouterr().err == "error: port 65535 is taken. Choose another: --port 0\n"
+
+    def test_an_address_that_is_not_this_machine_s_is_reported(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(parsed("--host", "192.0.2.1", "--port", "0")) == 1
+        assert "192.0.2.1" in capsys.readouterr().err
 
     def test_it_runs_until_control_c(self) -> None:
         source = "from fastapi_otpless_session.emulator import Emulator, run; run(Emulator(), port=0); print('end')"
-        command = [sys.executable, "-W", "error", "-c", source]
-        pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:  # noqa: S603 - our own code
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            url = line.split(" on ")[1].split()[0]
-            assert httpx.get(url + JWKS).status_code == 200
-            os.kill(process.pid, signal.SIGINT)
-            out, err = process.communicate(timeout=PATIENCE)
-        assert (out, err, process.returncode) == ("end\n", "", 0)
+        with started("-c", source) as emulator:
+            assert httpx.get(emulator.url + JWKS).status_code == 200
+            assert emulator.end() == ("end\n", "", 0)
+
+    def test_it_prints_all_that_an_application_needs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        options = ("--client-id", "mine", "--client-secret", "my secret #1", "--app-id", 'X"><b>')
+        with started("-m", "fastapi_otpless_session", "emulator", "--port", "0", *options) as emulator:
+            (tmp_path / ".env").write_text("\n".join(emulator.settings), "utf-8")
+            for name in [name for name in os.environ if name.startswith("OTPLESS_")]:
+                monkeypatch.delenv(name)
+            monkeypatch.chdir(tmp_path)
+            found = OtplessSettings()
+            assert (found.base_url, found.jwks_url) == (emulator.url, emulator.url + JWKS)
+            assert found.cookie == "otpless_session"  # as http needs it
+            credentials = {"clientId": found.client_id, "clientSecret": found.client_secret.get_secret_value()}
+            answer = httpx.post(found.base_url + VALIDATE, json={"sessionToken": "x"}, headers=credentials)
+            assert (answer.status_code, answer.json()) == (200, {"success": False})
+            source = f'src="{emulator.url}/v4/auth.js"'
+            assert emulator.tag == (
+                tag := f'<script id="otpless-sdk" {source} data-appid="X&quot;&gt;&lt;b&gt;"></script>'
+            )
+            told = httpx.get(f"{emulator.url}/_emulator/settings").json()
+            assert told == {"settings": "\n".join(emulator.settings), "script": tag}
+            assert emulator.end() == ("", "", 0)

@@ -26,7 +26,7 @@ CREDENTIALS = {"clientId": "demo-client", "clientSecret": "demo-secret"}
 VALIDATE = "/v1/sessions/validate-session"
 REFRESH = "/v1/sessions/get-new-session-token"
 HERE = "http://127.0.0.1:8701"
-CONTROL = ["state", "calls", "faults", "events", "openapi.json"]
+CONTROL = ["state", "calls", "faults", "events", "settings", "openapi.json"]
 
 
 def validate(base_url: str, token: str, *, timeout: httpx.Timeout | None = None, **headers: str) -> httpx.Response:

@@ -119,9 +119,29 @@ class TestOtp:
         assert (await browser.post("verify", email=f"person{number}@shop.example", otp=newest)).status_code == 200
 
     @pytest.mark.parametrize("name", ["initiate", "verify", "session", "logout"])
-    async def test_another_app_id_is_refused(self, browser: Browser, name: str) -> None:
+    async def test_another_app_id_is_refused_and_both_are_named(self, browser: Browser, name: str) -> None:
         response = await browser.post(name, **PHONE, otp="1", appId="OTHER")
-        assert (response.status_code, response.json()) == (400, {"message": "This app id is not known."})
+        message = "App id 'OTHER' is not known; this emulator's is DEMOAPP (--app-id)."
+        assert (response.status_code, response.json()) == (400, {"message": message})
+
+    @pytest.mark.parametrize(
+        ("app_id", "named"),
+        [
+            ("<b>\n\x1b[31m", r"App id '<b>\n\x1b[31m' is not known"),
+            ("\ud800", r"App id '\ud800' is not known"),
+            ("X" * 10_000, f"App id '{'X' * 40}'… is not known"),
+            ("", "No app id was sent"),
+            (None, "No app id was sent"),
+            ([["X"]], "No app id was sent"),
+        ],
+    )
+    async def test_whatever_an_app_id_holds_it_is_named_in_a_few_plain_letters(
+        self, browser: Browser, app_id: Any, named: str
+    ) -> None:
+        body = json.dumps({**PHONE, "appId": app_id})  # with escapes, for half a surrogate pair has no other way
+        response = await browser.http.post("/_emulator/sdk/initiate", content=body)
+        assert response.status_code == 400
+        assert response.json() == {"message": f"{named}; this emulator's is DEMOAPP (--app-id)."}
 
     @pytest.mark.parametrize("body", [{}, {"phone": "12"}, {"phone": "abc"}, {"email": "x"}])
     async def test_bad_recipients_are_refused(self, browser: Browser, body: dict[str, str]) -> None:

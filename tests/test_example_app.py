@@ -127,7 +127,11 @@ def test_whoever_isn_t_signed_in_sees_the_shop_but_cannot_order(shop: Shop) -> N
     assert "Masala Chai" in page.text
     assert "Expire my token" not in page.text
     answer = shop.browser.post("/orders/assam")
-    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=/")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=/%3Fagain")
+    assert 'data-next="/?again"' in shop.get(answer.headers["location"]).text
+    assert "Order again." not in shop.get("/?again").text
+    shop.sign_in()
+    assert "You are signed in. Order again." in shop.get(shop.leads_to(answer.headers["location"])).text
 
 
 def test_programs_get_json_instead_of_a_redirect(shop: Shop) -> None:
@@ -234,6 +238,20 @@ def test_the_account_page_shows_session_details_and_devices(shop: Shop) -> None:
     assert "Signed in as <strong>+919999999999</strong>" in page
     assert "Gurugram, India" in page
     assert "this one" in page
+
+
+@pytest.mark.parametrize(
+    ("path", "promise"),
+    [
+        ("/account", "Then click anything: you stay signed in, and the page says that the token was swapped."),
+        ("/header", "Then order something: you stay signed in, and the page says that the token was swapped."),
+        ("/frontend", "Then order something: you stay signed in, and the page says that the SDK renewed it."),
+    ],
+)
+def test_each_frontend_promises_what_it_does_after_an_expiry(shop: Shop, path: str, promise: str) -> None:
+    if path == "/account":
+        shop.sign_in()
+    assert promise in shop.get(path).text
 
 
 def test_another_device_can_be_signed_out(shop: Shop) -> None:

@@ -24,7 +24,7 @@ def test_keygen_prints_a_key_that_the_settings_take(capsys: pytest.CaptureFixtur
 def test_the_emulator_says_which_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with serve(Emulator()) as url:
         assert main(["emulator", "--port", url.rpartition(":")[2]]) == 1
-    assert url.rpartition(":")[2] in capsys.readouterr().err
+    assert f"port {url.rpartition(':')[2]} is taken" in capsys.readouterr().err
 
 
 def test_schema_prints_the_sql_that_makes_the_tables(capsys: pytest.CaptureFixture[str]) -> None:

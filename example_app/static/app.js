@@ -2,7 +2,7 @@
 //   fetch(path, options), socket(path), signOut(), isSignedIn(): as their names say; all but isSignedIn return promises
 "use strict";
 
-const KILLED = "Your token is dead at OTPLESS. Now click on anything.";
+const KILLED = "Your token is dead at OTPLESS. Now order something.";
 const SWAPPED = "Your session token was swapped just now — you didn't notice.";
 const find = (id) => document.getElementById(id);
 
@@ -50,6 +50,7 @@ class App {
 
   async busy(button, act) {
     button.disabled = true;
+    clearFlashes();
     try {
       await act();
     } catch (error) {
@@ -63,7 +64,10 @@ class App {
     const hadForm = !find("sign-in-view").hidden;
     find("sign-in-view").hidden = true;
     for (const id of ["app-view", "badge", "sign-out"]) find(id).hidden = false;
-    if (hadForm) find("app-view").querySelector("h1").focus(); // the form that had the focus is gone
+    if (hadForm) {
+      clearFlashes(); // of a sign-in that failed
+      find("app-view").querySelector("h1").focus(); // the form that had the focus is gone
+    }
     await this.load();
     if (this.isOpen) return;
     this.isOpen = true;
@@ -79,8 +83,7 @@ class App {
   askToSignIn() {
     const { sdkUrl, appId } = find("sign-in-view").dataset;
     find("sign-in-view").hidden = false;
-    document.body.append(element("script", { id: "otpless-sdk", src: sdkUrl }));
-    find("otpless-sdk").dataset.appid = appId;
+    offerForm({ src: sdkUrl, appId });
   }
 
   /** Calls the application: its JSON, or null where it refused, which is shown. */
@@ -92,6 +95,7 @@ class App {
       flash("The shop can't be reached. Try again.", "bad");
       return null;
     }
+    if (answer.headers.has("X-Session-Token")) flash(SWAPPED, "good"); // whichever call it was that came first
     if (answer.ok) return answer.status === 204 ? {} : answer.json();
     if (answer.status === 503) {
       flash("OTPLESS can't be reached at the moment. You stay signed in: try again in a minute.", "note");
@@ -114,7 +118,6 @@ class App {
     find("visitor").textContent = session.name || session.email || contact || "you";
     document.querySelectorAll("[data-expires-at]").forEach((clock) => (clock.dataset.expiresAt = session.expires_at));
     tick();
-    if (session.refreshed) flash(SWAPPED, "good");
   }
 
   showDevices(devices) {

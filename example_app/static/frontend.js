@@ -44,9 +44,12 @@ const app = new App({
 
 frontendTabs?.addEventListener("message", () => leave());
 
-/** The headless form calls this when somebody has signed in. */
+/** The headless form calls this when somebody has signed in; a promise of whether the SDK has their session. */
 window.otpless = async () => {
-  if (await renew()) await app.open();
+  const found = Boolean(await renew());
+  if (found) await app.open();
+  else flash("You could not be signed in. Try again.", "bad");
+  return found;
 };
 
 renew().then((found) => {

@@ -13,7 +13,10 @@ const app = new App({
 
 otplessSession.on("signed-in", () => app.open());
 otplessSession.on("signed-out", ({ code }) => leave(code));
-otplessSession.on("sign-in-failed", (error) => flash(error.message, "bad"));
+otplessSession.on("sign-in-failed", (error) => {
+  flash(error.status ? error.message : "The shop can't be reached. Try again.", "bad");
+  app.askToSignIn();
+});
 
 if (otplessSession.signedIn) app.open();
 else app.askToSignIn();

@@ -9,13 +9,20 @@ function headlessForm() {
 
   const sdk = new OTPless(({ responseType, response }) => {
     if (responseType === "ONETAP") {
-      window.otpless(response);
+      finish(response);
     } else if (responseType === "OTP_AUTO_READ") {
       find("code").value = response.otp;
     } else if (responseType === "FALLBACK_TRIGGERED") {
       find("code-sent").textContent = `It could not be delivered there: we sent it by ${response.deliveryChannel}.`;
     }
   });
+
+  /** Signs in. The code is used up: whoever could not be signed in with it asks for another. */
+  async function finish(user) {
+    if (await window.otpless(user)) return;
+    find("code").value = "";
+    show(ask, find("phone"));
+  }
 
   /** One submit at a time; its failure is shown and read out. */
   async function submit(form, type, act) {

@@ -1,12 +1,29 @@
 // What all pages share: clocks, times, messages, and buttons that call the session router.
 "use strict";
 
-/** Shows a message at the top of the screen; screen readers read it out. */
+const flashes = document.getElementById("flashes");
+
+/** Shows a message at the top of the screen, below what one click has said already; screen readers read it out. */
 function flash(text, kind) {
   const line = document.createElement("p");
   line.className = "flash " + kind;
   line.textContent = text;
-  document.getElementById("flashes").replaceChildren(line);
+  [...flashes.children].filter((other) => other.textContent === text).forEach((other) => other.remove());
+  flashes.append(line);
+}
+
+/** Forgets the messages: with the next click they are old. */
+function clearFlashes() {
+  flashes.replaceChildren();
+}
+
+/** Lets OTPLESS's script put its form into the page; again after a sign-in that failed, for its form is used up by then. */
+function offerForm({ src, appId }) {
+  const script = document.createElement("script");
+  Object.assign(script, { id: "otpless-sdk", src });
+  script.dataset.appid = appId;
+  document.getElementById("otpless-sdk")?.remove();
+  document.body.append(script);
 }
 
 /** Calls the application: {ok, status, message}. Status 0 means that there was no answer. */
@@ -35,6 +52,7 @@ if (tabs && document.body.hasAttribute("data-signed-in")) {
 async function press(button) {
   const { method, url, done, killed } = button.dataset;
   button.disabled = true;
+  clearFlashes();
   const answer = await call(method, url);
   button.disabled = false;
   if (answer.status === 401) {
@@ -87,7 +105,7 @@ for (const time of document.querySelectorAll("time")) {
 for (const link of document.querySelectorAll("nav a")) {
   if (link.pathname === location.pathname && !link.hash) link.setAttribute("aria-current", "page");
 }
-if (new URLSearchParams(location.search).has("swapped")) {
+if (["swapped", "again"].some((said) => new URLSearchParams(location.search).has(said))) {
   history.replaceState(null, "", location.pathname); // said once; not again after a reload
 }
 const retry = document.querySelector("[data-retry-after]");

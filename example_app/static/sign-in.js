@@ -1,4 +1,5 @@
-// The cookie shop's sign-in. OTPLESS's script calls otpless(user) when somebody has proved who they are.
+// The cookie shop's sign-in. OTPLESS's script calls otpless(user) when somebody has proved who they are. The promise
+// that it gives, of whether they are signed in, is for the shop's own form.
 "use strict";
 
 async function otpless(user) {
@@ -11,12 +12,17 @@ async function otpless(user) {
       body: JSON.stringify(user),
     });
     if (answer.ok) {
-      location.replace(document.getElementById("sign-in-trouble").dataset.next);
-      return;
+      location.replace(trouble.dataset.next);
+      return true;
     }
     trouble.textContent = (await answer.json()).detail.message;
   } catch {
-    trouble.textContent = "The shop can't be reached. Reload this page and try again.";
+    trouble.textContent = "The shop can't be reached. Try again.";
   }
   trouble.hidden = false;
+  if (document.getElementById("otpless-login-page")) {
+    const { src, dataset } = document.getElementById("otpless-sdk");
+    offerForm({ src, appId: dataset.appid });
+  }
+  return false;
 }

@@ -1,6 +1,7 @@
 """The command line of the emulator."""
 
 import argparse
+import errno
 import sys
 from typing import Any, get_args, get_type_hints
 
@@ -51,9 +52,15 @@ def main(args: argparse.Namespace) -> int:
     try:
         run(Emulator(_settings(args)), args.host, args.port)
     except (ServerMissingError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        print(f"error: {_why(error, args.port)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _why(error: ServerMissingError | OSError, port: int) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return f"port {port} is taken. Choose another: --port {port + 1 if port < _LARGEST_PORT else 0}"
+    return str(error)
 
 
 def _settings(args: argparse.Namespace) -> EmulatorSettings:

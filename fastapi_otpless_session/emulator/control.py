@@ -17,6 +17,7 @@ from fastapi_otpless_session.emulator.bodies import (
     text_field,
 )
 from fastapi_otpless_session.emulator.calls import CallLog
+from fastapi_otpless_session.emulator.connection import script_tag, settings_lines
 from fastapi_otpless_session.emulator.faults import DESCRIPTIONS, Fault, FaultBook
 from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX, Latency
 from fastapi_otpless_session.emulator.profiles import person
@@ -44,6 +45,7 @@ class Control:
         """The routes of the control API."""
         return [
             Route(CONTROL_PREFIX + "state", self._state),
+            Route(CONTROL_PREFIX + "settings", self._settings),
             Route(CONTROL_PREFIX + "calls", self._calls, methods=["GET"]),
             Route(CONTROL_PREFIX + "calls", self._reset_calls, methods=["DELETE"]),
             Route(CONTROL_PREFIX + "faults", self._fault_kinds, methods=["GET"]),
@@ -87,6 +89,10 @@ class Control:
                 "kid": self.state.keys.kid,
             }
         )
+
+    async def _settings(self, request: Request) -> Response:
+        settings, url = self.state.settings, str(request.base_url).rstrip("/")
+        return JSONResponse({"settings": settings_lines(settings, url), "script": script_tag(settings, url)})
 
     async def _calls(self, _request: Request) -> Response:
         return JSONResponse([asdict(call) for call in self.log.calls()])

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
 
 from fastapi_otpless_session.emulator.bodies import RefusedError
 from fastapi_otpless_session.emulator.calls import Call, CallLog
@@ -227,11 +227,27 @@ def _open_side(routes: list[BaseRoute]) -> ASGIApp:
 
 
 def _guarded_side(routes: list[BaseRoute], names: tuple[str, ...]) -> ASGIApp:
-    return _application(routes, Middleware(Guard, names=names))
+    return _application(routes, Middleware(Guard, names=names), {404: _unknown_path(routes)})
 
 
-def _application(routes: list[BaseRoute], middleware: Middleware) -> ASGIApp:
-    handlers = {RefusedError: _refused, HTTPException: _http_error}
+def _unknown_path(routes: list[BaseRoute]) -> ExceptionHandler:
+    known = [
+        f"{method} {route.path}"
+        for route in routes
+        if isinstance(route, Route)
+        for method in sorted((route.methods or set()) - {"HEAD"})
+    ]
+
+    async def answer(_request: Request, _error: Exception) -> Response:
+        return JSONResponse({"message": "The control API has no such path.", "known": known}, 404)
+
+    return answer
+
+
+def _application(
+    routes: list[BaseRoute], middleware: Middleware, others: Mapping[Any, ExceptionHandler] | None = None
+) -> ASGIApp:
+    handlers = {RefusedError: _refused, HTTPException: _http_error, **(others or {})}
     return Starlette(routes=routes, middleware=[middleware], exception_handlers=handlers)
 
 

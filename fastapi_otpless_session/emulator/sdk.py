@@ -32,6 +32,8 @@ _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 _MOBILE = re.compile(r"[1-9][0-9]{6,14}")
 _NO_WHATSAPP = "0000"
 _READS_BY_ITSELF = "1111"
+_SHOWN = 40
+"""How many characters of a wrong app id are repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,8 @@ class Sdk:
     def _call(self, name: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Route:
         async def endpoint(request: Request) -> Response:
             body = await read_object(request)
-            if body.get("appId") != self._state.settings.app_id:
-                raise RefusedError(400, "This app id is not known.")
+            if body.get("appId") != (known := self._state.settings.app_id):
+                raise RefusedError(400, f"{_named(body.get('appId'))}; this emulator's is {known} (--app-id).")
             return JSONResponse(answer(body))
 
         return Route(SDK_PREFIX + name, endpoint, methods=["POST"])
@@ -182,6 +184,13 @@ class Sdk:
                 found.session.revoke()
                 return {"success": True}
         return {"success": False}
+
+
+def _named(app_id: Any) -> str:
+    """A wrong app id as an error names it: escaped, for it is shown in terminals too, and no longer than a line."""
+    if not isinstance(app_id, str) or not app_id:
+        return "No app id was sent"
+    return f"App id {app_id[:_SHOWN]!r}{'…' if len(app_id) > _SHOWN else ''} is not known"
 
 
 def _browser_tokens(body: dict[str, Any]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from fastapi_otpless_session.emulator.connection import script_tag, settings_lines
 from fastapi_otpless_session.emulator.emulator import Emulator
 from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX
 from fastapi_otpless_session.emulator.live import IS_ENDING
@@ -43,15 +44,23 @@ def serve(emulator: Emulator, host: str = "127.0.0.1", port: int = 0) -> Generat
 
 
 def run(emulator: Emulator, host: str = "127.0.0.1", port: int = 8701) -> None:
-    """Serve the emulator until Ctrl-C, printing its URL first. Raises as `serve` does."""
+    """Serve the emulator until Ctrl-C, printing first how an application finds it. Raises as `serve` does."""
     uvicorn = _uvicorn()
     with _bound(host, port) as listener:
         server = _server(uvicorn, emulator)
         url = _url(listener)
-        print(f"OTPLESS emulator on {url} (its page: {url}{CONTROL_PREFIX} - Ctrl-C ends it)", flush=True)  # noqa: T201
+        print(_greeting(emulator, url), flush=True)  # noqa: T201
         # After its own clean end, uvicorn raises the signal once more.
         with suppress(KeyboardInterrupt):
             _run(server, listener)
+
+
+def _greeting(emulator: Emulator, url: str) -> str:
+    return (
+        f"OTPLESS emulator on {url} (its page: {url}{CONTROL_PREFIX} - Ctrl-C ends it)\n\n"
+        f"Your application's settings:\n\n{settings_lines(emulator.settings, url)}\n\n"
+        f"In its sign-in page:\n\n{script_tag(emulator.settings, url)}"
+    )
 
 
 def _uvicorn() -> ModuleType:
@@ -93,6 +102,8 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
+    # Where it listens at all addresses it is named by the one that an application takes without https.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

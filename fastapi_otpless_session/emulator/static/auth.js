@@ -129,7 +129,7 @@ class LoginPage {
       input.select();
       return;
     }
-    this.root.replaceChildren(element("form", {}, line("status", "You are signed in.")));
+    this.root.replaceChildren(element("form", {}, line("status", "Code accepted. The page signs you in now.")));
     if (typeof window.otpless === "function") {
       window.otpless(answer.body.otplessUser);
     }

@@ -174,7 +174,9 @@ function standing(session) {
 
 const ticking = new Set();
 
-const drawSessions = keyed(byId("sessions"), ({ sessionId, userId, knownAs, startedAt }) => {
+const hasEnded = (session) => session.revoked || !(session.sessionToken || session.refreshToken);
+
+function sessionCard({ sessionId, userId, knownAs, startedAt }) {
   const badge = element("span", {});
   const generation = element("span", {});
   const tokens = [tokenLine("Session token"), tokenLine("Refresh token")];
@@ -203,7 +205,21 @@ const drawSessions = keyed(byId("sessions"), ({ sessionId, userId, knownAs, star
       tokens.forEach((line) => ticking.add(line));
     },
   };
-});
+}
+
+const drawSessions = keyed(byId("sessions"), sessionCard);
+const drawEnded = keyed(byId("ended"), sessionCard);
+
+function showSessions(sessions) {
+  const ended = sessions.filter(hasEnded);
+  const hadFocus = byId("sessions").contains(document.activeElement);
+  drawSessions(sessions.filter((session) => !hasEnded(session)), (session) => session.sessionId);
+  drawEnded(ended, (session) => session.sessionId);
+  byId("ended-count").textContent = `${ended.length} ended`;
+  byId("ended-sessions").hidden = ended.length === 0;
+  // The button that ended a session went with it.
+  if (hadFocus && document.activeElement === document.body) byId("ended-count").focus();
+}
 
 setInterval(() => ticking.forEach((line) => (line.node.isConnected ? line.tick() : ticking.delete(line))), 1000);
 
@@ -245,6 +261,15 @@ function rememberCalls({ calls, counts }) {
   const numbers = [...known.keys()].sort((one, other) => other - one);
   numbers.splice(MOST_CALLS).forEach((number) => known.delete(number));
   if (!paused) showCalls(numbers, counts);
+  showConnection(numbers.length > 0);
+}
+
+let isConnected = null; // whether an application has found the emulator, so that it need not be told how to
+
+function showConnection(hasCalls) {
+  const before = isConnected;
+  isConnected = isConnected || hasCalls;
+  if (isConnected !== before) byId("connection").open = !isConnected;
 }
 
 function showCalls(numbers, counts) {
@@ -274,6 +299,17 @@ function fault(kind) {
 function slow() {
   const { path, seconds } = Object.fromEntries(new FormData(trouble));
   return { method: "POST", path: "latency", body: path ? { path, seconds: Number(seconds) } : { seconds: Number(seconds) } };
+}
+
+async function tellHowToConnect() {
+  const told = await (await fetch(API + "settings")).json();
+  for (const [name, what] of [["settings", "The list of settings"], ["script", "The script's tag"]]) {
+    const button = element("button", { type: "button", textContent: "Copy" });
+    button.setAttribute("aria-label", `Copy ${what.toLowerCase()}`);
+    button.addEventListener("click", () => copy(told[name], what));
+    byId(name).textContent = told[name];
+    byId("copy-" + name).replaceChildren(button);
+  }
 }
 
 async function listKinds() {
@@ -377,7 +413,7 @@ const shown = {
   state(news) {
     ahead = news.now - Date.now() / 1000;
     drawMessages(news.inbox, (message) => `${message.at} ${message.to} ${message.otp}`);
-    drawSessions(news.sessions, (session) => session.sessionId);
+    showSessions(news.sessions);
     const hidden = news.sessionCount - news.sessions.length;
     byId("session-count").textContent = `${news.sessionCount}${hidden ? `, the newest ${news.sessions.length} shown` : ""}`;
     byId("kid").textContent = news.kid;
@@ -401,6 +437,7 @@ function connect() {
   source.addEventListener("open", () => {
     link("Live", true);
     if (!byId("kinds").hasChildNodes()) listKinds();
+    tellHowToConnect(); // anew, for an emulator that was started again may have other options
   });
   source.addEventListener("error", () => {
     link("The emulator does not answer. Is it still running?", false);
@@ -422,7 +459,5 @@ document.addEventListener("visibilitychange", () => {
   }
 });
 
-byId("variables").textContent =
-  `OTPLESS_BASE_URL=${location.origin}\nOTPLESS_JWKS_URL=${location.origin}/.well-known/jwks`;
 makeUp();
 connect();
