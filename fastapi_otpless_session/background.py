@@ -52,13 +52,17 @@ class Background:
         result: T = await loop.flights.join(key, work, seconds)
         return result
 
-    def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> Coroutine[Any, Any, T]:
-        """Return what `work` returns, done by the first who asks; see `Flights.ask`.
+    def ask(
+        self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float, *, anew: bool = False
+    ) -> Coroutine[Any, Any, T]:
+        """Return what `work` returns, done by the first who asks; see `Flights.ask`. `anew`: see `Flights.ask_anew`.
 
         Raises `NoVerdictError` where another's takes longer than `seconds`.
         """
         loop = self._loops.there()
-        return self._ask_first(key, work, seconds) if loop is None else loop.flights.ask(key, work, seconds)
+        if loop is None:
+            return self._ask_first(key, work, seconds)
+        return loop.flights.ask_anew(key, work, seconds) if anew else loop.flights.ask(key, work, seconds)
 
     async def _ask_first(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Ask on an event loop that nothing was asked on before."""

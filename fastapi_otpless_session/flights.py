@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Hashable
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from fastapi_otpless_session.crowd import Crowd
@@ -108,6 +109,16 @@ class Flights(Generic[T]):
         finally:
             del self._asked[key]
             asked.let_go()
+
+    async def ask_anew(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+        """As `ask`, but whoever asked before is waited for first: what that one learns may be older than the question.
+
+        Whoever asks while it is waited for shares the answer.
+        """
+        if self.is_asked(key):
+            with suppress(NoVerdictError):
+                await self.overhear(key, seconds)
+        return await self.ask(key, work, seconds)
 
     async def drain(self, seconds: float = 0) -> None:
         """Let what is under way finish, for `seconds` at most; cancel the rest. Nothing is started any more then."""

@@ -371,7 +371,7 @@ class Resolver:
         came_from("otpless")
         try:
             with telemetry.span("otpless.resolve", WAITS_FOR_VALIDATION):
-                verdict = await self._ask(current)
+                verdict = await self._ask(current, anew=max_age is not None)
         except NoVerdictError:
             if how is not Freshness.DUE:
                 raise
@@ -382,11 +382,14 @@ class Resolver:
             return Current(row, current.token, current.claims, now, now, current.refreshed)
         return current._replace(row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
 
-    def _ask(self, current: Current) -> Coroutine[Any, Any, Verdict]:
-        """Ask OTPLESS whether a session is valid; whoever asks at the same time shares the answer."""
+    def _ask(self, current: Current, *, anew: bool = False) -> Coroutine[Any, Any, Verdict]:
+        """Ask OTPLESS whether a session is valid; whoever asks at the same time shares the answer.
+
+        `anew`: not one to a question that was asked before.
+        """
         key = ("validate", current.row.session_id, current.row.generation)
         patience = 2 * self._settings.request_timeout
-        return self._background.ask(key, lambda: self._validate(current), patience)
+        return self._background.ask(key, lambda: self._validate(current), patience, anew=anew)
 
     async def _validate(self, current: Current) -> Verdict:
         verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))

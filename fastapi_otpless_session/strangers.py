@@ -146,7 +146,7 @@ class Strangers:
         if look.ended is not None:
             return look.ended
         if seen is None:
-            return await self._waited_for(token, digest, claims)
+            return await self._waited_for(token, digest, claims, max_age)
         seen.look = look
         return await self._validated(token, digest, seen.stranger, max_age)
 
@@ -244,21 +244,26 @@ class Strangers:
             came_from("memory")
             return seen
         try:
-            return await self._waited_for(token, digest, claims)
+            return await self._waited_for(token, digest, claims, max_age)
         except UpstreamError:
             if how is not Freshness.DUE:
                 raise
             return replace(seen, stale=True)
 
-    async def _waited_for(self, token: str, digest: bytes, claims: Claims) -> Stranger | SessionReason:
+    async def _waited_for(
+        self, token: str, digest: bytes, claims: Claims, max_age: float | None
+    ) -> Stranger | SessionReason:
         came_from("otpless")
         with telemetry.span("otpless.resolve", WAITS_FOR_VALIDATION):
-            return await self._asked(token, digest, claims)
+            return await self._asked(token, digest, claims, anew=max_age is not None)
 
-    async def _asked(self, token: str, digest: bytes, claims: Claims) -> Stranger | SessionReason:
+    async def _asked(
+        self, token: str, digest: bytes, claims: Claims, *, anew: bool = False
+    ) -> Stranger | SessionReason:
         """Ask OTPLESS, once for all who ask now; then look whether the session was ended here meanwhile."""
         patience = 3 * self._settings.request_timeout
-        outcome = await self._background.ask(("stranger", digest), lambda: self._ask(token, claims), patience)
+        key = ("stranger", digest)
+        outcome = await self._background.ask(key, lambda: self._ask(token, claims), patience, anew=anew)
         if isinstance(outcome, SessionReason):
             self._seen.drop(digest)
             return self._turn_away(digest, outcome)

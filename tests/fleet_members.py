@@ -33,15 +33,16 @@ async def until(condition: Callable[[], bool]) -> None:
 class Turnstile:
     """Stands before the emulator and, when told to, keeps back an answer: OTPLESS has acted, and nobody knows yet."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, path: str = REFRESH) -> None:
         self._app = app
+        self._path = path
         self._is_open = threading.Event()
         self._left = 0
         self.held = 0
         """How many answers were kept back so far."""
 
     def hold_next(self) -> None:
-        """Keep back the answer to the next refresh until `let_go`."""
+        """Keep back the answer to the next call of its kind until `let_go`."""
         self._is_open.clear()
         self._left = 1
 
@@ -50,7 +51,7 @@ class Turnstile:
         self._is_open.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._left or not scope["path"].endswith(REFRESH):
+        if not self._left or not scope["path"].endswith(self._path):
             await self._app(scope, receive, send)
             return
         self._left -= 1

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from conftest import Clock, World, make_settings
 from crew import STRICT, FailingStore, Workers, close, files
+from fleet_members import Turnstile, until
 from processes import PATIENCE
 from simulated import LoopTime, Stalls, hurry, settle
 
@@ -412,6 +413,29 @@ async def test_who_waits_for_the_question_of_a_request_that_is_cancelled_asks_it
         assert first.cancelled()
         assert emulator.count("validate-session") == 2
     await close(stores)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_whoever_wants_otpless_word_now_gets_no_answer_to_an_earlier_question(
+    tmp_path: Path, clock: Clock, is_known: bool
+) -> None:
+    emulator = Emulator(clock=clock)
+    emulator.app = turnstile = Turnstile(emulator.app, "validate-session")
+    async with Workers(emulator, clock, files(tmp_path, clock, 1), validation_ttl=0) as world:
+        worker, stranger = world.workers[0], emulator.sign_in(mobile="922")["sessionInfo"]
+        token = world.token if is_known else str(stranger["sessionToken"])
+        turnstile.hold_next()
+        early = asyncio.create_task(worker.resolve(token))
+        await until(lambda: bool(turnstile.held))  # OTPLESS has said "valid"
+        emulator.revoke(world.session_id if is_known else str(stranger["sessionId"]))
+        late = [asyncio.create_task(worker.resolve(token, max_age=0)) for _ in range(5)]
+        await settle()
+        emulator.reset_calls()
+        turnstile.let_go()
+        assert isinstance(await early, Session)
+        assert {await each for each in late} == {SessionReason.EXPIRED}
+        assert emulator.count("validate-session") == 1
+        await close([worker.store])
 
 
 async def test_a_shutdown_lets_the_refresh_finish(tmp_path: Path, clock: Clock) -> None:
