@@ -11,10 +11,11 @@ import contextvars
 import inspect
 import itertools
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from fastapi_otpless_session import telemetry
@@ -24,7 +25,10 @@ from fastapi_otpless_session.stores.base import SessionRow
 
 HOOK_SECONDS = 5.0
 HOOKS_AT_ONCE = 1_000
-"""How many calls of hooks may be under way; more are left out, and that is logged: hooks that hang fill no memory."""
+"""How many calls of hooks may be under way; more are left out, and that is logged: hooks that hang fill no memory.
+
+One that was given up counts until its thread is done with it.
+"""
 THREADS = 4
 
 
@@ -69,7 +73,9 @@ class Events:
         self._background = background
         self._clock = clock
         self._numbers = itertools.count()
-        self._under_way = 0
+        self._awaited: set[int] = set()
+        self._in_threads: set[int] = set()
+        """The calls that threads have yet to do or finish: given up or not, they cannot be taken back."""
         self._threads = ThreadPoolExecutor(THREADS, "otpless-session-hooks")  # no thread before it is needed
 
     async def signed_in(self, row: SessionRow) -> None:
@@ -95,19 +101,20 @@ class Events:
         hook = self._hooks.get(name)
         if hook is None:
             return
-        if self._under_way >= HOOKS_AT_ONCE:
+        if len(self._awaited | self._in_threads) >= HOOKS_AT_ONCE:
             _failed(name, "dropped", f"not called: {HOOKS_AT_ONCE} calls of hooks are under way")
             return
         event = SessionEvent(name, session_id, user_id, utc(self._clock()), reason)
         begin = self._background.start if waits else self._background.detach
-        self._under_way += 1
-        await begin(("hook", next(self._numbers)), lambda: self._call(hook, event))
+        number = next(self._numbers)
+        self._awaited.add(number)
+        await begin(("hook", number), lambda: self._call(number, hook, event))
 
-    async def _call(self, hook: Hook, event: SessionEvent) -> None:
+    async def _call(self, number: int, hook: Hook, event: SessionEvent) -> None:
         limit = asyncio.timeout(HOOK_SECONDS)
         try:
             async with limit:
-                await self._called(hook, event)
+                await self._called(number, hook, event)
         except (Exception, SystemExit, asyncio.CancelledError) as error:  # `exit()` in a hook ends no server
             if limit.expired():
                 _failed(event.name, "timeout", f"given up after {HOOK_SECONDS:g} s")
@@ -116,17 +123,36 @@ class Events:
             else:
                 _failed(event.name, "raised", "failed", error)
         finally:
-            self._under_way -= 1
+            self._awaited.discard(number)
 
-    async def _called(self, hook: Hook, event: SessionEvent) -> None:
+    async def _called(self, number: int, hook: Hook, event: SessionEvent) -> None:
         if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
             await hook(event)
             return
-        # Threads of their own: hooks that hang would else take those that the loop resolves host names in.
-        call = contextvars.copy_context().run
-        result = await asyncio.get_running_loop().run_in_executor(self._threads, call, hook, event)
+        result = await self._in_thread(number, partial(contextvars.copy_context().run, hook, event))
         if inspect.isawaitable(result):
             await result
+
+    def _in_thread(self, number: int, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Have a call done in a thread, unless it was given up before one comes to it.
+
+        In threads of their own: hooks that hang would else take those that the loop resolves host names in.
+        """
+        answer: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                if answer.set_running_or_notify_cancel():
+                    answer.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                answer.set_exception(error)
+            finally:
+                self._in_threads.discard(number)
+
+        self._in_threads.add(number)
+        # The executor's own future would say that a call was given up, and not when the executor has let go of it.
+        self._threads.submit(work)
+        return asyncio.wrap_future(answer)
 
 
 def _is_being_cancelled() -> bool:

@@ -316,7 +316,17 @@ def _pattern(glob: str) -> str:
 
 
 def _segment(segment: str) -> str:
-    return "[^/]+" if segment == "*" else re.escape(segment).replace(r"\*", "[^/]*")
+    """Translate a part of a glob. Each star but the last stands for as little as it can, and that is not tried anew.
+
+    To try every place for every star would take a long path's length to the power of their number.
+    """
+    if segment == "*":
+        return "[^/]+"
+    first, *rest = map(re.escape, segment.split("*"))
+    if not rest:
+        return first
+    *middle, last = rest
+    return "".join([first, *(f"(?>[^/]*?{part})" for part in middle), "[^/]*", last])
 
 
 def add_to_list(headers: Headers, name: bytes, items: Iterable[str]) -> None:

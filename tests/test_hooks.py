@@ -29,6 +29,7 @@ from fastapi_otpless_session import (
     SignOutReason,
 )
 from fastapi_otpless_session.emulator import Emulator
+from fastapi_otpless_session.hooks import THREADS
 from fastapi_otpless_session.stores.base import SessionStore
 
 DAY = 86_400
@@ -352,6 +353,37 @@ def test_beyond_a_number_of_calls_under_way_hooks_are_left_out(
         released.set()
     assert len(told) == 1
     assert caplog.messages.count("Hook on_sign_in: not called: 1 calls of hooks are under way") == 2
+
+
+def test_calls_that_were_given_up_count_until_their_threads_have_let_go_of_them(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threads cannot be stopped: whatever they have yet to do is kept."""
+    monkeypatch.setattr("fastapi_otpless_session.hooks.HOOK_SECONDS", 0.05)
+    monkeypatch.setattr("fastapi_otpless_session.hooks.HOOKS_AT_ONCE", THREADS + 2)
+    released, told = threading.Event(), []
+
+    def hangs(event: SessionEvent) -> None:
+        told.append(event.user_id)
+        released.wait()
+
+    shop = Shop(clock, {"on_sign_in": hangs})
+    try:
+        with _served(shop, has_lifespan=False) as client:  # each sign-in waits until its hook is given up
+            users = [shop.sign_in(client, number)["userId"] for number in range(THREADS + 5)]
+            released.set()
+            wait_until(lambda: _is_called_again(shop, client, told), "for the threads")
+    finally:
+        released.set()
+    messages = [record.getMessage() for record in _of_hooks(caplog)]
+    assert messages[: THREADS + 2] == ["Hook on_sign_in: given up after 0.05 s"] * (THREADS + 2)
+    assert messages[THREADS + 2 : THREADS + 5] == ["Hook on_sign_in: not called: 6 calls of hooks are under way"] * 3
+    assert told[:THREADS] == users[:THREADS]
+    assert not set(users[THREADS:]) & set(told)  # given up before a thread had come to it
+
+
+def _is_called_again(shop: Shop, client: TestClient, told: list[str]) -> bool:
+    return str(shop.sign_in(client, 100)["userId"]) in told
 
 
 def test_a_hook_is_called_once_it_is_durable(clock: Clock) -> None:

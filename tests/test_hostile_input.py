@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -494,6 +495,18 @@ def test_the_sign_in_route_is_found_through_other_middleware_and_mounts(mounted:
     scope = http_scope("/shop/auth/login" if mounted else "/auth/login", "POST", [(b"content-type", b"text/plain")])
     answer = asyncio.run(exchange(outer if mounted else ours, scope))
     assert (answer.status, b"media_type_unsupported" in answer.body) == (415, True)
+
+
+async def test_what_a_glob_costs_grows_with_the_path_and_no_faster() -> None:
+    app = OtplessSessionMiddleware(add_routes(FastAPI()), settings=make_settings(required_paths="/files/*-*.pdf"))
+
+    async def cost(length: int) -> float:
+        before = time.thread_time()
+        assert (await exchange(app, http_scope("/files/" + "-" * length))).status == 404
+        return time.thread_time() - before
+
+    short, long = [min([await cost(length) for _ in range(3)]) for length in (1_000, 16_000)]
+    assert long < 64 * short  # of 16 times the length; trying every place for every star takes its square
 
 
 # A server in between

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgi import Exchange, exchange, http_scope
-from conftest import World
+from conftest import World, make_settings
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import RSAAlgorithm
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from fastapi_otpless_session import OtplessSessionMiddleware
 
 # The application's own thread may draw a random pause while an example is being made; hypothesis takes it for ours.
 pytestmark = [pytest.mark.varied, pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")]
@@ -267,3 +273,25 @@ def test_no_path_leads_anybody_to_what_is_required(guarded: World, segments: lis
     assert b"secret" not in answer.body
     if answer.status == 200:
         assert answer.body in {b"for all", b'"for all"', b'{"hello":"world"}'}
+
+
+async def _answers(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("for all")(scope, receive, send)
+
+
+def status_where(glob: str, path: str) -> int:
+    """What is answered to a path where a glob says what is required."""
+    app = OtplessSessionMiddleware(_answers, settings=make_settings(required_paths=[glob]))
+    return asyncio.run(exchange(app, http_scope(path))).status
+
+
+@settings(bounded, max_examples=500)
+@given(segment=st.text("ab-*", min_size=1, max_size=7), text=st.text("ab-", min_size=1, max_size=9))
+@example(segment="a*b*a", text="a-b-b-a")
+@example(segment="*ab*b", text="aab")
+@example(segment="*-", text="--")
+def test_stars_stand_for_any_part_of_a_segment(segment: str, text: str) -> None:
+    assume("**" not in segment)
+    is_required = fnmatchcase(text, segment)
+    assert status_where(f"/files/{segment}/x", f"/files/{text}/x") == (401 if is_required else 200)
+    assert status_where(f"/files/{segment}", f"/files/{text}") == (401 if is_required else 200)

@@ -40,16 +40,28 @@ PAGE = (Path(__file__).parents[1] / "docs" / "stores.md").read_text(encoding="ut
 MakeStore = Callable[[ContractClock], SessionStore]
 
 
-class TestRedis(StoreContract):
+class RedisContract(StoreContract):
+    @pytest.fixture
+    def longest_list(self, short_list: int) -> int:
+        return short_list
+
+
+class TestRedis(RedisContract):
     @pytest.fixture
     def make_store(self, redis_server: RedisServer) -> MakeStore:
         return lambda clock: open_store(redis_server.url, offset=lambda: clock.offset)
 
 
-class TestCluster(StoreContract):
+class TestCluster(RedisContract):
     @pytest.fixture
     def make_store(self, redis_cluster: RedisCluster) -> MakeStore:
         return lambda clock: open_store(redis_cluster.url, offset=lambda: clock.offset)
+
+
+@pytest.fixture
+def short_list(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("fastapi_otpless_session.stores.redis.LONGEST_LIST", 5)
+    return 5
 
 
 @pytest.fixture
@@ -416,6 +428,19 @@ async def test_a_list_drops_what_ended_or_expired(subject: Subject, redis_server
     await subject.sign_in("alive")
     assert [row.session_id for row in await subject.store.list_user("MO-1")] == ["alive"]
     assert redis_server.execute("ZRANGE", "otpless:user:MO-1", 0, -1) == ["alive"]
+
+
+async def test_a_list_looks_behind_whatever_has_no_row_and_leaves_it_there(
+    subject: Subject, redis_server: RedisServer, short_list: int
+) -> None:
+    """Whoever signs in is on the list before there is a row: dropped from there, no sign-out would find it."""
+    row = await subject.sign_in()
+    others = [f"absent-{number}" for number in range(4 * short_list)]
+    later = str(row.expires_at + 1)
+    redis_server.execute("ZADD", "otpless:user:MO-1", *(part for name in others for part in (later, name)))
+    assert list(await subject.store.list_user("MO-1")) == [row]
+    begun = await subject.sign_in(others[0])
+    assert set(await subject.store.list_user("MO-1")) == {row, begun}
 
 
 async def test_a_row_that_changes_all_the_time_has_a_bounded_lineage(subject: Subject) -> None:

@@ -44,13 +44,20 @@ LITTLE_PATIENCE = 0.4
 MakeStore = Callable[[ContractClock], SessionStore]
 
 
-class TestPostgreSQL(StoreContract):
+class PostgreSQLContract(StoreContract):
+    @pytest.fixture
+    def longest_list(self, monkeypatch: pytest.MonkeyPatch) -> int:
+        monkeypatch.setattr(sql, "LONGEST_LIST", 5)
+        return 5
+
+
+class TestPostgreSQL(PostgreSQLContract):
     @pytest.fixture
     def make_store(self, postgres_url: str) -> MakeStore:
         return lambda clock: open_store(postgres_url, offset=lambda: clock.offset)
 
 
-class TestStricterIsolation(StoreContract):
+class TestStricterIsolation(PostgreSQLContract):
     """As the default of a role or a database: the server then refuses what under READ COMMITTED would have waited."""
 
     @pytest.fixture

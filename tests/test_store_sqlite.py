@@ -26,7 +26,7 @@ from simulated import settle
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
 from fastapi_otpless_session.stores.base import EndReason, Standing, State, WatchfulStore
-from fastapi_otpless_session.stores.sqlite_writer import Writer
+from fastapi_otpless_session.stores.sqlite_writer import MOST_TOGETHER, Writer
 from fastapi_otpless_session.testing.store_contract import (
     GRACE,
     LEASE,
@@ -406,15 +406,28 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk, connect = Disk(), sqlite3.connect
+    disk = Disk()
+    trace(monkeypatch, disk.note)
+    return disk
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What SQLite is given, by all connections that are made from now on."""
+    statements: list[str] = []
+    trace(monkeypatch, statements.append)
+    return statements
+
+
+def trace(monkeypatch: pytest.MonkeyPatch, note: Callable[[str], None]) -> None:
+    connect = sqlite3.connect
 
     def traced(*args: Any, **values: Any) -> sqlite3.Connection:
         db: sqlite3.Connection = connect(*args, **values)
-        db.set_trace_callback(disk.note)
+        db.set_trace_callback(note)
         return db
 
     monkeypatch.setattr(sqlite3, "connect", traced)
-    return disk
 
 
 async def test_sign_ins_refreshes_and_sign_outs_wait_for_the_disk_and_notes_do_not(
@@ -547,6 +560,47 @@ async def test_what_waits_longer_than_a_file_may_be_busy_fails_at_once_and_toget
     assert all(isinstance(outcome, StoreError) for outcome in outcomes)
     assert [row.session_id for row in await subject.store.list_user("MO-1")] == ["first"]
     await subject.store.close()
+
+
+async def test_however_many_wait_for_a_file_that_stays_busy_all_wait_for_it_once(
+    statements: list[str], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.5)
+    subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
+    row = await subject.sign_in()
+    with held_up(path):
+        statements.clear()
+        writes = await begun(*(subject.store.touch("s-1", 1, validated=True) for _ in range(2 * MOST_TOGETHER)))
+        reads = await begun(*(subject.store.list_user("MO-1") for _ in range(2)))
+        writes += await begun(*(subject.store.touch("s-1", 1, validated=True) for _ in range(2 * MOST_TOGETHER)))
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {StoreError}
+        assert [list(await read) for read in reads] == [[row], [row]]
+        assert statements.count("BEGIN IMMEDIATE") <= 2  # on a machine that pauses some may come late
+    assert (await subject.end()).state is State.ENDED
+    await subject.store.close()
+
+
+async def test_what_is_done_again_by_itself_waits_once_for_a_file_that_is_busy_by_then(
+    statements: list[str], subject: Subject, path: Path
+) -> None:
+    await subject.sign_in("first")
+    writer = Writer(sqlite3.connect(path, 0.5, isolation_level=None, check_same_thread=False))
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as last, held_up(path) as other:
+
+        def lose_the_lock(db: sqlite3.Connection) -> None:
+            db.execute("ROLLBACK")
+            last.execute("BEGIN IMMEDIATE")
+            raise sqlite3.OperationalError("disk is full")
+
+        works = [lambda _: None, lose_the_lock, *[lambda _: None] * 5]
+        tasks = await begun(*(writer.transact(work, durable=True) for work in works))
+        other.execute("ROLLBACK")
+        statements.clear()
+        _, *outcomes = await asyncio.gather(*tasks, return_exceptions=True)  # the first may have begun alone
+    assert [str(outcome) for outcome in outcomes] == ["database is locked"] * 6
+    assert statements.count("BEGIN IMMEDIATE") <= 3  # the common one, perhaps, that of `last`, and one more
+    await asyncio.to_thread(writer.close)
 
 
 # A busy file

@@ -28,7 +28,7 @@ CONFIRMATIONS_KEPT = 16
 PATIENCE = 5.0
 """How many seconds a call to a store's server may take before it is a fault."""
 LONGEST_LIST = 1000
-"""How many of a user's sessions are listed."""
+"""How many of a user's sessions are listed at most."""
 
 
 class State(StrEnum):
@@ -233,7 +233,10 @@ class SessionStore(Protocol):
         ...
 
     async def list_user(self, user_id: str) -> Sequence[SessionRow]:
-        """Return a user's active rows, the newest first."""
+        """Return a user's active rows, the newest first, up to `LONGEST_LIST`, however many others have ended.
+
+        Whoever ends what is listed until nothing is has ended all that there was.
+        """
         ...
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:

@@ -256,16 +256,26 @@ class RedisStore:
         return ended
 
     async def list_user(self, user_id: str) -> Sequence[SessionRow]:
-        """Return a user's active rows, the newest first, up to a thousand."""
-        key = self._key("user", user_id)
-        ids = [name.decode() for name in await self._run(lua.LIST, key, str(LONGEST_LIST), is_read=True)]
-        kept = await asyncio.gather(*map(self._kept, ids))
-        rows = [each.row for each in kept if each is not None]
-        over = [row.session_id for row in rows if row.state is State.ENDED]
+        """Return a user's active rows, the newest first, up to a thousand.
+
+        Ids of sessions that go on may stand behind many others: the list is read anew, without those that ended and
+        further by those that have no row, until there are enough of them, or no more.
+        """
+        key, limit = self._key("user", user_id), LONGEST_LIST
+        while True:
+            ids = [name.decode() for name in await self._run(lua.LIST, key, str(limit), is_read=True)]
+            rows = [each.row for each in await asyncio.gather(*map(self._kept, ids)) if each is not None]
+            over = [row.session_id for row in rows if row.state is State.ENDED]
+            mine = [row for row in rows if row.state is State.ACTIVE and row.user_id == user_id]
+            await self._forget(key, over)
+            if len(ids) < limit or len(mine) >= LONGEST_LIST:
+                return sorted(mine, key=lambda row: (-row.created_at, row.session_id))[:LONGEST_LIST]
+            limit = LONGEST_LIST + len(ids) - len(over) - len(mine)
+
+    async def _forget(self, key: str, over: Sequence[str]) -> None:
+        """Drop ended sessions from a list. Not what has no row: a sign-in is on the list before its row is there."""
         if over:
             await self._do(key, lambda client: client.zrem(key, *over))
-        mine = [row for row in rows if row.state is State.ACTIVE and row.user_id == user_id]
-        return sorted(mine, key=lambda row: (-row.created_at, row.session_id))
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""

@@ -132,7 +132,7 @@ WHERE s.session_id = :session_id AND s.state = :state_read AND s.confirmations =
 """)
 LIST_USER = text(f"""
 SELECT {_ROW} FROM otpless_sessions s WHERE s.user_id = :user_id AND s.state = 'active' AND s.expires_at > {_NOW}
-ORDER BY s.created_at DESC, s.session_id LIMIT {LONGEST_LIST}
+ORDER BY s.created_at DESC, s.session_id LIMIT :limit
 """)
 WAITING_REVOCATIONS = text(f"""
 SELECT count(*) FROM (SELECT 1 FROM otpless_sessions WHERE revocation_due IS NOT NULL LIMIT {MOST_COUNTED}) AS waiting
@@ -300,7 +300,7 @@ class SqlStore:
 
     async def list_user(self, user_id: str) -> Sequence[SessionRow]:
         """Return a user's active rows, the newest first, up to a thousand."""
-        return rows_of(await self._read(LIST_USER, user_id=user_id))
+        return rows_of(await self._read(LIST_USER, user_id=user_id, limit=LONGEST_LIST))
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due; where none is, nothing is written."""

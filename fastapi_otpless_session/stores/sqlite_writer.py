@@ -7,7 +7,9 @@ a small transaction takes, and knows nothing of work that can be done together.
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -27,7 +29,7 @@ T = TypeVar("T")
 class _Job(Generic[T]):
     """Something to do with the connection, and who waits for what comes of it."""
 
-    __slots__ = ("_error", "_result", "_work", "answer", "is_durable", "is_transaction", "loop")
+    __slots__ = ("_error", "_result", "_work", "answer", "is_durable", "is_transaction", "loop", "since")
 
     def __init__(
         self, work: Callable[[sqlite3.Connection], T], *, is_transaction: bool, is_durable: bool = False
@@ -37,16 +39,15 @@ class _Job(Generic[T]):
         self.is_durable = is_durable
         self.loop = asyncio.get_running_loop()
         self.answer: asyncio.Future[Any] = self.loop.create_future()
+        self.since = time.monotonic()
         self._result: T | None = None
         self._error: BaseException | None = None
 
     def do(self, db: sqlite3.Connection) -> None:
-        """Do it by itself, unless nobody waits for it any more."""
-        if self.answer.cancelled():
-            return
+        """Do it by itself. A transaction was begun for it, and is over then."""
         self._error = None  # of a time that was in vain
         try:
-            self._result = transact(db, self._work) if self.is_transaction else self._work(db)
+            self._result = _committed(db, self._work) if self.is_transaction else self._work(db)
         except BaseException as error:  # noqa: BLE001 - whoever waits gets it
             self._error = error
 
@@ -88,6 +89,10 @@ class Writer:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._waits_for_disk: bool | None = True
+        self._in_vain = -math.inf
+        """When a wait for the file was given up. Whoever waited by then fails with it: a wait of its own for each would
+        add up to any length."""
+        self._why = ""
         self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
         self._lock = Lock()
         self._is_closed = False
@@ -137,18 +142,49 @@ class Writer:
         for is_transaction, group in groupby((job for job in jobs if job is not None), key=_is_transaction):
             together = list(group)
             try:
+                wanted = [job for job in together if not job.answer.cancelled()]
                 if is_transaction:
-                    self._wait_for_disk(any(job.is_durable for job in together))
-                if is_transaction and len(together) > 1:
-                    _transact_together(self._db, together)
+                    self._transact(wanted)
                 else:
-                    for job in together:
+                    for job in wanted:
                         job.do(self._db)
             except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
                 for job in together:
                     job.fail(error)
             _tell(together)
         return jobs[-1] is not None
+
+    def _transact(self, jobs: Sequence[_Job[Any]]) -> None:
+        """Do transactions, several in one. A fault of one of them is no other's."""
+        in_time = self._in_time(jobs)
+        if not in_time or not self._begin(in_time):
+            return
+        if len(in_time) == 1:
+            in_time[0].do(self._db)
+        elif not _done_together(self._db, in_time):
+            for job in in_time:
+                self._transact([job])
+
+    def _in_time(self, jobs: Sequence[_Job[Any]]) -> Sequence[_Job[Any]]:
+        """Return those that did not wait for the file in vain; the others fail."""
+        if not jobs or jobs[0].since > self._in_vain:  # as a rule; the rest came later
+            return jobs
+        for job in jobs:
+            if job.since <= self._in_vain:
+                job.fail(sqlite3.OperationalError(self._why))
+        return [job for job in jobs if job.since > self._in_vain]
+
+    def _begin(self, jobs: Sequence[_Job[Any]]) -> bool:
+        """Begin a transaction for jobs; where that fails they do."""
+        try:
+            self._wait_for_disk(any(job.is_durable for job in jobs))
+            _begin(self._db)
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+            self._in_vain, self._why = time.monotonic(), str(error)
+            for job in jobs:
+                job.fail(error)
+            return False
+        return True
 
     def _wait_for_disk(self, waits: bool) -> None:
         """Have the next commits wait for the disk, or not."""
@@ -172,6 +208,11 @@ class Writer:
 def transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
     """Return what an immediate transaction does: wholly or not at all."""
     _begin(db)
+    return _committed(db, transaction)
+
+
+def _committed(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
+    """Return what a transaction does that was begun."""
     try:
         result = transaction(db)
         db.execute("COMMIT")
@@ -181,22 +222,16 @@ def transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection],
     return result
 
 
-def _transact_together(db: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> None:
-    """Do several transactions in one. A fault of one of them is no other's."""
-    try:
-        _begin(db)
-    except BaseException as error:  # noqa: BLE001 - it has taken its time; each by itself would take that again
-        for job in jobs:
-            job.fail(error)
-        return
+def _done_together(db: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> bool:
+    """Do several transactions in the one that was begun. False: nothing of it happened, and whose fault is not seen."""
     try:
         for job in jobs:
             job.do_within(db)
         db.execute("COMMIT")
-    except BaseException:  # noqa: BLE001 - nothing of it happened; whose fault it is will be seen
+    except BaseException:  # noqa: BLE001 - each gets its own when it is done by itself
         _roll_back(db)
-        for job in jobs:
-            job.do(db)
+        return False
+    return True
 
 
 def _begin(db: sqlite3.Connection) -> None:

@@ -25,6 +25,7 @@ import pytest_asyncio
 
 from fastapi_otpless_session.stores.base import (
     FIRST_GENERATION,
+    LONGEST_LIST,
     REFRESH_TOKEN,
     EndReason,
     Lease,
@@ -164,6 +165,11 @@ class StoreContract:
     def clock(self) -> ContractClock:
         """The time of the store."""
         return ContractClock()
+
+    @pytest.fixture
+    def longest_list(self) -> int:
+        """How many of a user's sessions the store lists. With fewer than `LONGEST_LIST`, the test of that is faster."""
+        return LONGEST_LIST
 
     @pytest_asyncio.fixture
     async def subject(
@@ -618,6 +624,20 @@ class StoreContract:
         await subject.sign_in()
         row = await subject.rotate()
         assert list(await subject.store.list_user("MO-1")) == [row]
+
+    async def test_ending_what_is_listed_until_nothing_is_ends_all_of_a_user(
+        self, subject: Subject, longest_list: int
+    ) -> None:
+        expires_at = await subject.store.now() + LIFE
+        names = [f"s-{number}" for number in range(2 * longest_list)]
+        await subject.sign_in("oldest", expires_at=expires_at - 1)
+        await asyncio.gather(*(subject.sign_in(name, expires_at=expires_at) for name in names))
+        rounds = []
+        while rows := await subject.store.list_user("MO-1"):
+            await asyncio.gather(*(subject.store.end(row, EndReason.REVOKED, revoke_in=None) for row in rows))
+            rounds.append([row.session_id for row in rows])
+        assert sorted(name for ended in rounds for name in ended) == sorted(["oldest", *names])
+        assert max(map(len, rounds)) <= longest_list
 
     # The outbox
 
