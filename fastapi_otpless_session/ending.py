@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
@@ -15,6 +17,7 @@ from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
 
 REMEMBERED = 10_000
+WRITTEN_AT_ONCE = 100
 
 WHY = {
     EndReason.REVOKED: SignOutReason.SIGNED_OUT,
@@ -60,14 +63,19 @@ class Endings:
             await self._events.signed_out(row, SignOutReason.SIGNED_OUT)
 
     async def write_noted(self) -> None:
-        """End in the store what was signed out while it could not take note; what still fails, the next time."""
-        for session_id, row in self._unwritten.items():
-            try:
-                await self.end(row, EndReason.REVOKED)
-            except StoreError as error:
-                telemetry.logger.warning("Not ended yet: %s", error)
-                return
-            self._unwritten.drop(session_id)
+        """End in the store what was signed out while it could not take note; what still fails, another time."""
+        await asyncio.gather(*(self._write(row) for _, row in self._unwritten.items()[:WRITTEN_AT_ONCE]))
+
+    async def _write(self, row: SessionRow) -> None:
+        """Write one, as a row that can be read where the store has lost its own. OTPLESS was told already."""
+        whole = row if row.confirmations else replace(row, confirmations=((row.generation, 0.0),))
+        try:
+            await self._store.end(whole, EndReason.REVOKED, revoke_in=None)
+        except StoreError as error:
+            telemetry.logger.warning("Not ended yet: %s", error)
+            self._unwritten.put(row.session_id, row)  # behind the others, which may fare better
+        else:
+            self._unwritten.drop(row.session_id)
 
     async def end(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""

@@ -113,11 +113,13 @@ class Flights(Generic[T]):
     async def ask_anew(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """As `ask`, but whoever asked before is waited for first: what that one learns may be older than the question.
 
-        Whoever asks while it is waited for shares the answer.
+        Whoever asks while it is waited for shares the answer. Raises `NoVerdictError` where that takes `seconds`, too.
         """
-        if self.is_asked(key):
+        earlier = self._asked.get(key)
+        if earlier is not None:
             with suppress(NoVerdictError):
-                await self.overhear(key, seconds)
+                await earlier.heard(seconds)
+            _check(self._asked.get(key) is not earlier)
         return await self.ask(key, work, seconds)
 
     async def drain(self, seconds: float = 0) -> None:

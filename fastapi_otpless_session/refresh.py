@@ -16,6 +16,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from fastapi_otpless_session import telemetry
@@ -23,6 +24,7 @@ from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
 from fastapi_otpless_session.hooks import Events, SignOutReason
 from fastapi_otpless_session.loops import PerLoop
+from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
@@ -35,6 +37,8 @@ LEASE_FACTOR = 1.5
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
 LONGEST_COMMIT_PAUSE = 5.0
+PAUSE_IN_VAIN = 5.0
+REMEMBERED = 10_000
 COMMIT_TRIES = 1000
 UNAVAILABLE = SessionReason.UNAVAILABLE.value
 
@@ -85,6 +89,8 @@ class Refresher:
         self._behind = behind
         self._room = PerLoop(lambda: asyncio.Semaphore(settings.max_upstream))
         self._pending: dict[str, _Rotated] = {}
+        self._in_vain: Lru[str, float] = Lru(REMEMBERED)
+        """When a session's new token was over as it came: each try makes a generation, and no token that is served."""
 
     async def refresh(self, row: SessionRow) -> Refreshed | SessionReason:
         """Return the session's next token, or why there is none; `INVALID`: the row cannot be read here.
@@ -99,6 +105,8 @@ class Refresher:
             if not isinstance(kept, Refreshed) or not is_over(kept.row.token_expires_at, await self._store.now()):
                 return kept
             row = kept.row  # it expired while it waited for the store
+        if time.monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
+            raise NoVerdictError("the last new token of this session was over when it came; a clock may be wrong")
         gives_up_at = time.monotonic() + self._timeout
         for pause in _pauses():
             led = await self._try_to_lead(row, gives_up_at)
@@ -174,21 +182,26 @@ class Refresher:
         try:
             answer = await self._client.new_session_token(refresh_token)
             now += time.monotonic() - asked_at  # not by asking the store: it may be down, and the pair lost with it
-            new = self._checked(row, held, answer, now) if isinstance(answer, TokenPair) else None
+            new = self._checked(row, held, answer, now, refresh_token) if isinstance(answer, TokenPair) else None
         except UpstreamError as error:
             await self._release(held, answer_lost=not error.unsent)
             raise
         if new is None:
             return await self._refused(row, held)
         kept = await self._keep(new)
-        if isinstance(kept, Refreshed):
-            check_life(new.rotation.token_expires_at, now)  # not before: OTPLESS may have used the refresh token up
+        if isinstance(kept, Refreshed) and is_over(new.rotation.token_expires_at, now):
+            self._in_vain.put(row.session_id, time.monotonic())
+            check_life(new.rotation.token_expires_at, now)
         return kept
 
-    def _checked(self, row: SessionRow, lease: Lease, pair: TokenPair, now: float) -> _Rotated:
-        """Return what is to be committed of a new pair. Raises `UpstreamError`: that pair is nothing to keep."""
+    def _checked(self, row: SessionRow, lease: Lease, pair: TokenPair, now: float, used: str) -> _Rotated:
+        """Return what is to be committed of a new pair. Raises `UpstreamError`: that pair is nothing to keep.
+
+        A session token that is over by the store's clock is kept all the same with another refresh token than the one
+        that was `used`: OTPLESS may not take that again.
+        """
         claims, refresh_claims = check_pair(pair, row.session_id, row.user_id)
-        check_life(refresh_claims.expires_at, now)
+        check_life(claims.expires_at if pair.refresh_token == used else refresh_claims.expires_at, now)
         return _Rotated(row, lease, pair, self._vault.rotation(pair, claims, refresh_claims), now)
 
     async def _with_time_left(self, lease: Lease) -> tuple[Lease, float]:

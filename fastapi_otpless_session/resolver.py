@@ -404,15 +404,17 @@ class Resolver:
 
     async def _revalidate(self, current: Current) -> None:
         """Ask behind the request; a "not valid" goes straight into the refresh, and is shared."""
-        digest = self._vault.digest(current.token)
+        digest, is_refused = self._vault.digest(current.token), False
         try:
-            if await self._ask(current) is not Verdict.VALID:
-                self._copies.drop(digest)  # it would be served in an outage
+            is_refused = await self._ask(current) is not Verdict.VALID
+            if is_refused:
                 await self._refresh_behind(current)
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
         copy = self._copies.get(digest)
-        if copy is not None:  # the row has moved on
+        if is_refused:
+            self._copies.drop(digest)  # it would be served in an outage
+        elif copy is not None:  # the row has moved on
             copy.doubt()
 
     async def _refresh_behind(self, current: Current) -> None:

@@ -193,7 +193,8 @@ async def logout(otpless: _Request) -> Response:
 async def logout_all(otpless: _Request, session: _Session) -> Response:
     """Sign the user out everywhere."""
     with _faults_are_503():
-        await otpless.sessions.end_all(session.user_id, last=session.id)
+        await otpless.sessions.end_others(session.user_id, session.id)  # whoever asks can ask again if that fails
+        await otpless.sessions.end_all(session.user_id)
         await otpless.sessions.sign_out(session.token.get_secret_value())
     return _cleared(otpless)
 

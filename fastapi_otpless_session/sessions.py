@@ -168,6 +168,7 @@ class OtplessSessions:
         """Finish the refreshes that are under way on this event loop, and close what was opened."""
         self.is_open = False
         await self._background.close()
+        await self._endings.write_noted()
         if self._owns_client:
             await self._client.close()
         if self._owns_store:
@@ -333,19 +334,21 @@ class OtplessSessions:
     async def _sign_out_without_store(self, token: str, row: SessionRow | None) -> None:
         """Tell OTPLESS directly. Raises `NoVerdictError` where that does not end the session."""
         digest = self._vault.digest(token)
-        row = row or self._resolver.seen(digest) or await self._identified(token)
-        if row is None:
+        known = row or self._resolver.seen(digest)
+        ours = known or await self._identified(token, digest)
+        if ours is None:
             return  # it was never anybody's
         verdict = await self._client.revoke_session(token)
         if verdict not in {Verdict.VALID, Verdict.UNKNOWN}:
             raise StoreError("the session's refresh token may live, and cannot be read now")
         self._strangers.forget(digest)
-        await self._endings.note_signed_out(digest, row)
+        if known is not None or verdict is Verdict.VALID:  # else it is another application's
+            await self._endings.note_signed_out(digest, ours)
 
-    async def _identified(self, token: str) -> SessionRow | None:
+    async def _identified(self, token: str, digest: bytes) -> SessionRow | None:
         """Return a row for a token that neither store nor this worker can tell of; None: it is none of OTPLESS's."""
         try:
-            identity = await self._strangers.identify(token)
+            identity = await self._strangers.identify(token, digest)
         except UnclearError:
             raise StoreError("whose token it is cannot be told now") from None
         return None if identity is None else self._stranger_row(*identity, token, self._clock())
@@ -376,16 +379,13 @@ class OtplessSessions:
         if known_only or not self.settings.accept_unknown_tokens:
             return None
         try:
-            identity = await self._strangers.identify(token)
+            identity = await self._strangers.identify(token, digest)
         except UnclearError:  # nor does it get in anywhere
             return None
         if identity is None:
             return None
-        row = await self._store.get(identity[0])
-        if row is None and await self._strangers.is_foreign(token, digest):
-            return None
         self._strangers.forget(digest)
-        return row or self._stranger_row(*identity, token, await self._store.now())
+        return await self._store.get(identity[0]) or self._stranger_row(*identity, token, await self._store.now())
 
     def _stranger_row(self, session_id: str, claims: Claims, token: str, now: float) -> SessionRow:
         return SessionRow(
@@ -429,18 +429,19 @@ class OtplessSessions:
         await self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED)
         return True
 
-    async def end_all(self, user_id: str, *, last: str | None = None) -> int:
-        """End all of a user's sessions that are known here, and return how many. Raises `StoreError`.
+    async def end_all(self, user_id: str) -> int:
+        """End all of a user's sessions that are known here, and return how many. Raises `StoreError`."""
+        return await self._end_all(user_id)
 
-        `last`: the id of the one to end after all others: whoever asks by it can ask again where that fails.
-        """
+    async def end_others(self, user_id: str, session_id: str) -> int:
+        """End all of a user's sessions that are known here but one, and return how many. Raises `StoreError`."""
+        return await self._end_all(user_id, but=session_id)
+
+    async def _end_all(self, user_id: str, but: str | None = None) -> int:
         count = 0
-        while rows := await self._store.list_user(user_id):
-            chosen = [row for row in rows if row.session_id != last] or rows
-            await asyncio.gather(
-                *(self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED_ALL) for row in chosen)
-            )
-            count += len(chosen)
+        while rows := [row for row in await self._store.list_user(user_id) if row.session_id != but]:
+            await asyncio.gather(*(self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED_ALL) for row in rows))
+            count += len(rows)
         return count
 
     # Behind requests

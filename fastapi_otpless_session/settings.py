@@ -30,7 +30,7 @@ KEY_BYTES = 32
 DERIVED_KEY = "derived"
 COOKIE_NAME_LIMIT = 128
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
-DOMAIN = re.compile(r"\.?[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*")
+DOMAIN = re.compile(r"\.?[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")
 TAKEN_HEADERS = frozenset(
     {
         *("authorization", "cookie", "set-cookie", "origin", "host", "vary", "cache-control", "retry-after"),
@@ -364,6 +364,6 @@ def _explain(error: ValidationError, env_file: object) -> str:
         name = f"{PREFIX}{str(place[0]).upper()}: " if place else ""
         lines.append(f"{name}{text}")
     if any(problem["type"] == "missing" for problem in problems) and isinstance(env_file, str | os.PathLike):
-        file = Path(env_file).absolute()
+        file = Path(env_file).expanduser().absolute()
         lines.append(f"{file} was read" if file.exists() else f"There is no {file}")
     return "Wrong settings:\n" + "\n".join(f"  {line}" for line in lines)

@@ -42,7 +42,7 @@ REASONS = {
 
 
 class UnclearError(TokenError):
-    """A token may be OTPLESS's: its key is published no more, or not yet, or OTPLESS calls it dead."""
+    """A token may be OTPLESS's: no key tells, and OTPLESS calls it dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,13 @@ class Strangers:
             newer = self._look_at_once(stranger.session_id, digest)
             if newer is None:
                 return None
-            seen.look = look = newer
+            look = newer
         if is_over(stranger.claims.expires_at, look.now + time.monotonic() - look.at):
             return None
-        is_fresh = freshness(self._clock() - stranger.validated_at, self._settings) is Freshness.FRESH
-        return stranger if is_fresh else None
+        if freshness(self._clock() - stranger.validated_at, self._settings) is not Freshness.FRESH:
+            return None
+        seen.look = look
+        return stranger
 
     async def admit(self, token: str, digest: bytes, max_age: float | None) -> Stranger | SessionReason:
         """Return whom a token belongs to, or why it does not get in. Raises `NoVerdictError`."""
@@ -147,8 +149,10 @@ class Strangers:
             return look.ended
         if seen is None:
             return await self._waited_for(token, digest, claims, max_age)
-        seen.look = look
-        return await self._validated(token, digest, seen.stranger, max_age)
+        outcome = await self._validated(token, digest, seen.stranger, max_age)
+        if isinstance(outcome, Stranger) and not outcome.stale:
+            seen.look = look  # not for who was not served, or as stale: an outage of the store is bridged since then
+        return outcome
 
     def refused(self, token: str) -> SessionReason:
         """Say why a stranger does not get in where none do. Its claims are not verified, and nobody gets in by them."""
@@ -167,18 +171,22 @@ class Strangers:
         is_over_now = is_over(seen.stranger.claims.expires_at, seen.look.now + age)
         return None if age > self._settings.stale_if_error or is_over_now else replace(seen.stranger, stale=True)
 
-    async def identify(self, token: str) -> tuple[str, Claims] | None:
+    async def identify(self, token: str, digest: bytes) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
 
-        Raises `UnclearError` where that cannot be told, `UpstreamError`.
+        Raises `UnclearError` where OTPLESS calls it dead and no key tells, `UpstreamError`.
         """
+        seen = self._seen.get(digest)
+        if seen is not None:
+            return seen.stranger.session_id, seen.stranger.claims
+        is_signed = bool(self._settings.jwks_url)
         try:
             claims = await self._verified(token)
-        except UnknownKeyError:
-            raise UnclearError from None
+        except UnknownKeyError:  # one that is published no more, or not yet
+            claims, is_signed = tokens.read_claims(token), False
         except TokenError:
             return None
-        if not self._settings.jwks_url:
+        if not is_signed:
             details = await self._client.session_details(token, known=False)
             if details is Verdict.UNKNOWN:
                 return None
@@ -186,15 +194,6 @@ class Strangers:
                 raise UnclearError
             _check(details, claims.session_id)
         return claims.session_id or "", claims
-
-    async def is_foreign(self, token: str, digest: bytes) -> bool:
-        """Whether OTPLESS knows no such session for our credentials: it is another application's."""
-        if self._seen.get(digest) is not None:
-            return False
-        try:
-            return await self._client.validate_session(token, known=False) is Verdict.UNKNOWN
-        except UpstreamError:
-            return False
 
     def forget(self, digest: bytes) -> None:
         """Ask anew the next time."""

@@ -688,6 +688,26 @@ async def test_a_store_outage_is_bridged_for_stale_if_error_since_a_session_was_
     await store.close()
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_an_outage_of_the_store_lets_nobody_in_whom_one_of_otpless_has_kept_out(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store], validation_ttl=5, stale_if_error=10) as world:
+        worker, now = world.workers[0], [1000.0]
+        token = world.token if is_known else str(emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
+        monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: now[0])
+        assert isinstance(await worker.resolve(token), Session)
+        emulator.add_fault(Fault("status", path="validate-session", status=500))
+        clock.advance(20)
+        now[0] += 20
+        assert await worker.resolve(token) is SessionReason.UNAVAILABLE
+        store.fail("find", "get")
+        assert await worker.resolve(token) is SessionReason.UNAVAILABLE
+        monkeypatch.undo()
+    await store.close()
+
+
 async def test_an_own_copy_is_read_again_after_the_store_ttl_however_often_it_is_used(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-import sys
-from contextlib import redirect_stdout
+from asyncio import CancelledError
+from collections.abc import Awaitable
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -34,7 +33,7 @@ async def on_refusal(setup: Setup) -> Outcome:
     if ask is None or not settings.required_paths:
         raise NotApplicableError("on_refusal answers for OTPLESS_REQUIRED_PATHS, and one of the two is not there.")
     for glob in settings.required_paths:
-        page = await _page_without_end(setup, ask, re.sub(r"\*+", "x", glob))
+        page = _page_without_end(setup, ask, re.sub(r"\*+", "x", glob))
         if page is not None:
             return problem(
                 f"on_refusal redirects to {page}, which OTPLESS_REQUIRED_PATHS covers: without a session that is "
@@ -44,7 +43,7 @@ async def on_refusal(setup: Setup) -> Outcome:
     return ok("Where on_refusal redirects to can be seen without a session.")
 
 
-async def _page_without_end(setup: Setup, ask: OnRefusal, path: str) -> str | None:
+def _page_without_end(setup: Setup, ask: OnRefusal, path: str) -> str | None:
     """Return the page that a browser is sent to over and over; None where it gets an answer."""
     transport = Transport(setup.settings)
     seen: list[str] = []
@@ -52,29 +51,36 @@ async def _page_without_end(setup: Setup, ask: OnRefusal, path: str) -> str | No
         if path in seen or len(seen) == MOST_REDIRECTS:
             return path.removeprefix(scope["root_path"])
         seen.append(path)
-        target = await _target(setup, ask, scope)
+        target = _target(setup, ask, scope)
         if target is None:
             return None
         path = target
     return None
 
 
-async def _target(setup: Setup, ask: OnRefusal, scope: dict[str, Any]) -> str | None:
+def _target(setup: Setup, ask: OnRefusal, scope: dict[str, Any]) -> str | None:
     """Return the path that `on_refusal` redirects to; None where that is elsewhere, or it answers by itself."""
     try:
-        answer = await _answer(setup, ask, HTTPConnection(scope))
-        return _path_here(answer, scope["path"]) if answer.status_code in REDIRECTS else None
-    except Exception as error:  # noqa: BLE001 - it is the application's, and may need more than a request that is made up
+        with guarded(setup.deadline):
+            answer = ask(HTTPConnection(scope), refusal(SessionReason.MISSING))
+            response = answer if isinstance(answer, Response) else _finished(answer)
+            return _path_here(response, scope["path"]) if response.status_code in REDIRECTS else None
+    except (Exception, SystemExit, CancelledError) as error:  # noqa: BLE001 - it may need more than is made up
         raise NotApplicableError(
             f"on_refusal has no answer to a made-up request: {type(error).__name__}: {error}"
         ) from None
 
 
-async def _answer(setup: Setup, ask: OnRefusal, connection: HTTPConnection) -> Response:
-    with redirect_stdout(sys.stderr):
-        with guarded(setup.deadline):
-            answer = ask(connection, refusal(SessionReason.MISSING))
-        return await answer if inspect.isawaitable(answer) else answer
+def _finished(answer: Awaitable[Response]) -> Response:
+    """Return what an awaitable gives at once: one that waits for somebody is not waited for."""
+    steps = answer.__await__()
+    try:
+        next(steps)
+    except StopIteration as done:
+        response: Response = done.value
+        return response
+    steps.close()
+    raise TimeoutError("it waits for something")
 
 
 def _path_here(answer: Response, path: str) -> str | None:

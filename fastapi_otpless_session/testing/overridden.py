@@ -56,7 +56,11 @@ class OverriddenSessions(OtplessSessions):
         self._outcome = SessionReason.REVOKED
         return True
 
-    async def end_all(self, user_id: str, *, last: str | None = None) -> int:
+    async def end_others(self, user_id: str, session_id: str) -> int:
+        """End the session, where it is the user's and not that one."""
+        return sum([await self.end(one.id) for one in await self.list(user_id) if one.id != session_id])
+
+    async def end_all(self, user_id: str) -> int:
         """End the session, where it is the user's."""
         return sum([await self.end(one.id) for one in await self.list(user_id)])
 
