@@ -90,7 +90,9 @@ class Copies(Lru[bytes, Copy]):
 
     def of(self, row: SessionRow, claims: Claims, now: float, at: float) -> Copy:
         """Return a copy of a row that was read at `at` by the worker's monotonic clock, `now` by the store's."""
-        return Copy(_light(row, claims), claims, self._duties.first(row, claims), self._made, at, now - at)
+        is_set_back = now < row.validated_at
+        first_duty = 0.0 if is_set_back else self._duties.first(row, claims)
+        return Copy(_light(row, claims), claims, first_duty, self._made, at, now - at)
 
 
 class Duties:

@@ -134,7 +134,9 @@ class Resolver:
         at = time.monotonic()
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
             return None
-        now = copy.offset + at if at - copy.at < self._store_ttl else self._unchanged_at(digest, copy, at)
+        if at - copy.at < self._store_ttl:
+            return copy
+        now = self._unchanged_at(digest, copy, at)
         return copy if now is not None and copy.is_quiet(now) else None
 
     def _stranger_at_once(self, digest: bytes) -> Stranger | None:
