@@ -18,6 +18,8 @@ from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX
 from fastapi_otpless_session.emulator.live import IS_ENDING
 
 _POLL_SECONDS = 0.005
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep a connection that is idle: one that both ends let go of at once would lose a call."""
 
 
 class ServerMissingError(RuntimeError):
@@ -88,6 +90,7 @@ def _config(uvicorn: ModuleType, app: ASGIApp) -> Any:
         log_config=None,
         log_level="critical",
         access_log=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,
     )
 
