@@ -7,6 +7,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import multiprocessing
 import os
 import sqlite3
 import stat
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -693,3 +695,20 @@ async def test_superseded_digests_go_while_their_session_lives(subject: Subject,
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM tokens").fetchone() == (3,)  # the pair, and the token before
     assert await subject.standing(6) is Standing.CURRENT
+
+
+def _open_and_close(path: str, times: int) -> None:
+    async def go() -> None:
+        for _ in range(times):
+            store = open_store(f"sqlite:///{path}")
+            await store.open()
+            await store.close()
+
+    asyncio.run(go())
+
+
+def test_workers_that_start_and_stop_at_once_are_not_in_each_others_way(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(6, spawn) as workers:
+        opened = [workers.submit(_open_and_close, str(tmp_path / "s.db"), 60) for _ in range(6)]
+    assert [each.exception() for each in opened] == [None] * 6  # "database is locked", for the moment of a close

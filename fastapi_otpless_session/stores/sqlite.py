@@ -446,7 +446,9 @@ class _Connections:
         if not Path(path).is_absolute():
             logger.info("Sessions are kept in %s", full)
         _create(full)
-        self._reader = _connect(str(full), 0)
+        self._reader = _connect(str(full), BUSY_SECONDS)
+        self._reader.execute("PRAGMA schema_version").fetchone()  # opens the file, which others may hold for a moment
+        self._reader.execute("PRAGMA busy_timeout = 0")  # from now on the loop waits for it
         self._reader.text_factory = str  # what is no UTF-8 fails, and is read by the writer then
         self._writer = Writer(_connect(str(full), BUSY_SECONDS))
 
