@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -179,11 +180,8 @@ class Strangers:
         seen = self._seen.get(digest)
         if seen is not None:
             return seen.stranger.session_id, seen.stranger.claims
-        is_signed = bool(self._settings.jwks_url)
         try:
-            claims = await self._verified(token)
-        except UnknownKeyError:  # one that is published no more, or not yet
-            claims, is_signed = tokens.read_claims(token), False
+            claims, is_signed = await self._claimed(token)
         except TokenError:
             return None
         if not is_signed:
@@ -201,17 +199,20 @@ class Strangers:
         self._turned_away.drop(digest)
 
     async def _read(self, token: str) -> Claims | SessionReason:
+        """Read a session token's claims, verified where there are keys to verify with."""
         try:
-            return await self._verified(token)
+            return _of_session(
+                await self._client.verify(token) if self._settings.jwks_url else tokens.read_claims(token)
+            )
         except TokenError:
             return SessionReason.INVALID
 
-    async def _verified(self, token: str) -> Claims:
-        """Return a session token's claims, verified where there are keys to verify with. Raises `TokenError`."""
-        claims = await self._client.verify(token) if self._settings.jwks_url else tokens.read_claims(token)
-        if claims.has_audience or claims.session_id is None:
-            raise TokenError("an ID token")
-        return claims
+    async def _claimed(self, token: str) -> tuple[Claims, bool]:
+        """Return a session token's claims, and whether a key vouches for them. Raises `TokenError`, `UpstreamError`."""
+        if self._settings.jwks_url:
+            with suppress(UnknownKeyError):  # one that is published no more, or not yet
+                return _of_session(await self._client.verify(token)), True
+        return _of_session(tokens.read_claims(token)), False
 
     async def _look(self, session_id: str, digest: bytes) -> _Look:
         """Look whether a session was ended here."""
@@ -301,6 +302,12 @@ class Strangers:
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
         self._turned_away.put(digest, (reason, self._clock()))
         return reason
+
+
+def _of_session(claims: Claims) -> Claims:
+    if claims.has_audience or claims.session_id is None:
+        raise TokenError("an ID token")
+    return claims
 
 
 def _check(details: SessionDetails, session_id: str | None) -> None:

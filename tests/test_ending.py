@@ -5,6 +5,7 @@ What several workers and failing stores do is shown on `OtplessSessions` itself:
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,16 @@ async def test_a_frontends_session_ends_though_the_key_of_its_token_is_published
         await world.workers[1].sign_out(token)
         assert emulator.session(str(user["sessionId"])).revoked
         assert await seen.resolve(token) is SessionReason.REVOKED
+    await store.close()
+
+
+@pytest.mark.parametrize("payload", ["e30", "bm90IEpTT04", "eyJleHAiOjF9"])
+async def test_a_made_up_token_of_an_unknown_key_is_nobodys(clock: Clock, payload: str) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    header = base64.urlsafe_b64encode(b'{"alg":"RS256","kid":"made up"}').decode().rstrip("=")
+    async with Workers(emulator, clock, [store]) as world:
+        await world.workers[0].sign_out(f"{header}.{payload}.c2lnbmF0dXJl")
+        assert emulator.count("revoke-session") == 0
     await store.close()
 
 
