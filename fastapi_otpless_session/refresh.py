@@ -106,7 +106,7 @@ class Refresher:
                 return kept
             row = kept.row  # it expired while it waited for the store
         if time.monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
-            raise NoVerdictError("the last new token of this session was over when it came; a clock may be wrong")
+            raise NoVerdictError("the last new token of this session was over as it came; a clock may be wrong")
         gives_up_at = time.monotonic() + self._timeout
         for pause in _pauses():
             led = await self._try_to_lead(row, gives_up_at)
@@ -191,7 +191,7 @@ class Refresher:
         kept = await self._keep(new)
         if isinstance(kept, Refreshed) and is_over(new.rotation.token_expires_at, now):
             self._in_vain.put(row.session_id, time.monotonic())
-            check_life(new.rotation.token_expires_at, now)
+            raise NoVerdictError("the new token of this session is over as it comes; a clock may be wrong")
         return kept
 
     def _checked(self, row: SessionRow, lease: Lease, pair: TokenPair, now: float, used: str) -> _Rotated:

@@ -662,20 +662,21 @@ async def test_whose_token_was_refused_behind_a_request_is_not_served_in_a_store
     await store.close()
 
 
+def _monotonic_too(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return what moves the clock and the worker's monotonic one."""
+    start = clock.now
+    monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: 1000.0 + clock.now - start)
+    return clock.advance
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_a_store_outage_is_bridged_for_stale_if_error_since_a_session_was_last_resolved(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store], validation_ttl=30, stale_if_error=10) as world:
-        worker, now = world.workers[0], [1000.0]
+        worker, advance = world.workers[0], _monotonic_too(clock, monkeypatch)
         token = world.token if is_known else str(emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
-
-        def advance(seconds: float) -> None:
-            clock.advance(seconds)
-            now[0] += seconds
-
-        monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: now[0])
         assert isinstance(await worker.resolve(token), Session)
         advance(25)
         assert isinstance(await worker.resolve(token), Session)
@@ -694,13 +695,11 @@ async def test_an_outage_of_the_store_lets_nobody_in_whom_one_of_otpless_has_kep
 ) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store], validation_ttl=5, stale_if_error=10) as world:
-        worker, now = world.workers[0], [1000.0]
+        worker, advance = world.workers[0], _monotonic_too(clock, monkeypatch)
         token = world.token if is_known else str(emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
-        monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: now[0])
         assert isinstance(await worker.resolve(token), Session)
         emulator.add_fault(Fault("status", path="validate-session", status=500))
-        clock.advance(20)
-        now[0] += 20
+        advance(20)
         assert await worker.resolve(token) is SessionReason.UNAVAILABLE
         store.fail("find", "get")
         assert await worker.resolve(token) is SessionReason.UNAVAILABLE
