@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -18,7 +20,7 @@ from fastapi_otpless_session.script import SCRIPT_PATH
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.transport import Transport
+from fastapi_otpless_session.transport import Transport, is_preflight
 from fastapi_otpless_session.websocket import DENIAL_EXTENSION, GuardedSocket, close_message
 
 OnRefusal = Callable[[HTTPConnection, RefusalError], Response | Awaitable[Response]]
@@ -55,6 +57,9 @@ class OtplessSessionMiddleware:
         request = RequestSession(sessions, transport, scope)
         scope.setdefault("state", {})[STATE_NAME] = request
 
+        is_required = transport.is_required(scope, self._root_path)
+        if is_required and is_preflight(scope):
+            is_required, send = False, self._to_preflight(send)
         has_started = False
 
         def send_with_session(message: Message) -> Awaitable[None]:
@@ -68,11 +73,9 @@ class OtplessSessionMiddleware:
                         return _send_swapped(request, message, send)
             return send(message)
 
-        if transport.is_required(scope, self._root_path) and not request.is_admitted():
-            refused = await self._refused(scope, request)
-            if refused is not None:
-                await refused(scope, receive, send_with_session)
-                return
+        if is_required and not request.is_admitted() and (refused := await self._refused(scope, request)) is not None:
+            await refused(scope, receive, send_with_session)
+            return
         try:
             await self.app(scope, receive, send_with_session)
         except RefusalError as error:  # by other middleware, where no exception handler of the application's sees it
@@ -120,6 +123,15 @@ class OtplessSessionMiddleware:
             return _REFUSALS.get(outcome) or _answer(refusal(outcome))
         answer = self._on_refusal(HTTPConnection(scope), refusal(outcome))
         return await answer if inspect.isawaitable(answer) else answer
+
+    def _to_preflight(self, send: Send) -> Send:
+        """Return what sends the answer to a preflight that `REQUIRED_PATHS` lets through.
+
+        Where no CORSMiddleware is inside to answer it, it may reach what answers any method alike, such as a mounted
+        `prometheus_client`. A browser looks at the headers only; nothing else is sent.
+        """
+        has_cors = any(isinstance(inner, CORSMiddleware) for inner in _inside(self.app))
+        return send if has_cors else partial(_send_without_body, send)
 
     def _routes(self, scope: Scope) -> Any:
         inside = (*_inside(self.app), scope.get("app"))
@@ -181,6 +193,17 @@ class OtplessSessionMiddleware:
 async def _send_swapped(request: RequestSession, message: Message, send: Send) -> None:
     await request.write(message)
     await send(message)
+
+
+async def _send_without_body(send: Send, message: Message) -> None:
+    match message["type"]:
+        case "http.response.start":
+            headers = [(name, value) for name, value in message["headers"] if name.lower() != b"content-length"]
+            await send({**message, "headers": headers})
+        case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
+            await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
+        case _:
+            await send(message)
 
 
 def _inside(app: Any) -> Iterator[Any]:

@@ -149,15 +149,14 @@ class Transport:
         return {**scope, "subprotocols": others, "headers": kept}, tokens
 
     def is_required(self, scope: Mapping[str, Any], root_path: str = "") -> bool:
-        """Whether a request's path needs a session by `REQUIRED_PATHS`; preflights never do.
+        """Whether a path needs a session by `REQUIRED_PATHS`.
 
         `root_path`: what the application inside will add to the scope's own.
         """
         if self._required is None:
             return False
         path = _route_path(scope, root_path) if root_path or scope.get("root_path") else scope["path"]
-        is_covered = self._covers(path) if len(path) <= LONGEST_REMEMBERED else self._is_covered(path)
-        return is_covered and not (scope.get("method") == "OPTIONS" and _is_preflight(scope))
+        return self._covers(path) if len(path) <= LONGEST_REMEMBERED else self._is_covered(path)
 
     def _is_covered(self, path: str) -> bool:
         if self._required is None:
@@ -221,6 +220,13 @@ class Transport:
         return noted
 
 
+def is_preflight(scope: Mapping[str, Any]) -> bool:
+    """Whether a browser asks what a page of another origin may send. It sends no credentials with that."""
+    return scope.get("method") == "OPTIONS" and {b"origin", b"access-control-request-method"} <= {
+        name for name, _ in scope["headers"]
+    }
+
+
 def _attributes(settings: OtplessSettings) -> str:
     parts = [f"Path={settings.cookie_path}", "HttpOnly", f"SameSite={settings.cookie_samesite}"]
     if settings.cookie_secure:
@@ -275,21 +281,19 @@ def _route_path(scope: Mapping[str, Any], root_path: str) -> str:
     return path
 
 
-def _spellings(path: str) -> tuple[str, str]:
-    """Return a path as it came, and as a folder of files reads it (`StaticFiles`).
+def _spellings(path: str) -> tuple[str, str, str]:
+    """Return a path as it came, and what it is read as further in.
 
-    There `/a//b`, `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`; no server takes them out before.
+    To the router a newline at the end is nothing: its patterns end in `$`. To a folder of files (`StaticFiles`)
+    `/a//b`, `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`; no server takes them out before.
     """
-    plain = posixpath.normpath("/" + path.replace("\\", "/").lstrip("/"))
-    return path, plain + "/" if path.endswith("/") and plain != "/" else plain
+    routed = path.removesuffix("\n")
+    plain = posixpath.normpath("/" + routed.replace("\\", "/").lstrip("/"))
+    return path, routed, plain + "/" if routed.endswith("/") and plain != "/" else plain
 
 
 def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in headers if key == name]
-
-
-def _is_preflight(scope: Mapping[str, Any]) -> bool:
-    return {b"origin", b"access-control-request-method"} <= {name for name, _ in scope["headers"]}
 
 
 def _is_own(origin: str, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:

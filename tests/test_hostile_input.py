@@ -19,6 +19,7 @@ from asgi import Exchange, exchange, http_scope, serving
 from conftest import Clock, World, add_routes, make_settings
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -352,6 +353,29 @@ def test_only_options_is_a_preflight(make_world: Callable[..., World], method: s
     assert ask(world, "/public", method, PREFLIGHT).status == 401
 
 
+async def heedless(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer whatever the method, as `prometheus_client` does."""
+    await PlainTextResponse("secret")(scope, receive, send)
+
+
+async def heedless_file(_: Scope, __: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+    await send({"type": "http.response.pathsend", "path": "secret"})
+
+
+@pytest.mark.parametrize("mounted", [heedless, heedless_file])
+def test_a_preflight_shows_nothing_of_what_answers_any_method(
+    make_world: Callable[..., World], mounted: ASGIApp
+) -> None:
+    world = make_world(required_paths="/mounted/**")
+    world.app.mount("/mounted", mounted)
+    assert ask(world, "/mounted/x", "OPTIONS").status == 401
+    answer = ask(world, "/mounted/x", "OPTIONS", PREFLIGHT)
+    assert answer.status == 200
+    assert answer.values(b"content-length") == []
+    assert answer.messages[1:] == [{"type": "http.response.body", "body": b"", "more_body": False}]
+
+
 # Required paths
 
 
@@ -370,6 +394,7 @@ def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
         app.add_api_route(path, lambda: text)
 
     add(world.app, "/account/help", "for all")
+    add(world.app, "/account", "secret")
     add(world.app, "/account/{page:path}", "secret")
     add(world.app, "/exact", "secret")
     sub = FastAPI()
@@ -398,6 +423,12 @@ def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
         "/exact",
         "/exact/",
         "//exact",
+        "/exact\n",
+        "/account\n",
+        "/account/help\n",
+        "/sub/private/x\n",
+        "/sub//private/x\n",
+        "/sub/a/slash/\n",
         "/sub/private/x",
         "/sub//private/x",
         "/sub/private//x",

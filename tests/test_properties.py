@@ -245,7 +245,10 @@ def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
     for name, text in (("private/x", "secret"), ("public/x", "for all")):
         (tmp_path / "files" / name).parent.mkdir(parents=True)
         (tmp_path / "files" / name).write_text(text)
-    world = make_world(required_paths="/files/private/**,/account/**,/sub/private/*", exempt_paths="/account/public/*")
+    world = make_world(
+        required_paths="/files/private/**,/account/**,/sub/private/*,/exact", exempt_paths="/account/public/*"
+    )
+    world.app.add_api_route("/exact", lambda: "secret")
     world.app.add_api_route("/account/public/{page}", lambda: "for all")
     world.app.add_api_route("/account/{page:path}", lambda: "secret")
     sub = FastAPI()
@@ -256,7 +259,7 @@ def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
 
 
 SEGMENTS = st.sampled_from(
-    ["files", "private", "public", "x", "account", "sub", "", ".", "..", "%2f", "Private", "\\", "x\\"]
+    ["files", "private", "public", "x", "account", "sub", "", ".", "..", "%2f", "Private", "\\", "x\\", "\n", "x\n"]
 )
 
 
@@ -266,6 +269,7 @@ SEGMENTS = st.sampled_from(
 @example(segments=["files", "public", "..", "private", "x"])
 @example(segments=["account", "public", "..", "x"])
 @example(segments=["account", "", "public", "x"])
+@example(segments=["exact\n"])
 def test_no_path_leads_anybody_to_what_is_required(guarded: World, segments: list[str]) -> None:
     path = "/" + "/".join(segments)
     answer = ask(guarded, path)
