@@ -197,7 +197,7 @@ def test_settings_without_their_keyword_are_told_that_they_need_it(examine: Exam
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("app.add_middleware(OtplessSessionMiddleware, setings=None)", "keyword argument 'setings'): each request"),
+        ("app.add_middleware(OtplessSessionMiddleware, setings=None)", "unexpected keyword argument 'setings'"),
         (
             "inner = FastAPI(); inner.add_middleware(OtplessSessionMiddleware, on_reuse=print); app.mount('/a', inner)",
             "The middleware of the application mounted at /a cannot be built (TypeError",

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -297,9 +298,8 @@ def test_what_is_written_into_a_file_is_undone(examine: Examine, tmp_path: Path,
     world.call(store.open)
     world.call(store.close)
     assert "was written, found, and ran out" in examine().text("store")
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
-    db.close()
 
 
 @pytest.mark.parametrize(

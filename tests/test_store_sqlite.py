@@ -125,6 +125,41 @@ async def test_no_raw_token_and_nothing_but_sealed_values_reach_the_file(subject
     assert digests == {token_digest("s-1"), refresh_digest("s-1")}
 
 
+@pytest.mark.parametrize("good", range(7))
+async def test_a_file_that_cannot_be_opened_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
+    made: list[sqlite3.Connection] = []
+    statements = itertools.count()
+
+    class Failing(sqlite3.Connection):
+        """Takes as many statements as are good."""
+
+        def execute(self, *args: Any) -> sqlite3.Cursor:
+            if next(statements) == good:
+                raise sqlite3.OperationalError("disk I/O error")
+            return super().execute(*args)
+
+    def connect(*args: Any, **values: Any) -> sqlite3.Connection:
+        made.append(Failing(*args, **values))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    store = open_store(f"sqlite:///{path}")
+    try:
+        with pytest.raises(StoreError, match="disk I/O error"):
+            await store.open()
+        assert [db for db in made if is_open(db)] == []
+    finally:
+        await store.close()
+
+
+def is_open(db: sqlite3.Connection) -> bool:
+    try:
+        db.cursor()
+    except sqlite3.ProgrammingError:
+        return False
+    return True
+
+
 async def test_a_store_is_open_as_soon_as_it_is_used(path: Path) -> None:
     store = open_store(f"sqlite:///{path}")
     assert await store.get("s-1") is None
@@ -587,7 +622,7 @@ async def test_what_is_done_again_by_itself_waits_once_for_a_file_that_is_busy_b
     statements: list[str], subject: Subject, path: Path
 ) -> None:
     await subject.sign_in("first")
-    writer = Writer(sqlite3.connect(path, 0.5, isolation_level=None, check_same_thread=False))
+    writer = Writer(sqlite3.connect(path, timeout=0.5, isolation_level=None, check_same_thread=False))
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as last, held_up(path) as other:
 
         def lose_the_lock(db: sqlite3.Connection) -> None:

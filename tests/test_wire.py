@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -183,6 +184,8 @@ def test_disliking_one_request_does_not_mean_that_otpless_fails(read: Read, stat
     assert caught.value.healthy is True
 
 
+DEEP = 900 if sys.version_info < (3, 12) else 2000
+"""How deep the decoder gets and we don't."""
 GARBAGE = {
     "empty": b"",
     "not json": b'{"success": tr\x00\xff',
@@ -194,7 +197,7 @@ GARBAGE = {
     "a number": b"1",
     "null": b"null",
     "nested deeply": b'{"success": true, "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "nested deeply beside an escape": b'{"success": true, "x": "\\u0041", "y": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "nested deeply beside an escape": b'{"success": true, "x": "\\u0041", "y": ' + b"[" * DEEP + b"]" * DEEP + b"}",
     "a key twice": b'{"success": false, "success": true}',
     "a key twice inside": b'{"success": true, "data": {"a": 1, "a": 2}, "x": {"a": 1, "a": 2}}',
     "NaN": b'{"success": true, "x": NaN}',

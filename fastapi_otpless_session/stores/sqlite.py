@@ -15,6 +15,7 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -446,11 +447,14 @@ class _Connections:
         if not Path(path).is_absolute():
             logger.info("Sessions are kept in %s", full)
         _create(full)
-        self._reader = _connect(str(full), BUSY_SECONDS)
-        self._reader.execute("PRAGMA schema_version").fetchone()  # opens the file, which others may hold for a moment
-        self._reader.execute("PRAGMA busy_timeout = 0")  # from now on the loop waits for it
-        self._reader.text_factory = str  # what is no UTF-8 fails, and is read by the writer then
-        self._writer = Writer(_connect(str(full), BUSY_SECONDS))
+        with ExitStack() as failing:
+            self._reader = _connect(str(full), BUSY_SECONDS)
+            failing.callback(self._reader.close)
+            self._reader.execute("PRAGMA schema_version").fetchone()  # opens what others may hold for a moment
+            self._reader.execute("PRAGMA busy_timeout = 0")  # from now on the loop waits for it
+            self._reader.text_factory = str  # what is no UTF-8 fails, and is read by the writer then
+            self._writer = Writer(_connect(str(full), BUSY_SECONDS))
+            failing.pop_all()
 
     def read(self, query: str, values: tuple[Any, ...]) -> Any:
         with self._lock:
@@ -476,9 +480,12 @@ class _Connections:
 
 
 def _connect(path: str, busy: float) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
-    db.text_factory = _decoded
-    db.execute("PRAGMA synchronous = FULL")
+    with ExitStack() as failing:
+        db = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
+        failing.callback(db.close)
+        db.text_factory = _decoded
+        db.execute("PRAGMA synchronous = FULL")
+        failing.pop_all()
     return db
 
 
