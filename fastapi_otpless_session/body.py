@@ -26,7 +26,7 @@ class Body:
         """Take the next bytes. Raises `UpstreamError` where they do not decode, or are more than fit."""
         self._read += self._decoder.decompress(chunk, BODY_LIMIT + 1 - len(self._read)) if self._decoder else chunk
         if len(self._read) > BODY_LIMIT:
-            raise UpstreamError("OTPLESS's answer is larger than 64 KiB")
+            raise UpstreamError("OTPLESS's answer is larger than 64 KiB", healthy=True)  # one session's, maybe
 
     def whole(self) -> bytes:
         """Return the decoded body. Raises `UpstreamError` where its end is missing."""

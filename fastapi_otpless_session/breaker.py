@@ -28,6 +28,37 @@ PROBE_SECONDS = 1.0
 LONGEST_PAUSE = 10.0
 
 
+class Breakers:
+    """A worker's two breakers: one for calls of sessions that were signed in here, one for strangers'.
+
+    What a stranger brings may be the very thing that OTPLESS fails on, and whoever brings it again and again must not
+    keep everybody else from OTPLESS. So the first knows nothing of strangers' failures; the second knows all.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._known, self._strangers = Breaker(clock), Breaker(clock)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether calls are held back, but for the probes."""
+        return self._known.is_open or self._strangers.is_open
+
+    def of(self, *, known: bool) -> Breaker:
+        """Return the breaker that a call has to ask."""
+        return self._known if known else self._strangers
+
+    def succeeded(self) -> None:
+        """Take note of a call that OTPLESS answered sensibly."""
+        self._known.succeeded()
+        self._strangers.succeeded()
+
+    def failed(self, began_at: float, retry_after: float | None = None, *, known: bool) -> None:
+        """Take note of a failed call; see `Breaker.failed`. OTPLESS asks all of us to wait, whoever hears it."""
+        self._strangers.failed(began_at, retry_after)
+        if known or retry_after:
+            self._known.failed(began_at, retry_after)
+
+
 class Breaker:
     """Opens on 5 failures in a row, or on half of at least 20 calls in 10 s; then lets a probe through each second."""
 

@@ -15,7 +15,7 @@ from opentelemetry.util.types import Attributes
 from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens, wire
-from fastapi_otpless_session.breaker import Breaker
+from fastapi_otpless_session.breaker import Breakers
 from fastapi_otpless_session.errors import (
     ConfigurationError,
     CredentialsRefusedError,
@@ -68,8 +68,8 @@ class OtplessClient:
             http = HttpxSender(http)
         self._http: HttpSender = http
         self._monotonic = monotonic
-        self._breaker = Breaker(monotonic)
-        telemetry.watch_breaker(self._breaker)
+        self._breakers = Breakers(monotonic)
+        telemetry.watch_breaker(self._breakers)
         self._gate = Gate(settings.max_upstream)
         self._keys = KeyCache(self._fetch_keys, monotonic)
         urls = {settings.base_url + path: name for path, name in wire.CALL_NAMES.items()}
@@ -100,10 +100,10 @@ class OtplessClient:
         request = self._request(wire.VALIDATE_SESSION, {"sessionToken": session_token})
         return self._call(request, wire.read_validation, known=known)
 
-    def new_session_token(self, refresh_token: str) -> Coroutine[Any, Any, TokenPair | Verdict]:
+    def new_session_token(self, refresh_token: str, *, known: bool = True) -> Coroutine[Any, Any, TokenPair | Verdict]:
         """Exchange a refresh token for a new pair (get-new-session-token). Keep what comes back, both of them."""
         request = self._request(wire.NEW_SESSION_TOKEN, {"refreshToken": refresh_token})
-        return self._call(request, wire.read_new_tokens, deadline=self._settings.refresh_timeout)
+        return self._call(request, wire.read_new_tokens, known=known, deadline=self._settings.refresh_timeout)
 
     def session_details(
         self, session_token: str, *, known: bool = True
@@ -151,34 +151,36 @@ class OtplessClient:
     ) -> T:
         ends_at = self._monotonic() + (deadline or self._settings.request_timeout)
         try:
-            if self._breaker.refuses():  # at once, rather than after waiting for a place
+            if self._breakers.of(known=known).refuses():  # at once, rather than after waiting for a place
                 raise _held_back()
             place = await self._gate.enter(known=known, deadline=ends_at - self._monotonic())
             try:
-                return await self._guarded(request, read, ends_at)
+                return await self._guarded(request, read, ends_at, known=known)
             finally:
                 place.leave()
         except OtplessSessionError as error:
             raise bare(error) from None
 
-    async def _guarded(self, request: wire.Request, read: Callable[[wire.Answer], T], ends_at: float) -> T:
-        if not self._breaker.admit():
+    async def _guarded(
+        self, request: wire.Request, read: Callable[[wire.Answer], T], ends_at: float, *, known: bool
+    ) -> T:
+        if not self._breakers.of(known=known).admit():
             raise _held_back()
         started = self._monotonic()
         try:
             result = await self._exchange(request, read, max(0.001, ends_at - started))
         except UpstreamError as error:
-            self._took_note(error, started)
+            self._took_note(error, started, known=known)
             raise
         except RefusalError:
-            self._breaker.succeeded()
+            self._breakers.succeeded()
             raise
         except asyncio.CancelledError:  # where callers give up early, nothing else would tell of an OTPLESS that hangs
             if self._monotonic() - started >= (ends_at - started) * SHARE_OF_PATIENCE:
-                self._breaker.failed(started)
+                self._breakers.failed(started, known=known)
             raise
         else:
-            self._breaker.succeeded()
+            self._breakers.succeeded()
             return result
 
     async def _exchange(self, request: wire.Request, read: Callable[[wire.Answer], T], deadline: float) -> T:
@@ -206,15 +208,15 @@ class OtplessClient:
                 self._monotonic() - started, telemetry.labels(call=call.name, outcome=outcome)
             )
 
-    def _took_note(self, error: UpstreamError, began_at: float) -> None:
+    def _took_note(self, error: UpstreamError, began_at: float, *, known: bool) -> None:
         if isinstance(error, CredentialsRefusedError):
             telemetry.logger.error("%s", error)
         else:
             telemetry.logger.warning("No verdict: %s", error)
         if error.healthy:
-            self._breaker.succeeded()
+            self._breakers.succeeded()
         else:
-            self._breaker.failed(began_at, error.retry_after)
+            self._breakers.failed(began_at, error.retry_after, known=known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
             return pair, claims, refresh_claims
     if await is_stored(pair.refresh_token, pair.session_id):  # the same sign-in again: don't use it up
         return pair, claims, _readable(pair.refresh_token)
-    answer = await client.new_session_token(pair.refresh_token)
+    answer = await client.new_session_token(pair.refresh_token, known=False)
     if not isinstance(answer, TokenPair) or answer.session_id != pair.session_id:
         raise SignInRefusedError(why="OTPLESS refused the refresh token, or it is another session's")
     new_claims, refresh_claims = check_pair(answer, details.session_id, details.user_id)

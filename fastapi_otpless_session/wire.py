@@ -166,13 +166,13 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
         return Verdict.DENIED
     session_id, user_id = body.get("sessionId", body.get("sessionToken")), body.get("userId")
     if not is_id(session_id) or not is_id(user_id):
-        raise _nonsense("no session or user id in the session's details")
+        raise _nonsense("no session or user id in the session's details", healthy=True)  # of one, maybe, and no other
     details = {name: value for name, value in body.items() if name not in TOKEN_FIELDS}
     try:
         read = SessionDetails.model_validate({**details, "sessionId": session_id})
         read.model_dump_json()  # what nests too deep can be read, but not be shown
     except ValueError:
-        raise _nonsense("unreadable session details") from None
+        raise _nonsense("unreadable session details", healthy=True) from None
     return read
 
 
@@ -312,8 +312,8 @@ def _is_whole(info: object) -> bool:
     return isinstance(info, dict) and bool(info.get("sessionToken")) and bool(info.get("refreshToken"))
 
 
-def _nonsense(what: str) -> UpstreamError:
-    return UpstreamError(f"OTPLESS's answer makes no sense: {what}")
+def _nonsense(what: str, *, healthy: bool = False) -> UpstreamError:
+    return UpstreamError(f"OTPLESS's answer makes no sense: {what}", healthy=healthy)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

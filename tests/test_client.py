@@ -782,6 +782,55 @@ async def test_refused_sign_ins_do_not_open_the_breaker(mocked: OtplessClient) -
     assert route.call_count == 10
 
 
+@respx.mock
+async def test_what_strangers_bring_never_holds_known_sessions_calls_back(mocked: OtplessClient, clock: Clock) -> None:
+    odd = respx.post(f"{BASE}/auth/v1/validate/token").respond(500)
+    validations = respx.post(VALIDATE).respond(503)
+    for number in range(20):
+        clock.advance(0.1)
+        with pytest.raises(UpstreamError):
+            await mocked.validate_sign_in("odd")
+        if number == 10:
+            with pytest.raises(UpstreamError, match="503"):  # by an OTPLESS that has failed strangers only
+                await mocked.validate_session("a.b.c")
+    assert odd.call_count < 20
+    validations.respond(json={"success": True})
+    assert await mocked.validate_session("a.b.c") is Verdict.VALID
+    with pytest.raises(UpstreamError, match="500"):  # OTPLESS was seen to be well
+        await mocked.validate_sign_in("odd")
+
+
+@respx.mock
+@pytest.mark.parametrize("body", [{"userId": "MO-1"}, {"sessionId": "s-1", "userId": "MO-1", "x": "x" * 65_536}])
+async def test_details_of_one_user_that_cannot_be_used_do_not_open_the_breaker(
+    mocked: OtplessClient, body: dict[str, Any]
+) -> None:
+    route = respx.post(f"{BASE}/v1/sessions/get-session-details").respond(json=body)
+    for _ in range(10):
+        with pytest.raises(UpstreamError, match=r"makes no sense|64 KiB"):
+            await mocked.session_details("a.b.c")
+    assert route.call_count == 10
+
+
+@respx.mock
+async def test_what_fails_for_known_sessions_is_not_tried_by_strangers(mocked: OtplessClient) -> None:
+    respx.post(VALIDATE).respond(503)
+    for _ in range(5):
+        with pytest.raises(UpstreamError, match="503"):
+            await mocked.validate_session("a.b.c")
+    with pytest.raises(UpstreamError, match="has been failing"):
+        await mocked.validate_sign_in("one-time")
+
+
+@respx.mock
+async def test_whoever_otpless_asks_to_wait_all_do(mocked: OtplessClient) -> None:
+    respx.post(f"{BASE}/auth/v1/validate/token").respond(429, headers={"Retry-After": "5"})
+    with pytest.raises(UpstreamError, match="429"):
+        await mocked.validate_sign_in("one-time")
+    with pytest.raises(UpstreamError, match="has been failing"):
+        await mocked.validate_session("a.b.c")
+
+
 # Concurrency
 
 
