@@ -221,13 +221,29 @@ class TestToken:
 
     @pytest.mark.parametrize("call", ["fetch", "socket"])
     @pytest.mark.parametrize(
-        "address", ["https://elsewhere.example/x", "//elsewhere.example/x", "https://shop.example:1/"]
+        "address",
+        ["https://elsewhere.example/x", "//elsewhere.example/x", "https://shop.example:1/", "http://shop.example/x"],
     )
     def test_no_other_site_gets_it(self, site: Site, call: str, address: str) -> None:
         page = site.signed_in_tab()
         attempt = f"(async () => otplessSession.{call}({json.dumps(address)}))().catch((error) => error.name)"
         assert page.evaluate(attempt) == "TypeError"
         assert [path for path, _ in site.seen] == ["/auth/login?channel=header"]
+
+    @pytest.mark.parametrize("asked", ["'/moved'", "new Request('/moved')", "'/moved', { method: 'POST' }"])
+    def test_it_does_not_go_along_with_a_redirect(self, site: Site, asked: str) -> None:
+        page = site.signed_in_tab()
+        site.answers("/moved", 307, Location="https://elsewhere.example/x")
+        message = page.evaluate(f"otplessSession.fetch({asked}).catch(({{ message }}) => message)")
+        assert message.startswith(f"{SITE}/moved answered with a redirect, which is not followed")
+        assert [path for path, _ in site.seen] == ["/auth/login?channel=header", "/moved"]
+
+    def test_its_socket_may_be_named_in_full(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.window.context.route_web_socket("wss://shop.example/ws", lambda ws: ws.send("hello"))
+        heard = "new Promise((resolve) => { otplessSession.socket(address).onmessage = ({ data }) => resolve(data); })"
+        for address in ("/ws", "https://shop.example/ws", "wss://shop.example/ws"):
+            assert page.evaluate(f"(address) => {heard}", address) == "hello"
 
 
 class TestEnd:
@@ -447,6 +463,8 @@ def test_a_page_of_another_origin_signs_in_swaps_and_signs_out(
     emulator.expire(user["sessionInfo"]["sessionId"])
     assert page.evaluate("otplessSession.fetch('/orders').then((answer) => answer.json())") == user["userId"]
     assert stored(page) not in {None, before}
+    followed = "otplessSession.fetch('/orders/', { redirect: 'follow' }).then((answer) => answer.json())"
+    assert page.evaluate(followed) == user["userId"]
     page.evaluate("otplessSession.signOut()")
     window.refusals = {"401"}
     assert fetched(page, f"{address}/orders") == 401

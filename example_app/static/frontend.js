@@ -17,7 +17,7 @@ async function send(path, options = {}) {
   const attempt = () => {
     const headers = new Headers(options.headers);
     if (token) headers.set("X-Session-Token", token);
-    return fetch(path, { ...options, headers, credentials: "omit" });
+    return fetch(path, { ...options, headers, credentials: "omit", redirect: "error" });
   };
   const answer = await attempt();
   if (answer.status !== 401) return answer;

@@ -140,18 +140,26 @@
 
   function address(path) {
     const url = new URL(path, base.origin);
-    if (url.host !== base.host) throw new TypeError("The token is for " + base.host + ", not for " + url.host);
+    const origin = url.origin.replace(/^ws/, "http");
+    if (origin !== base.origin) throw new TypeError("The token is for " + base.origin + ", not for " + origin);
     return url;
   }
 
-  /** As fetch, for paths of the API. Cookies stay out of it: a cookie with another session would be a conflict. */
+  /**
+   * As fetch, for paths of the API. Cookies stay out of it: a cookie with another session would be a conflict. Redirects
+   * are not followed, unless the options say so: the browser would take the token along, to other origins, too.
+   */
   async function call(input, options) {
     const isRequest = input instanceof Request;
     const target = isRequest ? (address(input.url), input) : address(input);
-    const request = new Request(target, Object.assign({ credentials: "omit" }, options));
+    const request = new Request(target, Object.assign({ credentials: "omit", redirect: "manual" }, options));
     const sent = read();
     if (sent) request.headers.set(HEADER, sent);
     const response = await fetch(request);
+    if (response.type === "opaqueredirect") {
+      throw new Error(request.url + " answered with a redirect, which is not followed: the token would go along. Ask " +
+        'for where it leads (a "/" more or less?), or pass { redirect: "follow" } where that is on this server');
+    }
     const token = response.headers.get(HEADER);
     if (token) keep(token, sent);
     else if (response.status === 401) await checkRefusal(response, sent);
