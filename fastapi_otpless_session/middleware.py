@@ -114,7 +114,7 @@ class OtplessSessionMiddleware:
 
     async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
         """Return the answer to a request whose path needs a session that it does not have."""
-        if _may_be_open(scope) and _is_open(scope, self._routes(scope)):
+        if _may_be_open(scope) and _is_open(self._routed(scope), self._routes(scope)):
             return None
         outcome = await request.resolve_first()
         if not isinstance(outcome, SessionReason):
@@ -123,6 +123,10 @@ class OtplessSessionMiddleware:
             return _REFUSALS.get(outcome) or _answer(refusal(outcome))
         answer = self._on_refusal(HTTPConnection(scope), refusal(outcome))
         return await answer if inspect.isawaitable(answer) else answer
+
+    def _routed(self, scope: Scope) -> Mapping[str, Any]:
+        """Return a scope as the router will have it: an application may add a prefix that it is served under."""
+        return {**scope, "root_path": self._root_path} if self._root_path else scope
 
     def _to_preflight(self, send: Send) -> Send:
         """Return what sends the answer to a preflight that `REQUIRED_PATHS` lets through.

@@ -90,6 +90,11 @@ async def _same_origin(connection: HTTPConnection) -> None:
         raise CrossSiteRequestError
 
 
+async def _unstored(response: Response) -> None:
+    """Keep what is about one person out of caches, of which some don't heed `Vary`."""
+    response.headers["Cache-Control"] = "no-store"
+
+
 @Secured
 async def _required(connection: HTTPConnection) -> Session:
     return await request_session(connection).require()
@@ -141,8 +146,8 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
     router = APIRouter(
         tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)], responses=_ALL
     )
-    router.get("/session", dependencies=[Depends(_required)])(read_session)
-    router.get("/sessions")(list_sessions)
+    router.get("/session", dependencies=[Depends(_required), Depends(_unstored)])(read_session)
+    router.get("/sessions", dependencies=[Depends(_unstored)])(list_sessions)
     router.add_api_route("/logout", logout, methods=["POST"], status_code=204, route_class_override=OpenRoute)
     router.post("/logout-all", status_code=204)(logout_all)
     router.delete("/sessions/{session_id}", status_code=204, responses=_refusals(_404="None of yours"))(end_session)

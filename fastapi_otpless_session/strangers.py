@@ -185,8 +185,11 @@ class Strangers:
         except TokenError:
             return None
         if not is_signed:
+            if self._remembered_refusal(digest) is SessionReason.INVALID:
+                return None
             details = await self._client.session_details(token, known=False)
             if details is Verdict.UNKNOWN:
+                self._turn_away(digest, SessionReason.INVALID)
                 return None
             if isinstance(details, Verdict):
                 raise UnclearError
@@ -202,7 +205,7 @@ class Strangers:
         """Read a session token's claims, verified where there are keys to verify with."""
         try:
             return _of_session(
-                await self._client.verify(token) if self._settings.jwks_url else tokens.read_claims(token)
+                await self._client.verify(token) if self._settings.jwks_url else tokens.read_stranger(token)
             )
         except TokenError:
             return SessionReason.INVALID
@@ -212,7 +215,7 @@ class Strangers:
         if self._settings.jwks_url:
             with suppress(UnknownKeyError):  # one that is published no more, or not yet
                 return _of_session(await self._client.verify(token)), True
-        return _of_session(tokens.read_claims(token)), False
+        return _of_session(tokens.read_stranger(token)), False
 
     async def _look(self, session_id: str, digest: bytes) -> _Look:
         """Look whether a session was ended here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import urlsafe_b64decode
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,18 @@ def test_without_jwks_otpless_details_name_the_user(make_world: Callable[..., Wo
     user = world.emulator.sign_in()
     assert world.get("/orders", world.token(user)).json()["user"] == user["userId"]
     assert world.emulator.count("get-session-details") == 1
+
+
+@pytest.mark.parametrize("jwks_url", [None, ""])
+def test_a_signature_is_read_in_one_spelling_only(make_world: Callable[..., World], jwks_url: str | None) -> None:
+    """Another would be another digest: a way for a token that was replaced to come in as a stranger's."""
+    world = make_world(**({} if jwks_url is None else {"jwks_url": jwks_url}))
+    token = world.token(world.emulator.sign_in())
+    respelled = token[:-1] + chr(ord(token[-1]) + 1)  # of the last letter two bits count
+    assert urlsafe_b64decode(respelled.split(".")[2] + "==") == urlsafe_b64decode(token.split(".")[2] + "==")
+    assert code(world.get("/orders", respelled)) == "session_invalid"
+    assert world.emulator.count("validate-session") == 0
+    assert world.get("/orders", token).status_code == 200
 
 
 @pytest.mark.parametrize("jwks_url", [None, ""])

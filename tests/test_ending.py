@@ -169,6 +169,18 @@ async def test_a_made_up_token_of_an_unknown_key_is_nobodys(clock: Clock, payloa
     await store.close()
 
 
+async def test_otpless_is_asked_once_about_a_made_up_token_of_an_unknown_key(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    header = base64.urlsafe_b64encode(b'{"alg":"RS256","kid":"made up"}').decode().rstrip("=")
+    async with Workers(emulator, clock, [store]) as world:
+        payload = world.token.split(".")[1]
+        for _ in range(3):
+            await world.workers[0].sign_out(f"{header}.{payload}.c2lnbmF0dXJl")
+        assert emulator.count("get-session-details") == 2  # the first was the sign-in's
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+    await store.close()
+
+
 async def test_a_token_of_another_application_is_not_written_down_after_an_outage(clock: Clock) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store]) as world:

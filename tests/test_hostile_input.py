@@ -516,6 +516,20 @@ def test_a_root_path_does_not_hide_a_required_path(wrapped: str, path: str) -> N
     assert asyncio.run(statuses()) == (401, 200)
 
 
+@pytest.mark.parametrize("around", [False, True])
+@pytest.mark.parametrize("path", ["/auth/logout", "/api/auth/logout"])
+def test_a_root_path_does_not_hide_what_is_always_exempt(around: bool, path: str) -> None:
+    app = FastAPI()
+    app.root_path = "/api"
+    app.include_router(create_session_router(), prefix="/auth")
+    settings, outer = make_settings(required_paths="/**"), cast("ASGIApp", app)
+    if around:
+        outer = OtplessSessionMiddleware(app, settings=settings)
+    else:
+        app.add_middleware(OtplessSessionMiddleware, settings=settings)
+    assert asyncio.run(exchange(outer, http_scope(path, "POST"))).status == 204
+
+
 @pytest.mark.parametrize("mounted", [False, True])
 def test_the_sign_in_route_is_found_through_other_middleware_and_mounts(mounted: bool) -> None:
     inner = FastAPI()

@@ -300,7 +300,9 @@ def test_an_exchanged_token_that_is_dead_by_then_too_is_not_the_end_of_it(world:
 
 def test_who_am_i(world: World) -> None:
     user = world.sign_in(name="Asha")
-    answer = world.get("/auth/session").json()
+    found = world.get("/auth/session")
+    assert found.headers["cache-control"] == "no-store"
+    answer = found.json()
     assert answer["id"] == world.session_id(user)
     assert answer["details"]["user_id"] == user["userId"]
     assert answer["details"]["network"]["ip_location"]["city"]["name"]
@@ -310,7 +312,9 @@ def test_my_devices_can_be_listed_and_ended_one_by_one(world: World) -> None:
     other = world.sign_in(channel="header")
     world.clock.advance(1)
     here = world.sign_in()
-    devices = world.get("/auth/sessions").json()
+    listed = world.get("/auth/sessions")
+    assert listed.headers["cache-control"] == "no-store"
+    devices = listed.json()
     assert [(device["id"], device["current"]) for device in devices] == [
         (world.session_id(here), True),
         (world.session_id(other), False),
