@@ -100,11 +100,13 @@ class OtplessSessions:
         self._clock = clock
         self._background = background = Background(drain=settings.refresh_timeout)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
-        self._strangers = strangers = Strangers(store, client, settings, background, clock)
         hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         self._events = events = Events(self._hooks, background, clock)
         self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
+        self._strangers = strangers = Strangers(
+            store=store, client=client, settings=settings, background=background, endings=endings, clock=clock
+        )
         refresher = Refresher(
             store=store,
             client=client,

@@ -19,13 +19,15 @@ from pydantic import SecretStr
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.errors import NoVerdictError, UpstreamError
+from fastapi_otpless_session.copies import Duties
+from fastapi_otpless_session.ending import Endings
+from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.stores.base import SessionStore, State, WatchfulStore
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State, WatchfulStore
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import Claims, TokenError, UnknownKeyError
 from fastapi_otpless_session.wire import Verdict
@@ -97,17 +99,24 @@ class Strangers:
 
     def __init__(
         self,
+        *,
         store: SessionStore,
         client: OtplessClient,
         settings: OtplessSettings,
         background: Background,
+        endings: Endings,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._watchful = store if isinstance(store, WatchfulStore) else None
+        self._duties = Duties(settings)
+        has_limits = (
+            settings.idle_timeout is not None or settings.absolute_timeout is not None
+        )  # the row tells of those
+        self._watchful = store if isinstance(store, WatchfulStore) and not has_limits else None
         self._client = client
         self._settings = settings
         self._background = background
+        self._endings = endings
         self._clock = clock
         self._seen: Lru[bytes, _Seen] = Lru(REMEMBERED)
         self._turned_away: Lru[bytes, tuple[SessionReason, float]] = Lru(REMEMBERED)
@@ -224,10 +233,30 @@ class Strangers:
             return look
         at = time.monotonic()
         now, row = await asyncio.gather(self._store.now(), self._store.get(session_id))
-        if row is None or row.state is not State.ENDED:
-            return _Look(at, now, None)
-        self._seen.drop(digest)
-        return _Look(at, now, ended_reason(row))
+        ended = None if row is None else await self._ended(row, now)
+        if ended is not None:
+            self._seen.drop(digest)
+        return _Look(at, now, ended)
+
+    async def _ended(self, row: SessionRow, now: float) -> SessionReason | None:
+        """Return why a session ended that was signed in here, if it has: by our own limits, too.
+
+        The frontend's SDK may have renewed its token; its row has another, and is seen with either.
+        """
+        if row.state is State.ENDED:
+            return ended_reason(row)
+        if self._duties.is_to_end(row, now):
+            await self._endings.end_refused(row, EndReason.EXPIRED)
+            return SessionReason.EXPIRED
+        if self._duties.is_to_be_noted(row, now):
+            await self._background.start(("seen", row.session_id), lambda: self._note(row))
+        return None
+
+    async def _note(self, row: SessionRow) -> None:
+        try:
+            await self._store.touch(row.session_id, row.generation, validated=False)
+        except StoreError as error:
+            telemetry.logger.warning("Not noted: %s", error)
 
     def _look_at_once(self, session_id: str, digest: bytes) -> _Look | None:
         """Return a look that tells of no end, where it can be had without waiting."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import httpx
 import pytest
 from conftest import World
 
+from fastapi_otpless_session import OtplessClient
 from fastapi_otpless_session.emulator import Fault
 
 
@@ -139,9 +142,32 @@ def test_our_own_limits_end_a_session(make_world: Callable[..., World], limit: s
     assert world.emulator.session(world.session_id(user)).revoked
 
 
-def test_whoever_keeps_coming_is_not_idle(make_world: Callable[..., World]) -> None:
+@pytest.mark.parametrize("limit", ["idle_timeout", "absolute_timeout"])
+def test_our_own_limits_end_a_session_whatever_token_of_it_comes(make_world: Callable[..., World], limit: str) -> None:
+    world = make_world(**{limit: 600})
+    user = world.sign_in(channel="header")
+    world.clock.advance(300)
+    renewed = renewed_by_the_sdk(world, user)
+    assert world.get("/orders", renewed).status_code == 200
+    world.clock.advance(601)
+    for token in (renewed, renewed_by_the_sdk(world, user), world.token(user)):
+        answer = world.get("/orders", token)
+        assert (answer.status_code, answer.json()["detail"]["code"]) == (401, "session_expired")
+    assert world.emulator.session(world.session_id(user)).revoked
+
+
+def renewed_by_the_sdk(world: World, user: dict[str, Any]) -> str:
+    """A token of a session that was signed in here, which only the browser has asked OTPLESS for."""
+    http = httpx.AsyncClient(transport=httpx.ASGITransport(app=world.emulator.app))
+    client = OtplessClient(world.settings, http=http)
+    return str(world.call(client.new_session_token, user["sessionInfo"]["refreshToken"]).session_token)
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_whoever_keeps_coming_is_not_idle(make_world: Callable[..., World], renewed: bool) -> None:
     world = make_world(idle_timeout=100)
-    world.sign_in()
+    user = world.sign_in(channel="header")
+    token = renewed_by_the_sdk(world, user) if renewed else world.token(user)
     for _ in range(5):
         world.clock.advance(60)
-        assert world.get("/orders").status_code == 200
+        assert world.get("/orders", token).status_code == 200
