@@ -283,19 +283,19 @@ async def _answers(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse("for all")(scope, receive, send)
 
 
-def status_where(glob: str, path: str) -> int:
-    """What is answered to a path where a glob says what is required."""
-    app = OtplessSessionMiddleware(_answers, settings=make_settings(required_paths=[glob]))
-    return asyncio.run(exchange(app, http_scope(path))).status
+async def statuses(globs: list[str], paths: list[str]) -> list[int]:
+    """What is answered to each path where only its glob says what is required."""
+    apps = [OtplessSessionMiddleware(_answers, settings=make_settings(required_paths=[glob])) for glob in globs]
+    return [(await exchange(app, http_scope(path))).status for app, path in zip(apps, paths, strict=True)]
 
 
-@settings(bounded, max_examples=500)
+@settings(bounded, max_examples=300)
 @given(segment=st.text("ab-*", min_size=1, max_size=7), text=st.text("ab-", min_size=1, max_size=9))
 @example(segment="a*b*a", text="a-b-b-a")
 @example(segment="*ab*b", text="aab")
 @example(segment="*-", text="--")
 def test_stars_stand_for_any_part_of_a_segment(segment: str, text: str) -> None:
     assume("**" not in segment)
-    is_required = fnmatchcase(text, segment)
-    assert status_where(f"/files/{segment}/x", f"/files/{text}/x") == (401 if is_required else 200)
-    assert status_where(f"/files/{segment}", f"/files/{text}") == (401 if is_required else 200)
+    status = 401 if fnmatchcase(text, segment) else 200
+    globs, paths = ([f"/files/{one}/x", f"/files/{one}"] for one in (segment, text))
+    assert asyncio.run(statuses(globs, paths)) == [status, status]
