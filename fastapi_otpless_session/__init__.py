@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from fastapi_otpless_session.errors import (
         BodyRefusedError,
+        ChannelUnreadError,
         ConfigurationError,
         ConflictingCredentialsError,
         CookieTooLargeError,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BodyRefusedError",
+    "ChannelUnreadError",
     "ConfigurationError",
     "ConflictingCredentialsError",
     "CookieTooLargeError",
@@ -120,6 +122,7 @@ _HOMES = {
     "optional_session": "dependencies",
     "otpless_sessions": "dependencies",
     "BodyRefusedError": "errors",
+    "ChannelUnreadError": "errors",
     "ConfigurationError": "errors",
     "ConflictingCredentialsError": "errors",
     "CookieTooLargeError": "errors",

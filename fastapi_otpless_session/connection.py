@@ -149,15 +149,6 @@ class RequestSession:
                 return await self._newer(max_age)
             return outcome
 
-    async def resolve_first(self) -> Session | SessionReason:
-        """Return what `resolve` would, where nobody else can ask yet: before the application has the request."""
-        self.is_admitted()
-        outcome = self.outcome
-        if outcome is None:
-            outcome = await self._asked(None)
-            self._take(outcome, None)
-        return outcome
-
     def _is_within(self, max_age: float | None) -> bool:
         """Whether the answer so far was asked for as recent as this. Its age is for the store's clock to tell."""
         return max_age is None or (self._max_age is not None and self._max_age <= max_age)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import replace
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
@@ -40,10 +38,14 @@ class Endings:
         self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
         self._signed_out: Lru[bytes, bool] = Lru(REMEMBERED)
         self._unwritten: Lru[str, SessionRow] = Lru(REMEMBERED)
-        self.is_over: Callable[[str], bool] = self._known.has
-        """Whether this worker knows that a session has ended, by its id."""
-        self.is_signed_out: Callable[[bytes], bool] = self._signed_out.has
-        """Whether a token was signed out in this worker while the store could not take note of it, by its digest."""
+
+    def is_over(self, session_id: str) -> bool:
+        """Whether this worker knows that a session has ended."""
+        return session_id in self._known
+
+    def is_signed_out(self, digest: bytes) -> bool:
+        """Whether a token was signed out in this worker while the store could not take note of it."""
+        return digest in self._signed_out
 
     def reason(self, session_id: str) -> SessionReason | None:
         """Return why a session ended, if this worker knows that it has."""
@@ -67,10 +69,9 @@ class Endings:
         await asyncio.gather(*(self._write(row) for _, row in self._unwritten.items()[:WRITTEN_AT_ONCE]))
 
     async def _write(self, row: SessionRow) -> None:
-        """Write one, as a row that can be read where the store has lost its own. OTPLESS was told already."""
-        whole = row if row.confirmations else replace(row, confirmations=((row.generation, 0.0),))
+        """Write one. OTPLESS was told already."""
         try:
-            await self._store.end(whole, EndReason.REVOKED, revoke_in=None)
+            await self._store.end(row, EndReason.REVOKED, revoke_in=None)
         except StoreError as error:
             telemetry.logger.warning("Not ended yet: %s", error)
             self._unwritten.put(row.session_id, row)  # behind the others, which may fare better

@@ -10,10 +10,11 @@ OtplessSessionError
 └── RefusalError (also a fastapi.HTTPException)
     ├── SessionRefusedError           401: no session, or one that is over
     ├── ConflictingCredentialsError   400: several credentials that disagree
-    ├── CrossSiteRequestError         403: a cookie on a request from another site
+    ├── CrossSiteRequestError         403: a request from another site
     ├── SessionUnavailableError       503: no verdict now, try again
     ├── SignInRefusedError            401: what the frontend sent does not prove a sign-in
     ├── BodyRefusedError              413, 415, 422: the request's body
+    ├── ChannelUnreadError            422: a sign-in on a channel that is not read
     ├── SessionNotFoundError          404: not one of this user's sessions
     └── CookieTooLargeError           500: browsers would drop the cookie
 """
@@ -144,13 +145,21 @@ class SignInRefusedError(RefusalError):
     `why` is for the log: whoever forges sign-ins is not to learn how far they get.
     """
 
-    def __init__(self, message: str = "The sign-in could not be verified. Sign in again.", *, why: str = "") -> None:
+    def __init__(self, *, why: str = "") -> None:
+        message = "The sign-in could not be verified. Sign in again."
         super().__init__(401, "sign_in_refused", message, {"WWW-Authenticate": 'Bearer realm="otpless"'})
         self.why = why
 
 
 class BodyRefusedError(RefusalError):
     """413, 415 or 422: the body is too large, not JSON, or not what the SDK's callback receives."""
+
+
+class ChannelUnreadError(RefusalError):
+    """422: a sign-in asks for its token on a channel that `TOKEN_SOURCES` leaves out."""
+
+    def __init__(self, channel: str) -> None:
+        super().__init__(422, "channel_unread", f"This application does not read session tokens from a {channel}.")
 
 
 class SessionNotFoundError(RefusalError):

@@ -80,23 +80,23 @@ class Events:
 
     async def signed_in(self, row: SessionRow) -> None:
         """Somebody signed in."""
-        await self._happened("sign_in", row.session_id, row.user_id)
+        await self._happened("sign_in", row)
 
     async def refreshed(self, row: SessionRow) -> None:
         """A session has its next token, from this worker. Nobody waits for the hook: others wait for the refresh."""
-        await self._happened("refresh", row.session_id, row.user_id, waits=False)
+        await self._happened("refresh", row, waits=False)
 
     async def signed_out(self, row: SessionRow, reason: SignOutReason, *, waits: bool = True) -> None:
         """A session ended, in this worker."""
         telemetry.sign_outs.add(1, telemetry.labels(outcome=reason.value))
-        await self._happened("sign_out", row.session_id, row.user_id, reason, waits=waits)
+        await self._happened("sign_out", row, reason, waits=waits)
 
     async def reused(self, row: SessionRow) -> None:
         """A token was presented that had been replaced long ago."""
-        await self._happened("reuse", row.session_id, row.user_id)
+        await self._happened("reuse", row)
 
     async def _happened(
-        self, name: str, session_id: str, user_id: str, reason: SignOutReason | None = None, *, waits: bool = True
+        self, name: str, row: SessionRow, reason: SignOutReason | None = None, *, waits: bool = True
     ) -> None:
         hook = self._hooks.get(name)
         if hook is None:
@@ -104,7 +104,7 @@ class Events:
         if len(self._awaited | self._in_threads) >= HOOKS_AT_ONCE:
             _failed(name, "dropped", f"not called: {HOOKS_AT_ONCE} calls of hooks are under way")
             return
-        event = SessionEvent(name, session_id, user_id, utc(self._clock()), reason)
+        event = SessionEvent(name, row.session_id, row.user_id, utc(self._clock()), reason)
         begin = self._background.start if waits else self._background.detach
         number = next(self._numbers)
         self._awaited.add(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.flights import Flights
@@ -46,9 +47,6 @@ class KeyCache:
 
     async def _fetch_once(self) -> None:
         self._asked_at, self._failed = self._monotonic(), True  # until proven otherwise
-        try:
+        with suppress(UpstreamError):
             self._keys = await self._fetch()
-        except UpstreamError:
-            self._failed = True
-        else:
             self._failed = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -16,14 +16,11 @@ class Lru(Generic[K, V]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._entries: OrderedDict[K, V] = OrderedDict()
-        self.has: Callable[[object], bool] = self._entries.__contains__
-        """Whether there is an entry; asking is no use of it."""
-        self._use = self._entries.move_to_end
 
     def get(self, key: K) -> V | None:
         """Return an entry, which counts as its use."""
         try:
-            self._use(key)
+            self._entries.move_to_end(key)
             return self._entries[key]
         except KeyError:
             return None
@@ -43,5 +40,5 @@ class Lru(Generic[K, V]):
         """Forget an entry."""
         self._entries.pop(key, None)
 
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries  # asking is no use of it

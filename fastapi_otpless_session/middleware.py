@@ -116,7 +116,7 @@ class OtplessSessionMiddleware:
         """Return the answer to a request whose path needs a session that it does not have."""
         if _may_be_open(scope) and _is_open(self._routed(scope), self._routes(scope)):
             return None
-        outcome = await request.resolve_first()
+        outcome = await request.resolve()
         if not isinstance(outcome, SessionReason):
             return None
         if self._on_refusal is None:
@@ -138,8 +138,7 @@ class OtplessSessionMiddleware:
         return send if has_cors else partial(_send_without_body, send)
 
     def _routes(self, scope: Scope) -> Any:
-        inside = (*_inside(self.app), scope.get("app"))
-        return next((inner.routes for inner in inside if hasattr(inner, "routes")), ())
+        return _routes_of(self.app) or _routes_of(scope.get("app"))
 
     async def _deny(
         self, refused: Response, request: RequestSession, scope: Scope, receive: Receive, send: Send
@@ -217,6 +216,10 @@ def _inside(app: Any) -> Iterator[Any]:
         app = getattr(app, "app", None)
 
 
+def _routes_of(app: Any) -> Any:
+    return next((inner.routes for inner in _inside(app) if hasattr(inner, "routes")), ())
+
+
 def _may_be_open(scope: Mapping[str, Any]) -> bool:
     """Whether it is worth asking the routes: most requests without a session are to be refused at little cost."""
     method = scope.get("method")
@@ -229,8 +232,7 @@ def _is_open(scope: Mapping[str, Any], routes: Any) -> bool:
     for route in routes:
         found, child = route.matches(probe)
         if found is Match.FULL:
-            inner = getattr(child.get("endpoint"), "routes", ())
-            return OPEN_MARK in probe or _is_open({**probe, **child}, inner)
+            return OPEN_MARK in probe or _is_open({**probe, **child}, _routes_of(child.get("endpoint")))
     return False
 
 

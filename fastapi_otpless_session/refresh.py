@@ -15,7 +15,9 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf
 from typing import Any
 
@@ -26,7 +28,7 @@ from fastapi_otpless_session.hooks import Events, SignOutReason
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.revocation import Outbox
-from fastapi_otpless_session.session import SessionReason, is_over
+from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore, State
 from fastapi_otpless_session.tokens import UnreadableError
@@ -117,7 +119,7 @@ class Refresher:
                 continue
             if isinstance(outcome, Refreshed | SessionReason):
                 if led is None:
-                    telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=outcome_of(outcome)))
+                    telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=named(outcome)))
                 return outcome
             if time.monotonic() + pause > gives_up_at:
                 break
@@ -162,9 +164,9 @@ class Refresher:
                 raise
             if isinstance(outcome, SessionRow):
                 return outcome
-            span.set_attribute("otpless.outcome", outcome_of(outcome))
-        telemetry.refreshes.add(1, telemetry.labels(role="leader", outcome=outcome_of(outcome)))
-        telemetry.logger.info("Refresh of %s: %s", label, outcome_of(outcome))
+            span.set_attribute("otpless.outcome", named(outcome))
+        telemetry.refreshes.add(1, telemetry.labels(role="leader", outcome=named(outcome)))
+        telemetry.logger.info("Refresh of %s: %s", label, named(outcome))
         return outcome
 
     async def _exchange(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
@@ -247,19 +249,15 @@ class Refresher:
 
     async def _keep_later(self, new: _Rotated) -> None:
         """Keep the lease, and try the commit until the store has an answer."""
-        for tries, pause in enumerate(_pauses(LONGEST_COMMIT_PAUSE)):
+        for pause in islice(_pauses(LONGEST_COMMIT_PAUSE), COMMIT_TRIES):
             await asyncio.sleep(pause)
             if self._pending.get(new.row.session_id) is not new:
                 return  # the next refresh saw to it
-            try:
+            with suppress(NoVerdictError):
                 await self._store.renew_lease(new.lease, self._lease_seconds)
                 await self._keep_pending(new)
-            except NoVerdictError as error:
-                if tries < COMMIT_TRIES:
-                    continue
-                label = telemetry.session_label(new.row.session_id)
-                telemetry.logger.error("Commit for %s was lost: %s", label, error)
-            return
+                return
+        telemetry.logger.error("Commit for %s was lost", telemetry.session_label(new.row.session_id))
 
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a pair whose commit was put off. Raises `StoreError`; then it stays put off."""
@@ -281,7 +279,7 @@ class Refresher:
 
     async def _discard(self, new: _Rotated) -> None:
         """Revoke a pair that came too late, where its session ended; try until the store says whether it did."""
-        for _, pause in zip(range(COMMIT_TRIES), _pauses(), strict=False):
+        for pause in islice(_pauses(), COMMIT_TRIES):
             try:
                 row = await self._store.get(new.row.session_id)
                 if row is None:
@@ -324,6 +322,6 @@ def _pauses(longest: float = LONGEST_PAUSE) -> Iterator[float]:
         pause = min(longest, pause * 1.5)
 
 
-def outcome_of(outcome: Refreshed | SessionReason) -> str:
+def named(outcome: Refreshed | Session | SessionReason) -> str:
     """Name what came of a refresh, for metrics, spans and log lines."""
-    return "refreshed" if isinstance(outcome, Refreshed) else outcome.value
+    return outcome.value if isinstance(outcome, SessionReason) else "refreshed"

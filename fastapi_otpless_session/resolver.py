@@ -21,7 +21,7 @@ from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events
-from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, ended_reason, outcome_of
+from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, ended_reason, named
 from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import (
@@ -46,6 +46,9 @@ NOTED_SECONDS = 1.0
 LANDING_SECONDS = 0.25
 """What a refresh may take beyond its call's deadline to put things in order: nobody is to join one that fails."""
 WAITS_FOR_REFRESH = {"otpless.waits_for": "refresh"}
+
+
+_Heard = tuple[Session | SessionReason] | None
 
 
 class Current(NamedTuple):
@@ -75,6 +78,8 @@ class _Asked(NamedTuple):
     digest: bytes
     known_only: bool
     max_age: float | None
+    refused_generation: int | None = None
+    """The generation of which OTPLESS has just said no."""
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""
@@ -105,13 +110,11 @@ class Resolver:
         self._refresher = refresher
         self._strangers = strangers
         self._endings = endings
-        self._is_over = endings.is_over
-        self._is_signed_out = endings.is_signed_out
         self._events = events
         self._background = background
         self._settings = settings
-        self._copies = Copies(settings)
         self._duties = Duties(settings)
+        self._copies = Copies(self._duties)
         self._watchful = store if isinstance(store, WatchfulStore) else None
         self._has_quiet_time = settings.validation_ttl > 0
         self._store_ttl = settings.store_ttl
@@ -124,12 +127,12 @@ class Resolver:
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`."""
         digest = self._digest(token) if self._has_quiet_time and len(token) <= TOKEN_LIMIT else None
-        if digest is None or self._is_signed_out(digest):
+        if digest is None or self._endings.is_signed_out(digest):
             return None
         copy = self._copies.get(digest)
         if copy is None:
             return None if known_only else self._stranger_at_once(digest)
-        if self._is_over(copy.row.session_id):
+        if self._endings.is_over(copy.row.session_id):
             return None
         at = time.monotonic()
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
@@ -141,7 +144,7 @@ class Resolver:
 
     def _stranger_at_once(self, digest: bytes) -> Stranger | None:
         stranger = self._strangers.at_once(digest)
-        return None if stranger is None or self._is_over(stranger.session_id) else stranger
+        return None if stranger is None or self._endings.is_over(stranger.session_id) else stranger
 
     def _unchanged_at(self, digest: bytes, copy: Copy, at: float) -> float | None:
         """Return the store's time if a row is as its copy has it, now at `at` by the worker's monotonic clock."""
@@ -157,7 +160,7 @@ class Resolver:
         if digest is None:
             return SessionReason.INVALID
         asked = _Asked(token, digest, known_only, max_age)
-        if self._is_signed_out(digest):
+        if self._endings.is_signed_out(digest):
             came_from("memory")
             return SessionReason.REVOKED
         try:
@@ -186,19 +189,18 @@ class Resolver:
         """
         digest = self._digest(session.token.get_secret_value())
         copy = None if digest is None else self._copies.get(digest)
-        if digest is None or copy is None or copy.row.session_id != session.id or self._is_over(session.id):
+        if digest is None or copy is None or copy.row.session_id != session.id or self._endings.is_over(session.id):
             return None
         now = self._unchanged_at(digest, copy, time.monotonic())
         return None if now is None else copy.row.expires_at - now
 
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
-        refused_generation = None
         if copy is not None and self._is_believed(copy):
             came_from("memory")
             current = await self._from_copy(asked, copy)
             if current is not None:
                 return current.session()
-            refused_generation = copy.row.generation
+            asked = asked._replace(refused_generation=copy.row.generation)
             self._copies.drop(asked.digest)  # it would be served in an outage
         if copy is not None and self._may_wait_with_others(asked, copy):
             outcome = await self._overheard(_crowd(asked, copy.row))
@@ -212,11 +214,11 @@ class Resolver:
             telemetry.logger.warning("No verdict: %s", error)
             if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
                 return reason
-            return self._while_store_is_down(asked, copy if refused_generation is None else None)
+            return self._while_store_is_down(asked, copy if asked.refused_generation is None else None)
         if found is None:
             self._copies.drop(asked.digest)
             return await self._stranger(asked)
-        return await self._known(asked, found, copy, read_at, refused_generation)
+        return await self._known(asked, found, copy, read_at)
 
     def _may_wait_with_others(self, asked: _Asked, copy: Copy) -> bool:
         """Whether the same dead token is being dealt with for others, and its row still is as they read it."""
@@ -224,7 +226,7 @@ class Resolver:
             return False
         at = time.monotonic()
         is_as_read = at - copy.at < self._store_ttl or self._unchanged_at(asked.digest, copy, at) is not None
-        return is_as_read and not self._is_over(copy.row.session_id)
+        return is_as_read and not self._endings.is_over(copy.row.session_id)
 
     async def _with_others(
         self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
@@ -239,21 +241,21 @@ class Resolver:
     async def _overheard(self, crowd: Hashable) -> Session | SessionReason | None:
         """Return what the first of a crowd learns; None: that one was cancelled."""
         came_from("refresh")
-        heard: tuple[Session | SessionReason] | None = (SessionReason.UNAVAILABLE,)
         try:
             with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
-                heard = await self._background.overhear(crowd, self._patience)
-        finally:
-            if heard is not None:
-                outcome = heard[0]
-                result = "refreshed" if isinstance(outcome, Session) else outcome.value
-                telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=result))
-        return None if heard is None else heard[0]
+                heard: _Heard = await self._background.overhear(crowd, self._patience)
+        except BaseException:
+            _count_coalesced(UNAVAILABLE)
+            raise
+        if heard is None:
+            return None
+        _count_coalesced(named(heard[0]))
+        return heard[0]
 
     def _is_believed(self, copy: Copy) -> bool:
         """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
         row, at = copy.row, time.monotonic()
-        if at - copy.at >= self._store_ttl or self._is_over(row.session_id) or not copy.first_duty:
+        if at - copy.at >= self._store_ttl or self._endings.is_over(row.session_id) or not copy.first_duty:
             return False
         now = copy.offset + at
         return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)
@@ -273,9 +275,7 @@ class Resolver:
             self._copies.keep(asked.digest, outcome.row, copy.claims, copy.offset + copy.at, copy.at)
         return outcome
 
-    async def _known(
-        self, asked: _Asked, found: Found, copy: Copy | None, read_at: float, refused_generation: int | None
-    ) -> Session | SessionReason:
+    async def _known(self, asked: _Asked, found: Found, copy: Copy | None, read_at: float) -> Session | SessionReason:
         row, now = found.row, found.now
         claims = copy.claims if copy is not None else claims_for(asked.token, row)
         if found.generation == REFRESH_TOKEN or claims is None:
@@ -290,34 +290,29 @@ class Resolver:
         is_dead = is_over(row.token_expires_at, now)
         if standing is Standing.CURRENT and asked.max_age is None:
             fresh = self._copies.of(row, claims, now, read_at)
-            if refused_generation is None and fresh.is_quiet(now):  # as a rule; all that follows would find that out
+            if asked.refused_generation is None and fresh.is_quiet(now):  # as a rule; what follows would find that out
                 self._copies.put(asked.digest, fresh)
                 return fresh.session(asked.token)
             if is_dead:  # it tells who comes next that nothing has changed
                 self._copies.put(asked.digest, fresh)
         if is_dead and asked.max_age is None:
             return await self._with_others(asked, row, lambda: self._served(asked, found, claims, read_at))
-        return await self._served(asked, found, claims, read_at, refused_generation)
+        return await self._served(asked, found, claims, read_at)
 
-    async def _served(
-        self, asked: _Asked, found: Found, claims: Claims, read_at: float, refused_generation: int | None = None
-    ) -> Session | SessionReason:
-        """Return what a token that still counts is good for: by its own generation, or as if the current one had come.
-
-        `refused_generation`: the one of which OTPLESS has just said no.
-        """
+    async def _served(self, asked: _Asked, found: Found, claims: Claims, read_at: float) -> Session | SessionReason:
+        """Return what a token that still counts is good for: by its own generation, or as the current one."""
         row, now = found.row, found.now
         if found.generation < row.generation:
             outcome = await self._judged(row, now, asked.max_age)
             return outcome if isinstance(outcome, SessionReason) else outcome.session()
-        is_dead, is_news = is_over(row.token_expires_at, now), row.confirmed_generation < row.generation
-        if is_news and not is_dead and await self._confirm(row):
+        is_dead = is_over(row.token_expires_at, now)
+        if not row.is_confirmed and not is_dead and await self._confirm(row):
             row = replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
         current = Current(row, asked.token, claims, now, row.validated_at)
-        if is_news and is_dead:
+        if not row.is_confirmed and is_dead:
             outcome = await self._refreshed_and_confirmed(current)
         else:
-            is_refused = refused_generation == row.generation
+            is_refused = asked.refused_generation == row.generation
             outcome = await self._allowed(current, asked.max_age, is_refused=is_refused)
         if isinstance(outcome, SessionReason):
             if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
@@ -444,10 +439,10 @@ class Resolver:
         result = UNAVAILABLE
         try:
             outcome = await self._background.share(("refresh", row.session_id), lead, self._patience)
-            result = outcome_of(outcome)
+            result = named(outcome)
         finally:
             if not led:
-                telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=result))
+                _count_coalesced(result)
         if outcome is SessionReason.INVALID:  # unreadable here, which says nothing about the session
             return SessionReason.EXPIRED
         if isinstance(outcome, SessionReason):
@@ -527,6 +522,10 @@ class Resolver:
         if age > self._settings.stale_if_error or is_over_now:
             return SessionReason.UNAVAILABLE
         return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
+
+
+def _count_coalesced(outcome: str) -> None:
+    telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=outcome))
 
 
 def _crowd(asked: _Asked, row: SessionRow) -> Hashable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -17,9 +16,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import Scope
 
+from fastapi_otpless_session import strict_json
 from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, request_session
 from fastapi_otpless_session.errors import (
     BodyRefusedError,
+    ChannelUnreadError,
     CrossSiteRequestError,
     NoVerdictError,
     RefusalError,
@@ -29,8 +30,9 @@ from fastapi_otpless_session.errors import (
 from fastapi_otpless_session.script import SCRIPT_PATH, client_script
 from fastapi_otpless_session.secured import Secured
 from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
+from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.transport import SAFE_METHODS, Channel
+from fastapi_otpless_session.transport import COOKIE, HEADER, SAFE_METHODS, Channel
 
 BODY_LIMIT = 16_384
 
@@ -166,16 +168,16 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
     return router
 
 
-async def login(request: Request, otpless: _Request, channel: Literal["cookie", "header"] = "cookie") -> Response:
+async def login(request: Request, otpless: _Request, channel: Literal["cookie", "header"] | None = None) -> Response:
     """Sign in with the SDK's `otplessUser` object as it is. `channel=header`: no cookie, the token in a header."""
+    way = _way(otpless.sessions.settings, channel)
     user = await _read_user(request)
-    way = {Channel.COOKIE} if channel == "cookie" else {Channel.HEADER}
 
     lives: list[float] = []
 
     def fits(token: str, life: float) -> None:
         lives.append(life)
-        if channel == "cookie":
+        if way == COOKIE:
             otpless.transport.cookie(token, life)
 
     with _faults_are_503():
@@ -185,6 +187,15 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
     response = JSONResponse(SessionBody.of(session).model_dump(mode="json"))
     otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), lives[-1])
     return response
+
+
+def _way(settings: OtplessSettings, channel: Literal["cookie", "header"] | None) -> frozenset[Channel]:
+    """Return the channel that a sign-in answers on: one that is looked at, or nobody would stay signed in."""
+    reads_cookie = "cookie" in settings.token_sources
+    reads_header = not {"authorization", "header"}.isdisjoint(settings.token_sources)
+    if (channel == "cookie" and not reads_cookie) or (channel == "header" and not reads_header):
+        raise ChannelUnreadError(channel)
+    return HEADER if channel == "header" or not reads_cookie else COOKIE
 
 
 async def logout(otpless: _Request) -> Response:
@@ -269,28 +280,12 @@ async def _read_user(request: Request) -> OtplessUser:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BodyRefusedError(415, "media_type_unsupported", "Send the SDK's otplessUser as application/json.")
     try:
-        return OtplessUser.model_validate(_parse(await _read_limited(request)))
+        return OtplessUser.model_validate(strict_json.parse(await _read_limited(request)))
     except ValidationError as error:
         fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
         raise _invalid(f"Missing or not as the SDK sends it: {', '.join(fields)}.") from None
     except (ValueError, RecursionError):
         raise _invalid("The body is not JSON.") from None
-
-
-def _parse(body: bytes) -> Any:
-    """Parse JSON as everybody reads it alike (RFC 7493): UTF-8, no name twice, no NaN. Raises `ValueError`."""
-    return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name twice")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(name)
 
 
 def _invalid(message: str) -> RefusalError:

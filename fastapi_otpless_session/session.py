@@ -117,9 +117,9 @@ def utc(timestamp: float) -> datetime:
     return datetime.fromtimestamp(timestamp, UTC)
 
 
-def is_over(ends_at: float | None, now: float) -> bool:
-    """Whether something that ends at `ends_at` (seconds since the epoch; None: never) is over at `now`."""
-    return ends_at is not None and ends_at <= now
+def is_over(ends_at: float, now: float) -> bool:
+    """Whether something that ends at `ends_at` is over at `now`, both in seconds since the epoch."""
+    return ends_at <= now
 
 
 def _from_milliseconds(value: object) -> object:

@@ -28,7 +28,7 @@ PREFIX = "OTPLESS_"
 ENV_FILE = ".env"
 KEY_BYTES = 32
 DERIVED_KEY = "derived"
-COOKIE_NAME_LIMIT = 128
+NAME_LIMIT = 128
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 DOMAIN = re.compile(r"\.?[0-9A-Za-z_-]+(\.[0-9A-Za-z_-]+)*")
 TAKEN_HEADERS = frozenset(
@@ -39,7 +39,7 @@ TAKEN_HEADERS = frozenset(
     }
 )
 """Headers that browsers, servers or this package read or write for something else."""
-STORE_SCHEMES = ("sqlite", "memory", "postgresql", "redis", "rediss", "unix")
+STORE_SCHEMES = ("sqlite", "memory", "postgresql", "postgres", "redis", "rediss", "unix")
 
 T = TypeVar("T")
 
@@ -227,8 +227,8 @@ class OtplessSettings(BaseSettings):
     @field_validator("header_name", "cookie_name")
     @classmethod
     def _token(cls, value: str) -> str:
-        if not TOKEN.fullmatch(value) or len(value) > COOKIE_NAME_LIMIT:
-            raise ValueError("may hold letters, digits and -_. only, at most 128 of them")
+        if not TOKEN.fullmatch(value) or len(value) > NAME_LIMIT:
+            raise ValueError("may have letters, digits and !#$%&'*+-.^_`|~ only, and no more than 128 characters")
         return value
 
     @field_validator("cookie_name")

@@ -23,6 +23,7 @@ REMEMBERED = 200
 LONGEST_REMEMBERED = 4096
 """How many headers and paths are remembered, and how many characters these have at most."""
 SUBPROTOCOL = "otpless-session"
+NO_PATH = "(?!)"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 OWN_SITES = frozenset({"same-origin", "none"})  # by the page itself, or by the user (W3C Fetch Metadata, section 2.4)
@@ -78,6 +79,7 @@ class Transport:
         self._names = {name.lower().encode(): channel for name, channel in self._looked_at()}
         self._attributes = _attributes(settings)
         self._trusted = frozenset(settings.trusted_origins)
+        self._has_required = bool(settings.required_paths)
         self._required = _compile(settings.required_paths)
         self._exempt = _compile(settings.exempt_paths)
         self._vary = [name for name, _ in self._looked_at()]
@@ -153,20 +155,18 @@ class Transport:
 
         `root_path`: what the application inside will add to the scope's own.
         """
-        if self._required is None:
+        if not self._has_required:
             return False
         path = _route_path(scope, root_path) if root_path or scope.get("root_path") else scope["path"]
         return self._covers(path) if len(path) <= LONGEST_REMEMBERED else self._is_covered(path)
 
     def _is_covered(self, path: str) -> bool:
-        if self._required is None:
-            return False
-        paths = _spellings(path)
-        slashes = [spelling for path in paths for spelling in (path, path.rstrip("/"), path + "/")]
-        if not any(self._required.fullmatch(spelling) for spelling in slashes):  # the router redirects between those
+        spellings = _spellings(path)
+        slashes = [each for spelling in spellings for each in (spelling, spelling.rstrip("/"), spelling + "/")]
+        if not any(map(self._required.fullmatch, slashes)):  # the router redirects between those
             return False
         # An exemption has to fit as it came, too: with a doubled slash the router may find a catch-all instead.
-        return self._exempt is None or not all(self._exempt.fullmatch(path) for path in paths)
+        return not all(map(self._exempt.fullmatch, spellings))
 
     def is_cross_site(self, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:
         """Whether a request comes from another site, by Fetch metadata or else by its origin."""
@@ -307,9 +307,8 @@ def _is_own(origin: str, headers: Iterable[tuple[bytes, bytes]], scheme: str) ->
     return bool(place) and place.removesuffix(port) == hosts[0].lower().removesuffix(port)
 
 
-def _compile(globs: Iterable[str]) -> re.Pattern[str] | None:
-    patterns = [_pattern(glob) for glob in globs]
-    return re.compile("|".join(patterns), re.DOTALL) if patterns else None
+def _compile(globs: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(_pattern, globs)) or NO_PATH, re.DOTALL)
 
 
 def _pattern(glob: str) -> str:
@@ -348,17 +347,9 @@ def add_to_list(headers: Headers, name: bytes, items: Iterable[str]) -> None:
 
 def forbid_storing(headers: Headers) -> None:
     """Replace what a response's headers say of storing by `no-store`."""
-    if any([_is_about_storing(key) for key, _ in headers]):  # noqa: C419 - as a rule none is, and a list is faster
-        kept = ["no-store", *_not_about_storing(headers)]
-        headers[:] = [(key, value) for key, value in headers if not _is_about_storing(key)]
-        headers.append((b"cache-control", ", ".join(kept).encode("latin-1")))
-    else:
-        headers.append((b"cache-control", b"no-store"))
-
-
-@lru_cache(REMEMBERED)
-def _is_about_storing(name: bytes) -> bool:
-    return STORING.fullmatch(name) is not None
+    kept = ["no-store", *_not_about_storing(headers)]
+    headers[:] = [(key, value) for key, value in headers if not STORING.fullmatch(key)]
+    headers.append((b"cache-control", ", ".join(kept).encode("latin-1")))
 
 
 def _not_about_storing(headers: Headers) -> Iterable[str]:

@@ -8,7 +8,6 @@ a session. Everything else that is not a success (other codes, other statuses, b
 from __future__ import annotations
 
 import json
-import math
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic_core import to_json
 
+from fastapi_otpless_session import strict_json
 from fastapi_otpless_session.errors import CredentialsRefusedError, SignInRefusedError, UpstreamError
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.tokens import KeySet, is_id, is_token
@@ -251,7 +251,7 @@ def _success(answer: Answer) -> dict[str, Any]:
 
 def _object(answer: Answer) -> dict[str, Any]:
     try:
-        body = _DECODER.decode(answer.body.removeprefix(BOM_UTF8).decode())
+        body = strict_json.parse(answer.body.removeprefix(BOM_UTF8))
         body = _writable(body) if b"\\u" in answer.body else body
     except (ValueError, RecursionError):
         raise _nonsense("the body is not JSON") from None
@@ -271,28 +271,6 @@ def _writable(value: Any) -> Any:
             return {_writable(name): _writable(item) for name, item in value.items()}
         case _:
             return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    read = dict(pairs)
-    if len(read) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return read
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError("a number is out of range")
-    return number
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-"""Made once: `json.loads` would make one for each answer."""
 
 
 def _pair(data: object) -> TokenPair:

@@ -330,7 +330,7 @@ def test_the_first_duty_never_comes_after_the_tokens_end() -> None:
 
 
 def test_the_least_recently_used_copy_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    copies = Copies(make_settings())
+    copies = Copies(Duties(make_settings()))
     monkeypatch.setattr(copies, "_limit", 2)
     row = SessionRow(session_id="s", user_id="u")
     claims = Claims("s", "u", None, None, None, has_audience=False, issued_at=1, expires_at=100, others={})

@@ -534,6 +534,11 @@ class TestSteering:
             await backend.call(path, "unknown")
         await backend.http.get("/")
         assert slept == [2, 3, 0]
+        backend.emulator.set_latency("revoke-session", 0)
+        await backend.call(REVOKE, "unknown")
+        backend.emulator.set_latency(None, 0)
+        await backend.call(REVOKE, "unknown")
+        assert slept[3:] == [2, 0]
 
 
 class TestFaults:
@@ -768,12 +773,12 @@ class TestControl:
         tokens = backend.tokens()
         await backend.call(VALIDATE, tokens["sessionToken"])
         backend.emulator.add_fault(Fault("garbage", body=b"\xff", times=3))
-        backend.emulator.set_latency(None, 0)
+        backend.emulator.set_latency("x", 1)
         state = await backend.http.get("/_emulator/state")
         assert tokens["sessionToken"] not in state.text
         assert state.json()["calls"] == {VALIDATE: 1}
         assert state.json()["faults"][0]["kind"] == "garbage"
-        assert state.json()["latency"] == {"*": 0}
+        assert state.json()["latency"] == {"x": 1}
         assert state.json()["kid"] == "pk0183"
 
     async def test_a_foreign_sign_in(self, backend: Backend) -> None:

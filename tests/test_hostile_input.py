@@ -21,6 +21,8 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.middleware import Middleware
+from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import (
@@ -33,6 +35,7 @@ from fastapi_otpless_session import (
     create_session_router,
     open_store,
 )
+from fastapi_otpless_session.doctor.application import view
 from fastapi_otpless_session.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.varied
@@ -528,6 +531,19 @@ def test_a_root_path_does_not_hide_what_is_always_exempt(around: bool, path: str
     else:
         app.add_middleware(OtplessSessionMiddleware, settings=settings)
     assert asyncio.run(exchange(outer, http_scope(path, "POST"))).status == 204
+
+
+@pytest.mark.parametrize("wrapped", ["plain", "around", "by Mount"])
+def test_what_is_always_exempt_is_found_in_a_mounted_application_with_middleware_around(wrapped: str) -> None:
+    inner, app = FastAPI(), FastAPI()
+    inner.include_router(create_session_router(), prefix="/auth")
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(required_paths="/api/**"))
+    around = [Middleware(Between)] if wrapped == "by Mount" else []
+    app.router.routes.append(Mount("/api", Between(inner) if wrapped == "around" else inner, middleware=around))
+    asked = (("POST", "/api/auth/logout"), ("GET", "/api/auth/client.js"), ("GET", "/api/auth/session"))
+    answers = [asyncio.run(exchange(app, http_scope(path, method))).status for method, path in asked]
+    assert answers == [204, 200, 401]
+    assert view(app).sign_in == "/api/auth/login"
 
 
 @pytest.mark.parametrize("mounted", [False, True])

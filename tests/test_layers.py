@@ -18,7 +18,7 @@ FOLDER = Path(fastapi_otpless_session.__file__).parent
 LAYERS = [
     {"errors", "settings", "session", "telemetry"},
     {
-        *("wire", "tokens", "transport", "crowd", "patience", "flights", "loops", "lru", "freshness"),
+        *("strict_json", "wire", "tokens", "transport", "crowd", "patience", "flights", "loops", "lru", "freshness"),
         *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sqlite_writer"),
         *("stores.sql_schema", "stores.sql_link", "stores.sql"),
         *("stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),

@@ -26,6 +26,7 @@ from starlette.websockets import WebSocketDisconnect
 import fastapi_otpless_session
 from fastapi_otpless_session import (
     BodyRefusedError,
+    ChannelUnreadError,
     CookieTooLargeError,
     OtplessSettings,
     RefusalError,
@@ -320,7 +321,7 @@ def test_what_to_set_for_the_emulator_is_what_it_is(monkeypatch: pytest.MonkeyPa
 def _refusals() -> Iterator[RefusalError]:
     """Everything that the package answers with: built where that takes no arguments, else read from its source."""
     yield from (refusal(reason) for reason in SessionReason)
-    yield from (SignInRefusedError(), SessionNotFoundError(), CookieTooLargeError(5000))
+    yield from (SignInRefusedError(), SessionNotFoundError(), CookieTooLargeError(5000), ChannelUnreadError(""))
     for file in Path(fastapi_otpless_session.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "BodyRefusedError":

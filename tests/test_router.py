@@ -45,6 +45,26 @@ def test_login_on_the_header_channel_sets_no_cookie(world: World) -> None:
     assert world.client.post("/auth/login?channel=carrier-pigeon", json=user).status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("sources", "read", "unread"),
+    [("cookie", "cookie", "header"), ("header", "header", "cookie"), ("authorization", "header", "cookie")],
+)
+def test_login_answers_on_a_channel_that_is_read(
+    make_world: Callable[..., World], sources: str, read: str, unread: str
+) -> None:
+    world = make_world(token_sources=sources)
+    user = world.emulator.sign_in()
+    refused = world.client.post(f"/auth/login?channel={unread}", json=user)
+    assert (refused.status_code, refused.json()["detail"]["code"]) == (422, "channel_unread")
+    assert stored(world) == []
+    for query in ("", f"?channel={read}"):
+        answer = world.client.post(f"/auth/login{query}", json=world.emulator.sign_in())
+        assert [name in answer.headers for name in ("set-cookie", "x-session-token")] == [
+            read == "cookie",
+            read == "header",
+        ]
+
+
 @pytest.mark.parametrize("quirk", [{}, {"details_id_field": "sessionToken"}, {"validate_token_session_info": True}])
 @pytest.mark.parametrize("jwks_url", [None, ""])
 @pytest.mark.parametrize("rotation", ["fixed", "strict"])

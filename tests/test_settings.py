@@ -60,6 +60,7 @@ WRITTEN: list[tuple[str, str, Any]] = [
     ("ISSUER", "https://otpless.example", "https://otpless.example"),
     ("STORE_URL", "memory://", SecretStr("memory://")),
     ("STORE_URL", "postgresql://u:p@host/db", SecretStr("postgresql://u:p@host/db")),
+    ("STORE_URL", "postgres://u:p@host/db", SecretStr("postgres://u:p@host/db")),
     ("ENCRYPTION_KEYS", KEY, (SecretStr(KEY),)),
     ("ENCRYPTION_KEYS", f"{KEY}, derived", (SecretStr(KEY), SecretStr("derived"))),
     ("ENCRYPTION_KEYS", json.dumps([KEY, "derived"]), (SecretStr(KEY), SecretStr("derived"))),

@@ -151,15 +151,23 @@ def _walk(
     for path, route in _flat(routes):
         if isinstance(route, Mount | Host):
             at = prefix + (route.path if isinstance(route, Mount) else "")
-            if hasattr(route.app, "user_middleware"):
+            app = _unwrapped(route.app)
+            if hasattr(app, "user_middleware"):
                 mounted[at or "/"] = view(route.app)
-            inner = list(_walk(route.routes, at, mounted))
+            inner = list(_walk(getattr(app, "routes", ()), at, mounted))
             yield from inner or [(Place(at, is_open=True), route)]
         else:
             place = Place(
                 prefix + path, is_sign_in=isinstance(route, SignInRoute), is_misread=_is_misread(_dependant(route))
             )
             yield place, route
+
+
+def _unwrapped(app: Any) -> Any:
+    """Return what other middleware was put around before it was mounted."""
+    while not hasattr(app, "routes") and (inner := getattr(app, "app", None)) is not None:
+        app = inner
+    return app
 
 
 def _flat(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:

@@ -23,7 +23,10 @@ class Latency:
 
     def set(self, path: str | None, seconds: float) -> None:
         """Delay the calls whose path ends with `path` (None: the five calls and the key set); 0 ends it."""
-        self._seconds[path] = seconds
+        if seconds:
+            self._seconds[path] = seconds
+        else:
+            self._seconds.pop(path, None)
 
     def of(self, path: str) -> float:
         """How long a call to `path` waits: what was set for its path, else for all."""

@@ -87,6 +87,11 @@ class SessionRow:
         """The newest generation that the client was seen to have."""
         return self.confirmations[-1][0]
 
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the client was seen to have the current generation."""
+        return self.confirmed_generation >= self.generation
+
     def standing(self, generation: int, now: float, grace: float) -> Standing:
         """Say whether a token of `generation` still counts, `grace` seconds after its successor was confirmed."""
         if generation == self.generation:

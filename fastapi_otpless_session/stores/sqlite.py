@@ -106,7 +106,7 @@ UPDATE sessions SET session_token = ?, token_expires_at = ?, refresh_token = ?, 
 WHERE session_id = ? AND fence = ? AND lease_owner = ? AND state = 'active' RETURNING {_ALL}
 """  # noqa: S608 - column names of our own
 
-CONFIRM = "UPDATE sessions SET confirmations = ? WHERE session_id = ? AND generation = ?"
+CONFIRM = "UPDATE sessions SET confirmations = ? WHERE session_id = ?"
 
 UNCHANGED = """
 SELECT 1 FROM sessions WHERE session_id = ? AND generation = ? AND state = 'active'
@@ -261,15 +261,10 @@ class SqliteStore:
         """Note that the client has the row's generation."""
 
         def note(db: sqlite3.Connection) -> None:
-            now = self._clock()
-            if row.confirmed_generation < row.generation:  # and it is, as a rule, as the caller read it
-                new, old = confirmations_text(row.confirmed(now, grace)), confirmations_text(row.confirmations)
-                if db.execute(f"{CONFIRM} AND confirmations = ?", (new, row.session_id, row.generation, old)).rowcount:
-                    return
             current = _get(db, row.session_id)
             if current is not None and current.generation == row.generation > current.confirmed_generation:
-                new = confirmations_text(current.confirmed(now, grace))
-                db.execute(CONFIRM, (new, row.session_id, row.generation))
+                confirmations = confirmations_text(current.confirmed(self._clock(), grace))
+                db.execute(CONFIRM, (confirmations, row.session_id))
 
         await self._note(note)
 

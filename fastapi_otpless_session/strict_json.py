@@ -1,0 +1,34 @@
+"""JSON as everybody reads it alike (RFC 7493): UTF-8, no name twice, no NaN, no number out of range."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def parse(body: bytes) -> Any:
+    """Read a JSON text. Raises `ValueError`, and `RecursionError` for what nests too deep."""
+    return _DECODER.decode(body.decode())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    read = dict(pairs)
+    if len(read) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return read
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is out of range")
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+"""Made once: `json.loads` would make one for each text."""
