@@ -75,7 +75,7 @@ class Background:
         return loop is not None and loop.flights.is_asked(key)
 
     def overhear(self, key: Hashable, seconds: float) -> Coroutine[Any, Any, tuple[Any] | None]:
-        """Return what who has asked for `key` on the running event loop learns; see `Flights.overhear`."""
+        """Return what the first to ask for `key` on the running event loop learns; see `Flights.overhear`."""
         loop = self._loops.there()
         if loop is None:
             raise KeyError(key)

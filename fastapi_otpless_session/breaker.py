@@ -1,8 +1,8 @@
 """A circuit breaker: while OTPLESS fails, fail at once instead of queueing on it.
 
 It opens both on failures in a row and on a rate, honours `Retry-After`, probes with one call a second so that recovery
-is seen within two, and gives nothing for news from before a recovery. No library does, of those with a release in
-the last years:
+is seen within two, and ignores news from before a recovery. No library with a release in recent years does all of
+this:
 
 - purgatory 3.0 (asyncio, typed) counts failures in a row only, and lets everybody through at once when it probes;
   its pause is fixed for a circuit, so that a `Retry-After` cannot lengthen it;
@@ -13,7 +13,7 @@ the last years:
 
 All of them wrap a call from the outside and judge it by its exception. Here the breaker is one step inside a deadline
 that also covers the wait for a place and the connection (`client.py`), and a call that was admitted may turn out to say
-nothing about OTPLESS's health. That is this page.
+nothing about OTPLESS's health. That is what this module is for.
 """
 
 from __future__ import annotations

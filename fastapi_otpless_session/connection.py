@@ -28,7 +28,7 @@ from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
 
 STATE_NAME = "otpless"
 OPEN_MARK = "fastapi_otpless_session.open"
-"""A scope has this key once a route of the router's has matched it that nobody needs a session for."""
+"""A scope gets this key when one of the router's routes that need no session matches it."""
 
 
 class RequestSession:

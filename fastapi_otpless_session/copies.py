@@ -110,6 +110,11 @@ class Duties:
         self._absolute = settings.absolute_timeout
         self._seen_seconds = min(SEEN_SECONDS, self._idle / 10 if self._idle else SEEN_SECONDS)
 
+    @property
+    def has_limits(self) -> bool:
+        """Whether there are limits of our own."""
+        return self._idle is not None or self._absolute is not None
+
     def is_to_end(self, row: SessionRow, now: float) -> bool:
         """Whether our own limits, on top of OTPLESS's, are up."""
         is_idle = self._idle is not None and is_over(row.last_seen_at + self._idle, now)

@@ -176,7 +176,7 @@ class CookieTooLargeError(RefusalError):
         super().__init__(
             500,
             "cookie_too_large",
-            f"The session cookie would have {size} bytes; browsers keep 4096. "
+            f"The session cookie would be {size} bytes long; browsers keep 4096 at most. "
             "Ask for fewer claims in the token, or sign in with ?channel=header.",
         )
 

@@ -74,7 +74,7 @@ class Flights(Generic[T]):
         return key in self._asked
 
     def overhear(self, key: Hashable, seconds: float) -> Coroutine[Any, Any, tuple[T] | None]:
-        """Return what who has asked for `key` learns; None where that one is cancelled.
+        """Return what the first to ask for `key` learns; None where that one is cancelled.
 
         Raises what that one's work raises, and `NoVerdictError` after `seconds`. Raises `KeyError`: nobody has asked.
         """
@@ -90,8 +90,8 @@ class Flights(Generic[T]):
     async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Do `work` in the caller's own task, and give whoever asks for `key` meanwhile the same.
 
-        Where the caller is cancelled, one of those who wait does the work anew. Raises `NoVerdictError` to who waits
-        for longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
+        Where the caller is cancelled, one of those who wait does the work anew. Raises `NoVerdictError` in those
+        that wait longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
         """
         while (other := self._asked.get(key)) is not None:
             if (heard := await other.heard(seconds)) is not None:

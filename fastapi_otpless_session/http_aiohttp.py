@@ -1,4 +1,4 @@
-"""The adapter of aiohttp, for who asks OTPLESS often: it costs a fraction of httpx's CPU (extra `fast`).
+"""The adapter of aiohttp, for applications that ask OTPLESS often: it costs a fraction of httpx's CPU (extra `fast`).
 
 It keeps `HttpSender`'s promises as `HttpxSender` does. What differs underneath:
 

@@ -11,7 +11,7 @@ V = TypeVar("V")
 
 
 class Lru(Generic[K, V]):
-    """At most `limit` entries. Each operation is atomic for the threads of a process."""
+    """At most `limit` entries. Safe to use from several threads."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

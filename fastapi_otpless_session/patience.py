@@ -61,7 +61,7 @@ class Patience:
 
 
 class _Call:
-    """One call. Who is cancelled by somebody else meanwhile stays cancelled, as with `asyncio.timeout`."""
+    """One call. One that somebody else cancels meanwhile stays cancelled, as with `asyncio.timeout`."""
 
     __slots__ = ("_cancelling", "_has_expired", "_patience", "_seconds", "_task")
 

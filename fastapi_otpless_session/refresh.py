@@ -257,7 +257,8 @@ class Refresher:
                 await self._store.renew_lease(new.lease, self._lease_seconds)
                 await self._keep_pending(new)
                 return
-        telemetry.logger.error("Commit for %s was lost", telemetry.session_label(new.row.session_id))
+        label = telemetry.session_label(new.row.session_id)
+        telemetry.logger.error("Commit for %s: given up until its next refresh", label)
 
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a pair whose commit was put off. Raises `StoreError`; then it stays put off."""
@@ -290,6 +291,8 @@ class Refresher:
                 await asyncio.sleep(pause)
             else:
                 return
+        label = telemetry.session_label(new.row.session_id)
+        telemetry.logger.error("A new pair of %s came too late, and is not revoked", label)
 
 
 def _to_be_refreshed(outcome: Refreshed | SessionReason | SessionRow | None) -> SessionRow | None:

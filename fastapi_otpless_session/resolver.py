@@ -34,7 +34,7 @@ from fastapi_otpless_session.stores.base import (
     State,
     WatchfulStore,
 )
-from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Stranger, Strangers
+from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Stranger, Strangers, touch
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims, TokenError, UnreadableError
 from fastapi_otpless_session.vault import Vault
@@ -97,6 +97,7 @@ class Resolver:
         vault: Vault,
         refresher: Refresher,
         strangers: Strangers,
+        duties: Duties,
         endings: Endings,
         events: Events,
         background: Background,
@@ -113,8 +114,8 @@ class Resolver:
         self._events = events
         self._background = background
         self._settings = settings
-        self._duties = Duties(settings)
-        self._copies = Copies(self._duties)
+        self._duties = duties
+        self._copies = Copies(duties)
         self._watchful = store if isinstance(store, WatchfulStore) else None
         self._has_quiet_time = settings.validation_ttl > 0
         self._store_ttl = settings.store_ttl
@@ -375,7 +376,7 @@ class Resolver:
             return current._replace(stale=True)
         if verdict is not Verdict.VALID:
             return None
-        if not self._is_news(current):
+        if not self._is_worth_noting(current):
             return Current(row, current.token, current.claims, now, now, current.refreshed)
         return current._replace(row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
 
@@ -390,11 +391,11 @@ class Resolver:
 
     async def _validate(self, current: Current) -> Verdict:
         verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
-        if verdict is Verdict.VALID and self._is_news(current):
-            await self._touch(current.row, validated=True)
+        if verdict is Verdict.VALID and self._is_worth_noting(current):
+            await touch(self._store, current.row, validated=True)
         return verdict
 
-    def _is_news(self, current: Current) -> bool:
+    def _is_worth_noting(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
         ttl = self._settings.validation_ttl
         return abs(current.now - current.row.validated_at) >= min(NOTED_SECONDS, ttl or NOTED_SECONDS)
@@ -497,14 +498,8 @@ class Resolver:
         row = current.row
         if not self._duties.is_to_be_noted(row, current.now):
             return current
-        await self._background.start(("seen", row.session_id), lambda: self._touch(row, validated=False))
+        await self._background.start(("seen", row.session_id), lambda: touch(self._store, row, validated=False))
         return current._replace(row=replace(row, last_seen_at=current.now))
-
-    async def _touch(self, row: SessionRow, *, validated: bool) -> None:
-        try:
-            await self._store.touch(row.session_id, row.generation, validated=validated)
-        except StoreError as error:
-            telemetry.logger.warning("Not noted: %s", error)
 
     def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""

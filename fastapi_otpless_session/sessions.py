@@ -17,14 +17,13 @@ from pydantic import SecretStr
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Copy
+from fastapi_otpless_session.copies import Copy, Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import (
     NoVerdictError,
     SessionRefusedError,
     SignInRefusedError,
     StoreError,
-    UpstreamError,
     bare,
 )
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
@@ -37,7 +36,7 @@ from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import Bound, OtplessUser, bind
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, SessionStore, State
-from fastapi_otpless_session.strangers import Stranger, Strangers, UnclearError
+from fastapi_otpless_session.strangers import Stranger, Strangers, UnclearError, check_details
 from fastapi_otpless_session.tokens import Claims, UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
@@ -104,8 +103,15 @@ class OtplessSessions:
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         self._events = events = Events(self._hooks, background, clock)
         self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
+        duties = Duties(settings)
         self._strangers = strangers = Strangers(
-            store=store, client=client, settings=settings, background=background, endings=endings, clock=clock
+            store=store,
+            client=client,
+            settings=settings,
+            duties=duties,
+            background=background,
+            endings=endings,
+            clock=clock,
         )
         refresher = Refresher(
             store=store,
@@ -122,6 +128,7 @@ class OtplessSessions:
             vault=vault,
             refresher=refresher,
             strangers=strangers,
+            duties=duties,
             endings=endings,
             events=events,
             background=background,
@@ -142,7 +149,7 @@ class OtplessSessions:
     def label(self, session_id: str) -> str:
         """Return the short hash that log lines and spans call a session by, in all workers with these credentials.
 
-        For lines of the application's own. It says nothing to who does not have the client secret.
+        For lines of the application's own. It means nothing to anyone without the client secret.
         """
         return telemetry.session_label(session_id)
 
@@ -203,7 +210,7 @@ class OtplessSessions:
         """Return the session that a token stands for, refreshed where need be, or the reason why there is none.
 
         `known_only`: admit only what was signed in here, as the cookie channel does. `max_age`: OTPLESS itself must
-        have said "valid" less than so many seconds ago. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
+        have said "valid" within the last `max_age` seconds. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
         """
         outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age)
         if isinstance(outcome, Session):
@@ -414,8 +421,7 @@ class OtplessSessions:
         details = await self._client.session_details(session.token.get_secret_value())
         if isinstance(details, Verdict):
             raise SessionRefusedError(SessionReason.EXPIRED)
-        if details.session_id != session.id:
-            raise UpstreamError("OTPLESS's answer makes no sense: details of another session")
+        check_details(details, session.id)
         self._details.put(digest, (details, now))
         return details
 

@@ -217,7 +217,7 @@ class OtplessSettings(BaseSettings):
         for number, key in enumerate(value, 1):
             if key.get_secret_value() != DERIVED_KEY:
                 _check_key(key.get_secret_value(), number)
-        return _not_empty(value, "one key at least, or the word derived")
+        return _not_empty(value, "at least one key, or the word derived")
 
     @field_validator("token_sources")
     @classmethod
@@ -284,7 +284,9 @@ class OtplessSettings(BaseSettings):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.cookie_samesite == "none" and not self.cookie_secure:
-            raise ValueError("OTPLESS_COOKIE_SAMESITE: none needs OTPLESS_COOKIE_SECURE=true; browsers drop it else")
+            raise ValueError(
+                "OTPLESS_COOKIE_SAMESITE: none needs OTPLESS_COOKIE_SECURE=true; otherwise browsers drop it"
+            )
         if self.refresh_timeout < self.request_timeout:
             raise ValueError(
                 f"OTPLESS_REFRESH_TIMEOUT: must not be shorter than OTPLESS_REQUEST_TIMEOUT ({self.request_timeout:g})"

@@ -103,18 +103,17 @@ class Strangers:
         store: SessionStore,
         client: OtplessClient,
         settings: OtplessSettings,
+        duties: Duties,
         background: Background,
         endings: Endings,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._duties = Duties(settings)
-        has_limits = (
-            settings.idle_timeout is not None or settings.absolute_timeout is not None
-        )  # the row tells of those
-        self._watchful = store if isinstance(store, WatchfulStore) and not has_limits else None
+        # A glimpse tells of ended sessions only; for limits the row is needed.
+        self._watchful = store if isinstance(store, WatchfulStore) and not duties.has_limits else None
         self._client = client
         self._settings = settings
+        self._duties = duties
         self._background = background
         self._endings = endings
         self._clock = clock
@@ -202,7 +201,7 @@ class Strangers:
                 return None
             if isinstance(details, Verdict):
                 raise UnclearError
-            _check(details, claims.session_id)
+            check_details(details, claims.session_id)
         return claims.session_id or "", claims
 
     def forget(self, digest: bytes) -> None:
@@ -249,14 +248,8 @@ class Strangers:
             await self._endings.end_refused(row, EndReason.EXPIRED)
             return SessionReason.EXPIRED
         if self._duties.is_to_be_noted(row, now):
-            await self._background.start(("seen", row.session_id), lambda: self._note(row))
+            await self._background.start(("seen", row.session_id), lambda: touch(self._store, row, validated=False))
         return None
-
-    async def _note(self, row: SessionRow) -> None:
-        try:
-            await self._store.touch(row.session_id, row.generation, validated=False)
-        except StoreError as error:
-            telemetry.logger.warning("Not noted: %s", error)
 
     def _look_at_once(self, session_id: str, digest: bytes) -> _Look | None:
         """Return a look that tells of no end, where it can be had without waiting."""
@@ -300,7 +293,7 @@ class Strangers:
             self._seen.drop(digest)
             return self._turn_away(digest, outcome)
         look = await self._look(outcome.session_id, digest)
-        reason = look.ended or self._remembered_refusal(digest)  # of who asked later and was answered first
+        reason = look.ended or self._remembered_refusal(digest)  # of a request that asked later and was answered first
         if reason is None:
             self._seen.put(digest, _Seen(outcome, look))
         return reason or outcome
@@ -321,7 +314,7 @@ class Strangers:
             details = await self._client.session_details(token, known=False)
             if isinstance(details, Verdict):
                 return REASONS[details]
-            _check(details, session_id)
+            check_details(details, session_id)
             user_id = details.user_id
         if session_id is None or user_id is None:
             return SessionReason.INVALID
@@ -342,7 +335,15 @@ def _of_session(claims: Claims) -> Claims:
     return claims
 
 
-def _check(details: SessionDetails, session_id: str | None) -> None:
+async def touch(store: SessionStore, row: SessionRow, *, validated: bool) -> None:
+    """Have it written that a session was seen, and that OTPLESS called it valid; a fault is logged only."""
+    try:
+        await store.touch(row.session_id, row.generation, validated=validated)
+    except StoreError as error:
+        telemetry.logger.warning("Not noted: %s", error)
+
+
+def check_details(details: SessionDetails, session_id: str | None) -> None:
     """Raise `UpstreamError` for an answer about another session: OTPLESS took the token, so that is its mistake."""
     if details.session_id != session_id:
         raise UpstreamError("OTPLESS's answer makes no sense: details of another session")

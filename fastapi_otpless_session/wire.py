@@ -58,7 +58,7 @@ TOKEN_FIELDS = frozenset({"token", "idToken", "sessionToken", "refreshToken", "s
 BODIES_REMEMBERED = 8
 LONGEST_REMEMBERED = 128
 """How many answers to validate-session are remembered as read, and how many bytes these have at most."""
-USED_UP = "OTPLESS refused the one-time token: used before, expired, or of another OTPLESS application"
+USED_UP = "OTPLESS refused the one-time token: used before, expired, or issued for another OTPLESS application"
 _CLIENT_ERRORS = range(400, 500)
 _BUSY = frozenset({408, 425, 429})
 _VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}

@@ -121,7 +121,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("ENCRYPTION_KEYS", CANARY, "keygen"),
     ("ENCRYPTION_KEYS", f"{KEY},{CANARY}", "key 2"),
     ("ENCRYPTION_KEYS", f"{KEY}A{CANARY}", "32 bytes"),
-    ("ENCRYPTION_KEYS", "[]", "one key at least"),
+    ("ENCRYPTION_KEYS", "[]", "at least one key"),
     ("ENCRYPTION_KEYS", f'["{CANARY}', "JSON"),
     ("TOKEN_SOURCES", "query", "cookie"),
     ("TOKEN_SOURCES", "[]", "at least one"),

@@ -151,7 +151,7 @@ class EmulatedOtpless:
     def down(self) -> AbstractContextManager[object]:
         """Let OTPLESS answer every call with 503, until `up()`, or to the end of the `with` block where there is one.
 
-        Who is signed in is served for `STALE_IF_ERROR` seconds more (`session.stale`), then with 503.
+        Signed-in users are served for another `STALE_IF_ERROR` seconds (`session.stale`), then get a 503.
         """
         self.emulator.add_fault(Fault("status", status=503))
         until = ExitStack()

@@ -60,8 +60,8 @@ def override_session(
         with override_session(app, user_id="MO-1") as session:
             assert client.get("/orders").status_code == 200
 
-    All dependencies, `request.state.otpless` and the router's routes show it. Who signs out, or is signed out through
-    `Sessions`, is so for everybody until the block ends. Signing in, swapped tokens and `REQUIRED_PATHS` need
+    All dependencies, `request.state.otpless` and the router's routes show it. A sign-out, also
+    through `Sessions`, holds for everybody until the block ends. Signing in, swapped tokens and `REQUIRED_PATHS` need
     `use_emulator` instead: the middleware is taken off meanwhile. `user_id=None`: nobody is signed in, for `reason`.
     `expires_in` is in seconds from now, and may be negative. `details` are made of `mobile` and `email` unless given.
     Afterwards all is as before.
