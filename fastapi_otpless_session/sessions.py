@@ -149,7 +149,8 @@ class OtplessSessions:
     def label(self, session_id: str) -> str:
         """Return the short hash that log lines and spans call a session by, in all workers with these credentials.
 
-        For lines of the application's own. It means nothing to anyone without the client secret.
+        In a process with several credentials those of the client that was made last count. For lines of the
+        application's own. It means nothing to anyone without the client secret.
         """
         return telemetry.session_label(session_id)
 
