@@ -110,7 +110,7 @@ async def _user(folder: Path, **values: Any) -> AsyncIterator[User]:
 
 async def p99(folder: Path, rounds: int) -> float:
     """Return the 99th percentile of a user's latency, × that of one on the cached path."""
-    ratios = []
+    ratios: list[float] = []
     with_room = folder / "asked", folder / "cached"
     for room in with_room:
         room.mkdir()
