@@ -201,7 +201,7 @@ async def _send_swapped(request: RequestSession, message: Message, send: Send) -
 async def _send_without_body(send: Send, message: Message) -> None:
     match message["type"]:
         case "http.response.start":
-            headers = [(name, value) for name, value in message["headers"] if name.lower() != b"content-length"]
+            headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"content-length"]
             await send({**message, "headers": headers})
         case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
             await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
