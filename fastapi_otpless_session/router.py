@@ -20,7 +20,6 @@ from fastapi_otpless_session import strict_json
 from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, request_session
 from fastapi_otpless_session.errors import (
     BodyRefusedError,
-    ChannelUnreadError,
     CrossSiteRequestError,
     NoVerdictError,
     RefusalError,
@@ -30,9 +29,8 @@ from fastapi_otpless_session.errors import (
 from fastapi_otpless_session.script import SCRIPT_PATH, client_script
 from fastapi_otpless_session.secured import Secured
 from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
-from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.transport import COOKIE, HEADER, SAFE_METHODS, Channel
+from fastapi_otpless_session.transport import COOKIE, SAFE_METHODS, Channel
 
 BODY_LIMIT = 16_384
 
@@ -170,7 +168,7 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
 
 async def login(request: Request, otpless: _Request, channel: Literal["cookie", "header"] | None = None) -> Response:
     """Sign in with the SDK's `otplessUser` object as it is. `channel=header`: no cookie, the token in a header."""
-    way = _way(otpless.sessions.settings, channel)
+    way = otpless.transport.sign_in_channel(channel)
     user = await _read_user(request)
 
     lives: list[float] = []
@@ -187,15 +185,6 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
     response = JSONResponse(SessionBody.of(session).model_dump(mode="json"))
     otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), lives[-1])
     return response
-
-
-def _way(settings: OtplessSettings, channel: Literal["cookie", "header"] | None) -> frozenset[Channel]:
-    """Return the channel that a sign-in answers on: one that is looked at, or nobody would stay signed in."""
-    reads_cookie = "cookie" in settings.token_sources
-    reads_header = not {"authorization", "header"}.isdisjoint(settings.token_sources)
-    if (channel == "cookie" and not reads_cookie) or (channel == "header" and not reads_header):
-        raise ChannelUnreadError(channel)
-    return HEADER if channel == "header" or not reads_cookie else COOKIE
 
 
 async def logout(otpless: _Request) -> Response:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fastapi_otpless_session.errors import CookieTooLargeError
+from fastapi_otpless_session.errors import ChannelUnreadError, CookieTooLargeError
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import has_token_shape
 
@@ -180,6 +180,16 @@ class Transport:
         return bool(origins) and not (len(origins) == 1 and _is_own(origins[0].lower(), headers, scheme))
 
     # Out
+
+    def sign_in_channel(self, named: str | None) -> frozenset[Channel]:
+        """Return the channel that a sign-in answers on: one that is looked at, or nobody would stay signed in.
+
+        `named`: `cookie`, `header` or None. Raises `ChannelUnreadError`.
+        """
+        reads_cookie, reads_header = Channel.COOKIE in self._sources, bool(self._sources - COOKIE)
+        if (named == "cookie" and not reads_cookie) or (named == "header" and not reads_header):
+            raise ChannelUnreadError(named)
+        return HEADER if named == "header" or not reads_cookie else COOKIE
 
     def write_session(self, headers: Headers, channels: Iterable[Channel], token: str, max_age: float) -> None:
         """Add a new token to a response's headers, on the channels that the old one came in on.
