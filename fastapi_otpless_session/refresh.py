@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -79,6 +78,7 @@ class Refresher:
         outbox: Outbox,
         events: Events,
         settings: OtplessSettings,
+        monotonic: Callable[[], float],
         behind: Callable[[Hashable, Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -88,6 +88,7 @@ class Refresher:
         self._events = events
         self._timeout = settings.refresh_timeout
         self._lease_seconds = settings.refresh_timeout * LEASE_FACTOR
+        self._monotonic = monotonic
         self._behind = behind
         self._room = PerLoop(lambda: asyncio.Semaphore(settings.max_upstream))
         self._pending: dict[str, _Rotated] = {}
@@ -107,9 +108,9 @@ class Refresher:
             if not isinstance(kept, Refreshed) or not is_over(kept.row.token_expires_at, await self._store.now()):
                 return kept
             row = kept.row  # it expired while it waited for the store
-        if time.monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
+        if self._monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
             raise NoVerdictError("the last new token of this session was over as it came; a clock may be wrong")
-        gives_up_at = time.monotonic() + self._timeout
+        gives_up_at = self._monotonic() + self._timeout
         for pause in _pauses():
             led = await self._try_to_lead(row, gives_up_at)
             outcome = self._theirs(row, await self._store.get(row.session_id)) if led is None else led
@@ -121,7 +122,7 @@ class Refresher:
                 if led is None:
                     telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=named(outcome)))
                 return outcome
-            if time.monotonic() + pause > gives_up_at:
+            if self._monotonic() + pause > gives_up_at:
                 break
             await asyncio.sleep(pause)
         telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=UNAVAILABLE))
@@ -134,7 +135,7 @@ class Refresher:
         before the last have theirs.
         """
         async with self._room.there() or await self._room.get():
-            if time.monotonic() > gives_up_at:
+            if self._monotonic() > gives_up_at:
                 raise NoVerdictError("too many refreshes are under way")
             owner = secrets.token_hex(16)
             lease = await self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
@@ -180,10 +181,10 @@ class Refresher:
             await self._store.release_lease(lease, answer_lost=False)
             return SessionReason.INVALID
         held, now = await self._with_time_left(lease)
-        asked_at = time.monotonic()
+        asked_at = self._monotonic()
         try:
             answer = await self._client.new_session_token(refresh_token)
-            now += time.monotonic() - asked_at  # not by asking the store: it may be down, and the pair lost with it
+            now += self._monotonic() - asked_at  # not by asking the store: it may be down, and the pair lost with it
             new = self._checked(row, held, answer, now, refresh_token) if isinstance(answer, TokenPair) else None
         except UpstreamError as error:
             await self._release(held, answer_lost=not error.unsent)
@@ -192,7 +193,7 @@ class Refresher:
             return await self._refused(row, held)
         kept = await self._keep(new)
         if isinstance(kept, Refreshed) and is_over(new.rotation.token_expires_at, now):
-            self._in_vain.put(row.session_id, time.monotonic())
+            self._in_vain.put(row.session_id, self._monotonic())
             raise NoVerdictError("the new token of this session is over as it comes; a clock may be wrong")
         return kept
 

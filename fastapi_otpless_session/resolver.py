@@ -7,7 +7,6 @@ refresh itself is in `refresh.py`, tokens without a row are in `strangers.py`.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import replace
 from functools import lru_cache
@@ -102,6 +101,7 @@ class Resolver:
         events: Events,
         background: Background,
         settings: OtplessSettings,
+        monotonic: Callable[[], float],
     ) -> None:
         self._store = store
         self._client = client
@@ -114,6 +114,7 @@ class Resolver:
         self._events = events
         self._background = background
         self._settings = settings
+        self._monotonic = monotonic
         self._duties = duties
         self._copies = Copies(duties)
         self._watchful = store if isinstance(store, WatchfulStore) else None
@@ -135,7 +136,7 @@ class Resolver:
             return None if known_only else self._stranger_at_once(digest)
         if self._endings.is_over(copy.row.session_id):
             return None
-        at = time.monotonic()
+        at = self._monotonic()
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
             return None
         if at - copy.at < self._store_ttl:
@@ -192,7 +193,7 @@ class Resolver:
         copy = None if digest is None else self._copies.get(digest)
         if digest is None or copy is None or copy.row.session_id != session.id or self._endings.is_over(session.id):
             return None
-        now = self._unchanged_at(digest, copy, time.monotonic())
+        now = self._unchanged_at(digest, copy, self._monotonic())
         return None if now is None else copy.row.expires_at - now
 
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
@@ -207,7 +208,7 @@ class Resolver:
             outcome = await self._overheard(_crowd(asked, copy.row))
             if outcome is not None:
                 return outcome
-        read_at = time.monotonic()
+        read_at = self._monotonic()
         came_from("store")
         try:
             found = await self._store.find(asked.digest)
@@ -225,7 +226,7 @@ class Resolver:
         """Whether the same dead token is being dealt with for others, and its row still is as they read it."""
         if asked.max_age is not None or not self._background.is_asked(_crowd(asked, copy.row)):
             return False
-        at = time.monotonic()
+        at = self._monotonic()
         is_as_read = at - copy.at < self._store_ttl or self._unchanged_at(asked.digest, copy, at) is not None
         return is_as_read and not self._endings.is_over(copy.row.session_id)
 
@@ -258,7 +259,7 @@ class Resolver:
 
     def _is_believed(self, copy: Copy) -> bool:
         """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
-        row, at = copy.row, time.monotonic()
+        row, at = copy.row, self._monotonic()
         if at - copy.at >= self._store_ttl or self._endings.is_over(row.session_id) or not copy.first_duty:
             return False
         now = copy.offset + at
@@ -269,7 +270,7 @@ class Resolver:
 
         What is only believed does not count as read again.
         """
-        now = copy.offset + time.monotonic()
+        now = copy.offset + self._monotonic()
         current = Current(copy.row, asked.token, copy.claims, now, copy.row.validated_at)
         settled = await self._settled(current, asked.max_age)
         if settled is None:
@@ -433,7 +434,7 @@ class Resolver:
             return await self._refreshed(current)
 
     async def _refreshed(self, current: Current) -> Current | SessionReason:
-        row, led, began_at = current.row, False, time.monotonic()
+        row, led, began_at = current.row, False, self._monotonic()
 
         def lead() -> Coroutine[Any, Any, Refreshed | SessionReason]:
             nonlocal led
@@ -514,7 +515,7 @@ class Resolver:
             if stranger is None:
                 return SessionReason.UNAVAILABLE
             return self._endings.reason(stranger.session_id) or stranger.session(asked.token)
-        row, at = copy.row, time.monotonic()
+        row, at = copy.row, self._monotonic()
         age, now = at - copy.at, copy.offset + at
         is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
         if age > self._settings.stale_if_error or is_over_now:

@@ -66,7 +66,7 @@ class OtplessSessions:
     """The sessions of an application.
 
     `settings` default to the `OTPLESS_*` variables. A `store` or `client` that is given is not closed here. `clock`
-    gives seconds since the epoch. Raises `ConfigurationError`.
+    gives seconds since the epoch, `monotonic` seconds that never go back. Raises `ConfigurationError`.
 
     `on_sign_in`, `on_refresh`, `on_sign_out` and `on_reuse` are called with a `SessionEvent` once what it tells has
     happened in this worker. They may be coroutine functions, or plain functions, which run in a thread. One that fails
@@ -84,6 +84,7 @@ class OtplessSessions:
         store: SessionStore | None = None,
         client: OtplessClient | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         on_sign_in: Hook | None = None,
         on_refresh: Hook | None = None,
         on_sign_out: Hook | None = None,
@@ -112,6 +113,7 @@ class OtplessSessions:
             background=background,
             endings=endings,
             clock=clock,
+            monotonic=monotonic,
         )
         refresher = Refresher(
             store=store,
@@ -120,6 +122,7 @@ class OtplessSessions:
             outbox=outbox,
             events=events,
             settings=settings,
+            monotonic=monotonic,
             behind=background.detach,
         )
         self._resolver = Resolver(
@@ -133,6 +136,7 @@ class OtplessSessions:
             events=events,
             background=background,
             settings=settings,
+            monotonic=monotonic,
         )
         self._details: Lru[bytes, tuple[SessionDetails, float]] = Lru(DETAILS_REMEMBERED)
 

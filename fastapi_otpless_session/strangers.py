@@ -8,7 +8,6 @@ get-session-details *and* the store has no ended row for its session id.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -107,6 +106,7 @@ class Strangers:
         background: Background,
         endings: Endings,
         clock: Callable[[], float],
+        monotonic: Callable[[], float],
     ) -> None:
         self._store = store
         # A glimpse tells of ended sessions only; for limits the row is needed.
@@ -117,6 +117,7 @@ class Strangers:
         self._background = background
         self._endings = endings
         self._clock = clock
+        self._monotonic = monotonic
         self._seen: Lru[bytes, _Seen] = Lru(REMEMBERED)
         self._turned_away: Lru[bytes, tuple[SessionReason, float]] = Lru(REMEMBERED)
 
@@ -126,12 +127,12 @@ class Strangers:
         if seen is None or self._remembered_refusal(digest) is not None:
             return None
         stranger, look = seen.stranger, seen.look
-        if time.monotonic() - look.at >= self._settings.store_ttl:
+        if self._monotonic() - look.at >= self._settings.store_ttl:
             newer = self._look_at_once(stranger.session_id, digest)
             if newer is None:
                 return None
             look = newer
-        if is_over(stranger.claims.expires_at, look.now + time.monotonic() - look.at):
+        if is_over(stranger.claims.expires_at, look.now + self._monotonic() - look.at):
             return None
         if freshness(self._clock() - stranger.validated_at, self._settings) is not Freshness.FRESH:
             return None
@@ -151,7 +152,7 @@ class Strangers:
         if seen or self._settings.jwks_url:
             look = await self._look(claims.session_id or "", digest)
         else:  # the session id is not verified yet, and finds nothing
-            look = _Look(time.monotonic(), await self._store.now(), None)
+            look = _Look(self._monotonic(), await self._store.now(), None)
         if is_over(claims.expires_at, look.now):  # this host's clock may be off
             return SessionReason.EXPIRED
         if look.ended is not None:
@@ -176,7 +177,7 @@ class Strangers:
         seen = self._seen.get(digest)
         if seen is None:
             return None
-        age = time.monotonic() - seen.look.at
+        age = self._monotonic() - seen.look.at
         is_over_now = is_over(seen.stranger.claims.expires_at, seen.look.now + age)
         return None if age > self._settings.stale_if_error or is_over_now else replace(seen.stranger, stale=True)
 
@@ -230,7 +231,7 @@ class Strangers:
         look = self._look_at_once(session_id, digest)
         if look is not None:
             return look
-        at = time.monotonic()
+        at = self._monotonic()
         now, row = await asyncio.gather(self._store.now(), self._store.get(session_id))
         ended = None if row is None else await self._ended(row, now)
         if ended is not None:
@@ -253,7 +254,7 @@ class Strangers:
 
     def _look_at_once(self, session_id: str, digest: bytes) -> _Look | None:
         """Return a look that tells of no end, where it can be had without waiting."""
-        at = time.monotonic()
+        at = self._monotonic()
         now = None if self._watchful is None else self._watchful.unknown_at(digest, session_id)
         return None if now is None else _Look(at, now, None)
 

@@ -34,6 +34,7 @@ class Workers:
                     monotonic=clock,
                 ),
                 clock=clock,
+                monotonic=clock,
             )
             for store in stores
         ]

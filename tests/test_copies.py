@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -70,7 +69,7 @@ async def worker(
     settings, store = make_settings(**values), Unreachable(clock)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http:
         client = OtplessClient(settings, http=http, monotonic=clock)
-        async with OtplessSessions(settings, store=store, client=client, clock=clock) as sessions:
+        async with OtplessSessions(settings, store=store, client=client, clock=clock, monotonic=clock) as sessions:
             session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
             token = session.token.get_secret_value()
             assert isinstance(await sessions.resolve(token), Session)
@@ -102,9 +101,8 @@ async def test_a_believed_session_that_otpless_refuses_is_refreshed_with_one_que
 
 
 async def test_what_otpless_refused_is_not_served_because_another_worker_heard_valid_before(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
-    monkeypatch.setattr("fastapi_otpless_session.resolver.time", SimpleNamespace(monotonic=clock))
     emulator = Emulator(clock=clock)
     async with worker(clock, emulator, store_ttl=3600, refresh_ahead=0) as (sessions, store, token):
         session_id = emulator.sessions()[-1].session_id

@@ -217,6 +217,18 @@ def test_when_all_tokens_have_expired_the_user_is_signed_out(
     assert code(client.get("/orders")) == "session_expired"
 
 
+def test_time_passes_for_what_a_worker_remembers_too() -> None:
+    with use_emulator(APP, store_ttl=7 * DAY, validation_ttl=7 * DAY, refresh_ahead=0) as otpless:
+        client = TestClient(APP)
+        otpless.sign_in(client, expires_in=DAY)
+        assert not client.get("/orders").json()["refreshed"]
+        with otpless.down():
+            otpless.advance(DAY - 20)
+        assert not client.get("/orders").json()["refreshed"]
+        otpless.advance(21)
+        assert client.get("/orders").json()["refreshed"]
+
+
 # Trouble
 
 

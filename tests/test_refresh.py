@@ -662,67 +662,55 @@ async def test_whose_token_was_refused_behind_a_request_is_not_served_in_a_store
     await store.close()
 
 
-def _monotonic_too(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Return what moves the clock and the worker's monotonic one."""
-    start = clock.now
-    monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: 1000.0 + clock.now - start)
-    return clock.advance
-
-
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_a_store_outage_is_bridged_for_stale_if_error_since_a_session_was_last_resolved(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, is_known: bool
+    clock: Clock, is_known: bool
 ) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store], validation_ttl=30, stale_if_error=10) as world:
-        worker, advance = world.workers[0], _monotonic_too(clock, monkeypatch)
+        worker = world.workers[0]
         token = world.token if is_known else str(emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
         assert isinstance(await worker.resolve(token), Session)
-        advance(25)
+        clock.advance(25)
         assert isinstance(await worker.resolve(token), Session)
         store.fail("find", "get")
-        advance(9)
+        clock.advance(9)
         assert isinstance(await worker.resolve(token), Session)  # 34 s after OTPLESS's word, 9 s after the store's
-        advance(2)
+        clock.advance(2)
         assert await worker.resolve(token) is SessionReason.UNAVAILABLE
-        monkeypatch.undo()
     await store.close()
 
 
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_an_outage_of_the_store_lets_nobody_in_whom_one_of_otpless_has_kept_out(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, is_known: bool
+    clock: Clock, is_known: bool
 ) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store], validation_ttl=5, stale_if_error=10) as world:
-        worker, advance = world.workers[0], _monotonic_too(clock, monkeypatch)
+        worker = world.workers[0]
         token = world.token if is_known else str(emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
         assert isinstance(await worker.resolve(token), Session)
         emulator.add_fault(Fault("status", path="validate-session", status=500))
-        advance(20)
+        clock.advance(20)
         assert await worker.resolve(token) is SessionReason.UNAVAILABLE
         store.fail("find", "get")
         assert await worker.resolve(token) is SessionReason.UNAVAILABLE
-        monkeypatch.undo()
     await store.close()
 
 
 async def test_an_own_copy_is_read_again_after_the_store_ttl_however_often_it_is_used(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock
 ) -> None:
     emulator, stores = Emulator(clock=clock), files(tmp_path, clock, 2)
     async with Workers(emulator, clock, stores, store_ttl=10) as world:
         one, two = world.workers
-        now = [1000.0]
-        monkeypatch.setattr("fastapi_otpless_session.resolver.time.monotonic", lambda: now[0])
         assert isinstance(await two.resolve(world.token), Session)
         await one.sign_out(world.token)
         for _ in range(3):
-            now[0] += 3
+            clock.advance(3)
             assert isinstance(await two.resolve(world.token), Session)
-        now[0] += 3
+        clock.advance(3)
         assert await two.resolve(world.token) is SessionReason.REVOKED
-        monkeypatch.undo()
     await close(stores)
 
 

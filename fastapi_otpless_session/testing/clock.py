@@ -19,14 +19,18 @@ class Clock:
 
     def monotonic(self) -> float:
         """Seconds since any moment; they pass as the clock's do, and never go back."""
-        return time.monotonic() + self._ahead + self._hurried
+        return time.monotonic() + self._ahead
+
+    def hurried(self) -> float:
+        """As `monotonic`, and what was hurried over."""
+        return self.monotonic() + self._hurried
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
         self._ahead += seconds
 
     def hurry(self, seconds: float) -> None:
-        """Let monotonic time pass alone: what waits for a moment has waited, and no token has aged."""
+        """Let time pass for what waits for a moment: it has waited, and no token has aged."""
         self._hurried += seconds
 
     @contextmanager

@@ -85,11 +85,11 @@ class EmulatedOtpless:
         """The emulator itself: its calls, its faults, its keys."""
         self._clock = clock
         self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app))
-        self._client = OtplessClient(settings, http=self._http, monotonic=clock.monotonic)
+        self._client = OtplessClient(settings, http=self._http, monotonic=clock.hurried)
         # Neither is the sessions' own: an application whose lifespan ends would close them, and forget everybody.
         self._store = open_store(settings.store_url.get_secret_value(), clock=clock)
         self.sessions: OtplessSessions = OtplessSessions(
-            settings, store=self._store, client=self._client, clock=clock, **(hooks or {})
+            settings, store=self._store, client=self._client, clock=clock, monotonic=clock.monotonic, **(hooks or {})
         )
         """The sessions of the application."""
         self._credentials = Credentials(settings)
