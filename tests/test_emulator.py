@@ -20,13 +20,15 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+from conftest import make_settings
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
-from processes import PATIENCE, wait_until
+from processes import HOST, PATIENCE, steady_port, wait_until
 
-from fastapi_otpless_session import OtplessSettings
+from fastapi_otpless_session import OtplessClient, OtplessSessions, OtplessSettings
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, ServerMissingError, cli, serve
 from fastapi_otpless_session.emulator.settings import parse_quirk, quirk_names
 from fastapi_otpless_session.emulator.state import KEPT_TOKENS
+from fastapi_otpless_session.signin import OtplessUser
 
 CREDENTIALS = {"clientId": "demo-client", "clientSecret": "demo-secret"}
 VALIDATE = "/v1/sessions/validate-session"
@@ -997,3 +999,18 @@ class TestCommandLine:
             told = httpx.get(f"{emulator.url}/_emulator/settings").json()
             assert told == {"settings": "\n".join(emulator.settings), "script": tag}
             assert emulator.end() == ("", "", 0)
+
+    async def test_an_application_that_outlives_it_signs_people_in_at_the_next_one_too(self) -> None:
+        port, clock = str(steady_port()), Clock()
+        url = f"http://{HOST}:{port}"
+        settings = make_settings(base_url=url, jwks_url=url + JWKS)
+        async with (
+            OtplessClient(settings, monotonic=clock) as client,
+            OtplessSessions(settings, client=client) as sessions,
+            httpx.AsyncClient(base_url=url) as http,
+        ):
+            for _ in range(2):
+                with started("-m", "fastapi_otpless_session", "emulator", "--port", port):
+                    user = (await http.post("/_emulator/sign_in", json={"name": "Asha"})).json()
+                    assert (await sessions.sign_in(OtplessUser.model_validate(user))).name == "Asha"
+                clock.now += 11  # a key set is fetched once in ten seconds at most

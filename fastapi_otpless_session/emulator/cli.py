@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import secrets
 import sys
 from typing import Any, get_args, get_type_hints
 
@@ -50,11 +51,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the emulator until Ctrl-C; returns the exit status."""
     try:
-        run(Emulator(_settings(args)), args.host, args.port)
+        run(Emulator(_settings(args), first_key=_some_key()), args.host, args.port)
     except (ServerMissingError, OSError) as error:
         print(f"error: {_why(error, args.port)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
+
+
+def _some_key() -> int:
+    """Return a number that no emulator before had: each process makes keys of its own."""
+    return 10_000 + secrets.randbelow(10**8)
 
 
 def _why(error: ServerMissingError | OSError, port: int) -> str:

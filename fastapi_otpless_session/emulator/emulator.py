@@ -21,7 +21,7 @@ from fastapi_otpless_session.emulator.control import Control
 from fastapi_otpless_session.emulator.faults import Fault, FaultBook
 from fastapi_otpless_session.emulator.gate import CONTROL_PREFIX, Gate, Latency, is_control
 from fastapi_otpless_session.emulator.guard import Guard
-from fastapi_otpless_session.emulator.keys import KeyRing
+from fastapi_otpless_session.emulator.keys import FIRST_KEY, KeyRing
 from fastapi_otpless_session.emulator.live import Live
 from fastapi_otpless_session.emulator.page import description, page
 from fastapi_otpless_session.emulator.profiles import person
@@ -36,15 +36,20 @@ _DEFAULT_SETTINGS = EmulatorSettings()
 class Emulator:
     """A stand-in for OTPLESS with its state in memory. `app` is an ASGI application.
 
-    `clock` gives the time in seconds since the epoch; all expiry goes by it. Methods that take a session id
-    raise KeyError for one that is not known.
+    `clock` gives the time in seconds since the epoch; all expiry goes by it. `first_key` numbers the first signing
+    key: an application that outlives an emulator would take its successor's key for the same if it were called the
+    same. Methods that take a session id raise KeyError for one that is not known.
     """
 
     def __init__(
-        self, settings: EmulatorSettings = _DEFAULT_SETTINGS, *, clock: Callable[[], float] = time.time
+        self,
+        settings: EmulatorSettings = _DEFAULT_SETTINGS,
+        *,
+        clock: Callable[[], float] = time.time,
+        first_key: int = FIRST_KEY,
     ) -> None:
         self.settings = settings
-        self._keys = KeyRing()
+        self._keys = KeyRing(first_key)
         self._state = State(settings, self._keys, clock)
         self._log = CallLog()
         self._faults = FaultBook(PUBLISHED)

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generat
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import RSAAlgorithm
 
-_FIRST_KID = 183
+FIRST_KEY = 183
 _FORGER = -1
 
 
@@ -29,8 +29,8 @@ def _private_key(number: int) -> RSAPrivateKey:
 class KeyRing:
     """The signing keys of an emulator, the newest last. Keys are made when they are first needed."""
 
-    def __init__(self) -> None:
-        self._numbers = [_FIRST_KID]
+    def __init__(self, first: int = FIRST_KEY) -> None:
+        self._numbers = [first]
 
     @property
     def kid(self) -> str:
