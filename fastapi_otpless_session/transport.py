@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
@@ -162,6 +161,8 @@ class Transport:
 
     def _is_covered(self, path: str) -> bool:
         spellings = _spellings(path)
+        if ".." in spellings[-1].split("/"):  # out of a mounted folder and in again by its own name, which we don't know
+            return True
         slashes = [each for spelling in spellings for each in (spelling, spelling.rstrip("/"), spelling + "/")]
         if not any(map(self._required.fullmatch, slashes)):  # the router redirects between those
             return False
@@ -295,10 +296,11 @@ def _spellings(path: str) -> tuple[str, str, str]:
     """Return a path as it came, and what it is read as further in.
 
     To the router a newline at the end is nothing: its patterns end in `$`. To a folder of files (`StaticFiles`)
-    `/a//b`, `/a/./b`, `/x/../a/b` and, on Windows, a backslash lead to `/a/b`; no server takes them out before.
+    `/a//b`, `/a/./b` and, on Windows, a backslash lead to `/a/b`; no server takes them out before.
     """
     routed = path.removesuffix("\n")
-    plain = posixpath.normpath("/" + routed.replace("\\", "/").lstrip("/"))
+    segments = routed.replace("\\", "/").split("/")
+    plain = "/" + "/".join(segment for segment in segments if segment not in {"", "."})
     return path, routed, plain + "/" if routed.endswith("/") and plain != "/" else plain
 
 

@@ -386,8 +386,8 @@ def test_a_preflight_shows_nothing_of_what_answers_any_method(
 def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
     """Secrets behind every kind of route, and something public beside each."""
     for folder in ("private", "private/open", "public"):
-        (tmp_path / "files" / folder).mkdir(parents=True)
-        (tmp_path / "files" / folder / "x").write_text("secret" if folder == "private" else "for all")
+        (tmp_path / "uploads" / folder).mkdir(parents=True)
+        (tmp_path / "uploads" / folder / "x").write_text("secret" if folder == "private" else "for all")
     world = make_world(
         required_paths="/account/**,/files/private/**,/sub/private/**,/exact,/sub/*/slash/",
         exempt_paths="/account/help,/files/private/open/**",
@@ -405,7 +405,7 @@ def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
     add(sub, "/a/slash/", "secret")
     add(sub, "/public", "for all")
     world.app.mount("/sub", sub)
-    world.app.mount("/files", StaticFiles(directory=tmp_path / "files"))
+    world.app.mount("/files", StaticFiles(directory=tmp_path / "uploads"))
     return world
 
 
@@ -445,6 +445,9 @@ def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
         "/files/private/open/../x",
         "/files/private/open/./..//x",
         "/files/x/../../files/private/x",
+        "/files/../uploads/private/x",
+        "/files/..\\uploads/private/x",
+        "/files/x/../../uploads/private/x",
         "/files/public/..\\private\\x",
         "/x/../files/private/x",
     ],

@@ -243,8 +243,8 @@ def test_a_body_in_any_chunks_is_too_large_from_16_kib_on(world: World, sizes: l
 @pytest.fixture
 def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
     for name, text in (("private/x", "secret"), ("public/x", "for all")):
-        (tmp_path / "files" / name).parent.mkdir(parents=True)
-        (tmp_path / "files" / name).write_text(text)
+        (tmp_path / "uploads" / name).parent.mkdir(parents=True)
+        (tmp_path / "uploads" / name).write_text(text)
     world = make_world(
         required_paths="/files/private/**,/account/**,/sub/private/*,/exact", exempt_paths="/account/public/*"
     )
@@ -254,12 +254,12 @@ def guarded(make_world: Callable[..., World], tmp_path: Path) -> World:
     sub = FastAPI()
     sub.add_api_route("/private/{page}", lambda: "secret")
     world.app.mount("/sub", sub)
-    world.app.mount("/files", StaticFiles(directory=tmp_path / "files"))
+    world.app.mount("/files", StaticFiles(directory=tmp_path / "uploads"))
     return world
 
 
 SEGMENTS = st.sampled_from(
-    ["files", "private", "public", "x", "account", "sub", "", ".", "..", "%2f", "Private", "\\", "x\\", "\n", "x\n"]
+    ["files", "uploads", "private", "public", "x", "account", "sub", "", ".", "..", "%2f", "Private", "\\", "x\\", "\n", "x\n"]
 )
 
 
@@ -269,6 +269,7 @@ SEGMENTS = st.sampled_from(
 @example(segments=["files", "public", "..", "private", "x"])
 @example(segments=["account", "public", "..", "x"])
 @example(segments=["account", "", "public", "x"])
+@example(segments=["files", "..", "uploads", "private", "x"])
 @example(segments=["exact\n"])
 def test_no_path_leads_anybody_to_what_is_required(guarded: World, segments: list[str]) -> None:
     path = "/" + "/".join(segments)
