@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -59,7 +58,7 @@ class OtplessSessionMiddleware:
 
         is_required = transport.is_required(scope, self._root_path)
         if is_required and is_preflight(scope):
-            is_required, send = False, self._to_preflight(send)
+            is_required, send = False, partial(_send_to_preflight, send)
         has_started = False
 
         def send_with_session(message: Message) -> Awaitable[None]:
@@ -128,15 +127,6 @@ class OtplessSessionMiddleware:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""
         return {**scope, "root_path": self._root_path} if self._root_path else scope
 
-    def _to_preflight(self, send: Send) -> Send:
-        """Return what sends the answer to a preflight that `REQUIRED_PATHS` lets through.
-
-        Where no CORSMiddleware is inside to answer it, it may reach what answers any method alike, such as a mounted
-        `prometheus_client`. A browser looks at the headers only; nothing else is sent.
-        """
-        has_cors = any(isinstance(inner, CORSMiddleware) for inner in _inside(self.app))
-        return send if has_cors else partial(_send_without_body, send)
-
     def _routes(self, scope: Scope) -> Any:
         return _routes_of(self.app) or _routes_of(scope.get("app"))
 
@@ -198,15 +188,25 @@ async def _send_swapped(request: RequestSession, message: Message, send: Send) -
     await send(message)
 
 
-async def _send_without_body(send: Send, message: Message) -> None:
+async def _send_to_preflight(send: Send, message: Message) -> None:
+    """Send what a browser looks at of the answer to a preflight that `REQUIRED_PATHS` lets through.
+
+    Where no CORSMiddleware answers it, it may reach what answers any method alike, such as a mounted
+    `prometheus_client`.
+    """
     match message["type"]:
         case "http.response.start":
-            headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"content-length"]
-            await send({**message, "headers": headers})
+            await send(
+                {**message, "headers": [pair for pair in message.get("headers", ()) if _is_for_preflight(*pair)]}
+            )
         case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
             await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
         case _:
             await send(message)
+
+
+def _is_for_preflight(name: bytes, _: bytes) -> bool:
+    return name.lower().startswith(b"access-control-") or name.lower() in {b"vary", b"allow"}
 
 
 def _inside(app: Any) -> Iterator[Any]:

@@ -161,7 +161,9 @@ class Transport:
 
     def _is_covered(self, path: str) -> bool:
         spellings = _spellings(path)
-        if ".." in spellings[-1].split("/"):  # out of a mounted folder and in again by its own name, which we don't know
+        if ".." in spellings[-1].split(
+            "/"
+        ):  # out of a mounted folder and in again by its own name, which we don't know
             return True
         slashes = [each for spelling in spellings for each in (spelling, spelling.rstrip("/"), spelling + "/")]
         if not any(map(self._required.fullmatch, slashes)):  # the router redirects between those

@@ -339,14 +339,16 @@ def cors_app(*, with_sessions: bool) -> FastAPI:
     return app
 
 
-def test_a_preflight_passes_untouched() -> None:
-    def preflight(*, with_sessions: bool) -> list[Any]:
+def test_a_preflight_gets_all_that_a_browser_looks_at() -> None:
+    def preflight(*, with_sessions: bool) -> tuple[int, list[tuple[bytes, bytes]]]:
         headers = [*PREFLIGHT, (b"cookie", f"{COOKIE}=x; {COOKIE}=y".encode()), (b"sec-fetch-site", b"cross-site")]
         scope = http_scope("/orders", "OPTIONS", headers)
-        return asyncio.run(exchange(cors_app(with_sessions=with_sessions), scope)).messages
+        answer = asyncio.run(exchange(cors_app(with_sessions=with_sessions), scope))
+        return answer.status, [(name, value) for name, value in answer.headers if not name.startswith(b"content-")]
 
     answer = preflight(with_sessions=True)
-    assert answer[0]["status"] == 200
+    assert answer[0] == 200
+    assert (b"access-control-allow-origin", b"https://app.example") in answer[1]
     assert answer == preflight(with_sessions=False)
 
 
@@ -358,7 +360,17 @@ def test_only_options_is_a_preflight(make_world: Callable[..., World], method: s
 
 async def heedless(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer whatever the method, as `prometheus_client` does."""
-    await PlainTextResponse("secret")(scope, receive, send)
+    await PlainTextResponse("secret", headers={"Location": "/secret", "X-Total": "secret"})(scope, receive, send)
+
+
+class Answering:
+    """Middleware that answers by itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (heedless if scope["path"] == "/metrics" else self.app)(scope, receive, send)
 
 
 async def heedless_file(_: Scope, __: Receive, send: Send) -> None:
@@ -375,8 +387,16 @@ def test_a_preflight_shows_nothing_of_what_answers_any_method(
     assert ask(world, "/mounted/x", "OPTIONS").status == 401
     answer = ask(world, "/mounted/x", "OPTIONS", PREFLIGHT)
     assert answer.status == 200
+    assert b"secret" not in b"".join(value for _, value in answer.headers)
     assert answer.values(b"content-length") == []
     assert answer.messages[1:] == [{"type": "http.response.body", "body": b"", "more_body": False}]
+
+
+def test_a_preflight_shows_nothing_of_middleware_that_answers_before_cors_either() -> None:
+    cors = CORSMiddleware(FastAPI(), allow_origins=["*"])
+    app = OtplessSessionMiddleware(Answering(cors), settings=make_settings(required_paths="/**"))
+    answer = asyncio.run(exchange(app, http_scope("/metrics", "OPTIONS", PREFLIGHT)))
+    assert (answer.status, answer.body) == (200, b"")
 
 
 # Required paths
