@@ -196,17 +196,16 @@ async def _send_to_preflight(send: Send, message: Message) -> None:
     """
     match message["type"]:
         case "http.response.start":
-            await send(
-                {**message, "headers": [pair for pair in message.get("headers", ()) if _is_for_preflight(*pair)]}
-            )
+            headers = [(name, value) for name, value in message.get("headers", ()) if _is_for_preflight(name.lower())]
+            await send({**message, "headers": headers})
         case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
             await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
         case _:
             await send(message)
 
 
-def _is_for_preflight(name: bytes, _: bytes) -> bool:
-    return name.lower().startswith(b"access-control-") or name.lower() in {b"vary", b"allow"}
+def _is_for_preflight(name: bytes) -> bool:
+    return name.startswith(b"access-control-") or name in {b"vary", b"allow"}
 
 
 def _inside(app: Any) -> Iterator[Any]:

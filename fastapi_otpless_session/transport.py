@@ -161,9 +161,7 @@ class Transport:
 
     def _is_covered(self, path: str) -> bool:
         spellings = _spellings(path)
-        if ".." in spellings[-1].split(
-            "/"
-        ):  # out of a mounted folder and in again by its own name, which we don't know
+        if ".." in spellings[-1].split("/"):  # out of a mounted folder, and in again by a name that is not known here
             return True
         slashes = [each for spelling in spellings for each in (spelling, spelling.rstrip("/"), spelling + "/")]
         if not any(map(self._required.fullmatch, slashes)):  # the router redirects between those
