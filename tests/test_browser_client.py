@@ -230,7 +230,10 @@ class TestToken:
         assert page.evaluate(attempt) == "TypeError"
         assert [path for path, _ in site.seen] == ["/auth/login?channel=header"]
 
-    @pytest.mark.parametrize("asked", ["'/moved'", "new Request('/moved')", "'/moved', { method: 'POST' }"])
+    @pytest.mark.parametrize(
+        "asked",
+        ["'/moved'", "new Request('/moved')", "'/moved', { method: 'POST' }", "'/moved', { redirect: undefined }"],
+    )
     def test_it_does_not_go_along_with_a_redirect(self, site: Site, asked: str) -> None:
         page = site.signed_in_tab()
         site.answers("/moved", 307, Location="https://elsewhere.example/x")
@@ -397,6 +400,17 @@ class TestPage:
         page.evaluate("otpless({ token: 'once' })")
         page.wait_for_function("events.length")
         assert events(page) == [["signed-in", None]]
+
+    def test_a_sign_in_that_is_refused_leaves_the_session_that_there_is(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        events(page)
+        site.window.refusals = {"401"}
+        refused = {"detail": {"code": "sign_in_refused", "message": "Sign in again."}}
+        site.answers("/auth/login?channel=header", 401, refused, **{"WWW-Authenticate": 'Bearer realm="otpless"'})
+        page.evaluate("otpless({ token: 'once' })")  # as the SDK may call back twice, with a token that is used up
+        page.wait_for_function("events.flat().includes('sign-in-failed')")
+        assert events(page) == [["sign-in-failed", "sign_in_refused"]]
+        assert stored(page) == OLD
 
     def test_a_callback_of_the_page_s_own_stays(self, browser: Browser) -> None:
         site = Site(browser.window(), before="<script>function otpless() { return 'mine'; }</script>")

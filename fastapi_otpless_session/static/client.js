@@ -118,6 +118,7 @@
   /** A 401 is the end of the session if it is ours, and about the token that we still have. */
   async function checkRefusal(response, sent) {
     const { code } = await detail(response.clone());
+    if (code === "sign_in_refused") return; // which says nothing of the session that there is
     const isOurs = isOver(code) || /realm="otpless"/.test(response.headers.get("WWW-Authenticate") || "");
     if (isOurs && sent && read() === sent) write(null, code);
   }
@@ -152,7 +153,9 @@
   async function call(input, options) {
     const isRequest = input instanceof Request;
     const target = isRequest ? (address(input.url), input) : address(input);
-    const request = new Request(target, Object.assign({ credentials: "omit", redirect: "manual" }, options));
+    const given = options || {};
+    const careful = { credentials: given.credentials || "omit", redirect: given.redirect || "manual" };
+    const request = new Request(target, Object.assign({}, given, careful));
     const sent = read();
     if (sent) request.headers.set(HEADER, sent);
     const response = await fetch(request);
