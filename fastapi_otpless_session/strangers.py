@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -44,7 +43,7 @@ REASONS = {
 
 
 class UnclearError(TokenError):
-    """A token may be OTPLESS's: no key tells, and OTPLESS calls it dead."""
+    """A token may be OTPLESS's: its key is unknown; or there are none to tell by, and OTPLESS calls it dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,16 +183,19 @@ class Strangers:
     async def identify(self, token: str, digest: bytes) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
 
-        Raises `UnclearError` where OTPLESS calls it dead and no key tells, `UpstreamError`.
+        OTPLESS itself is only asked where there are no keys to tell by. Raises `UnclearError` where it calls the token
+        dead then, or its key is unknown, and `UpstreamError`.
         """
         seen = self._seen.get(digest)
         if seen is not None:
             return seen.stranger.session_id, seen.stranger.claims
         try:
-            claims, is_signed = await self._claimed(token)
+            claims = await self._claimed(token)
+        except UnknownKeyError:
+            raise UnclearError from None
         except TokenError:
             return None
-        if not is_signed:
+        if not self._settings.jwks_url:
             if self._remembered_refusal(digest) is SessionReason.INVALID:
                 return None
             details = await self._client.session_details(token, known=False)
@@ -211,20 +213,20 @@ class Strangers:
         self._turned_away.drop(digest)
 
     async def _read(self, token: str) -> Claims | SessionReason:
-        """Read a session token's claims, verified where there are keys to verify with."""
         try:
-            return _of_session(
-                await self._client.verify(token) if self._settings.jwks_url else tokens.read_stranger(token)
-            )
+            return await self._claimed(token)
         except TokenError:
             return SessionReason.INVALID
 
-    async def _claimed(self, token: str) -> tuple[Claims, bool]:
-        """Return a session token's claims, and whether a key vouches for them. Raises `TokenError`, `UpstreamError`."""
-        if self._settings.jwks_url:
-            with suppress(UnknownKeyError):  # one that is published no more, or not yet
-                return _of_session(await self._client.verify(token)), True
-        return _of_session(tokens.read_stranger(token)), False
+    async def _claimed(self, token: str) -> Claims:
+        """Read a session token's claims, verified where there are keys to verify with.
+
+        Raises `TokenError`, `UpstreamError`.
+        """
+        claims = await self._client.verify(token) if self._settings.jwks_url else tokens.read_stranger(token)
+        if claims.has_audience or claims.session_id is None:
+            raise TokenError("an ID token")
+        return claims
 
     async def _look(self, session_id: str, digest: bytes) -> _Look:
         """Look whether a session was ended here."""
@@ -328,12 +330,6 @@ class Strangers:
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
         self._turned_away.put(digest, (reason, self._clock()))
         return reason
-
-
-def _of_session(claims: Claims) -> Claims:
-    if claims.has_audience or claims.session_id is None:
-        raise TokenError("an ID token")
-    return claims
 
 
 async def touch(store: SessionStore, row: SessionRow, *, validated: bool) -> None:
