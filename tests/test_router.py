@@ -268,6 +268,18 @@ def test_logout_ends_everything_that_was_presented(world: World) -> None:
     assert [code(world.get("/orders", world.token(user))) for user in (one, two)] == ["session_revoked"] * 2
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_credential_that_cannot_be_told_keeps_no_other_from_being_signed_out(world: World, last: bool) -> None:
+    user = world.sign_in(channel="header")
+    world.clock.advance(11)  # after which keys are fetched for an unknown one
+    world.emulator.add_fault(Fault("status", path="/.well-known/jwks", status=503))
+    unclear = world.emulator.issue({"sub": "s-1", "sessionId": "s-1", "exp": world.clock() + 60}, kid="unknown")
+    headers = [("X-Session-Token", world.token(user)), ("X-Session-Token", unclear)]
+    answer = world.client.post("/auth/logout", headers=headers if last else headers[::-1])
+    assert (answer.status_code, code(answer)) == (503, "session_unavailable")
+    assert code(world.get("/orders", world.token(user))) == "session_revoked"
+
+
 def test_otpless_is_told_of_a_logout_later_where_it_cannot_be_told_now(world: World) -> None:
     user = world.sign_in()
     world.emulator.add_fault(Fault("status", path="revoke-session", status=500))
