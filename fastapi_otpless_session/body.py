@@ -13,6 +13,13 @@ from fastapi_otpless_session.errors import UpstreamError
 BODY_LIMIT = 65_536
 
 
+class TooLargeError(UpstreamError):
+    """A body is larger than `BODY_LIMIT`. Of a 200 that may be one session's details, and says nothing of others."""
+
+    def __init__(self) -> None:
+        super().__init__("OTPLESS's answer is larger than 64 KiB", healthy=True)
+
+
 class Body:
     """A body with a `Content-Encoding`. Raises `UpstreamError` for one that was not asked for and cannot be read."""
 
@@ -23,10 +30,10 @@ class Body:
         self._read = bytearray()
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes. Raises `UpstreamError` where they do not decode, or are more than fit."""
+        """Take the next bytes. Raises `UpstreamError` where they do not decode, `TooLargeError`."""
         self._read += self._decoder.decompress(chunk, BODY_LIMIT + 1 - len(self._read)) if self._decoder else chunk
         if len(self._read) > BODY_LIMIT:
-            raise UpstreamError("OTPLESS's answer is larger than 64 KiB", healthy=True)  # one session's, maybe
+            raise TooLargeError
 
     def whole(self) -> bytes:
         """Return the decoded body. Raises `UpstreamError` where its end is missing."""

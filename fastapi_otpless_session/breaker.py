@@ -1,8 +1,8 @@
 """A circuit breaker: while OTPLESS fails, fail at once instead of queueing on it.
 
 It opens both on failures in a row and on a rate, honours `Retry-After`, probes with one call a second so that recovery
-is seen within two, and ignores news from before a recovery. No library with a release in recent years does all of
-this:
+is seen within two, and ignores news from before it opened or OTPLESS recovered. No library with a release in recent
+years does all of this:
 
 - purgatory 3.0 (asyncio, typed) counts failures in a row only, and lets everybody through at once when it probes;
   its pause is fixed for a circuit, so that a `Retry-After` cannot lengthen it;
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 FAILURES_IN_A_ROW = 5
 WINDOW_SECONDS = 10.0
@@ -47,10 +48,10 @@ class Breakers:
         """Return the breaker that a call has to ask."""
         return self._known if known else self._strangers
 
-    def succeeded(self) -> None:
-        """Take note of a call that OTPLESS answered sensibly."""
-        self._known.succeeded()
-        self._strangers.succeeded()
+    def succeeded(self, began_at: float) -> None:
+        """Take note of a call that OTPLESS answered sensibly; see `Breaker.succeeded`."""
+        self._known.succeeded(began_at)
+        self._strangers.succeeded(began_at)
 
     def failed(self, began_at: float, retry_after: float | None = None, *, known: bool) -> None:
         """Take note of a failed call; see `Breaker.failed`. OTPLESS asks all of us to wait, whoever hears it."""
@@ -67,7 +68,8 @@ class Breaker:
         self._row = 0
         self._outcomes: deque[tuple[float, bool]] = deque()
         self._next_probe: float | None = None
-        self._recovered_at = -float("inf")
+        self._opened_at = -inf
+        self._recovered_at = -inf
 
     @property
     def is_open(self) -> bool:
@@ -86,9 +88,14 @@ class Breaker:
             self._next_probe = self._clock() + PROBE_SECONDS
         return True
 
-    def succeeded(self) -> None:
-        """Take note of a call that OTPLESS answered sensibly."""
+    def succeeded(self, began_at: float) -> None:
+        """Take note of a call that OTPLESS answered sensibly.
+
+        One that began before this opened is old news: others are under way when OTPLESS asks to be left alone.
+        """
         if self._next_probe is not None:
+            if began_at < self._opened_at:
+                return
             self._outcomes.clear()
             self._recovered_at = self._clock()
         self._row = 0
@@ -120,4 +127,5 @@ class Breaker:
         return len(self._outcomes) >= WINDOW_CALLS and failures * 2 >= len(self._outcomes)
 
     def _hold_back(self, seconds: float) -> None:
-        self._next_probe = max(self._next_probe or 0.0, self._clock() + seconds)
+        self._opened_at = self._clock()
+        self._next_probe = max(self._next_probe or 0.0, self._opened_at + seconds)

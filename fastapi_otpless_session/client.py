@@ -112,9 +112,10 @@ class OtplessClient:
         request = self._request(wire.SESSION_DETAILS, {"sessionToken": session_token})
         return self._call(request, wire.read_details, known=known)
 
-    def revoke_session(self, session_token: str) -> Coroutine[Any, Any, Verdict]:
+    def revoke_session(self, session_token: str, *, known: bool = True) -> Coroutine[Any, Any, Verdict]:
         """Kill a session's tokens (revoke-session). VALID: done; other verdicts: there was nothing to kill."""
-        return self._call(self._request(wire.REVOKE_SESSION, {"sessionToken": session_token}), wire.read_revocation)
+        request = self._request(wire.REVOKE_SESSION, {"sessionToken": session_token})
+        return self._call(request, wire.read_revocation, known=known)
 
     def validate_sign_in(self, token: str) -> Coroutine[Any, Any, SignInProof]:
         """Redeem the frontend SDK's one-time token (validate/token). Raises `SignInRefusedError`."""
@@ -173,14 +174,14 @@ class OtplessClient:
             self._took_note(error, started, known=known)
             raise
         except RefusalError:
-            self._breakers.succeeded()
+            self._breakers.succeeded(started)
             raise
         except asyncio.CancelledError:  # where callers give up early, nothing else would tell of an OTPLESS that hangs
             if self._monotonic() - started >= (ends_at - started) * SHARE_OF_PATIENCE:
                 self._breakers.failed(started, known=known)
             raise
         else:
-            self._breakers.succeeded()
+            self._breakers.succeeded(started)
             return result
 
     async def _exchange(self, request: wire.Request, read: Callable[[wire.Answer], T], deadline: float) -> T:
@@ -214,7 +215,7 @@ class OtplessClient:
         else:
             telemetry.logger.warning("No verdict: %s", error)
         if error.healthy:
-            self._breakers.succeeded()
+            self._breakers.succeeded(began_at)
         else:
             self._breakers.failed(began_at, error.retry_after, known=known)
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 import urllib.request
+from http import HTTPStatus
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from typing import Protocol
 
 import httpx
 
-from fastapi_otpless_session.body import Body
+from fastapi_otpless_session.body import Body, TooLargeError
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.wire import Answer, Request
@@ -115,6 +116,10 @@ class HttpxSender:
         response = await client.send(sent, stream=True, follow_redirects=False, auth=None)
         try:
             body = await _read(response)
+        except TooLargeError:
+            if response.status_code == HTTPStatus.OK:
+                raise
+            body = b""  # the page of an outage; the status says it all
         finally:
             await response.aclose()
         received = {name.lower(): value for name, value in response.headers.items()}

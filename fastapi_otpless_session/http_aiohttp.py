@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from http import HTTPStatus
 
 import aiohttp
 import httpx
 from aiohttp.http import HttpProcessingError
 
-from fastapi_otpless_session.body import Body
+from fastapi_otpless_session.body import Body, TooLargeError
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.http import KEEPALIVE_SECONDS
 from fastapi_otpless_session.loops import PerLoop
@@ -79,9 +80,11 @@ async def _exchange(session: aiohttp.ClientSession, request: Request, deadline: 
         response = await _begin(session, request, deadline)  # no connection was made, so nothing was sent
     try:
         body = await _read(response)
-    except BaseException:
+    except BaseException as error:
         response.close()  # with something left to read, the connection is of no more use
-        raise
+        if not isinstance(error, TooLargeError) or response.status == HTTPStatus.OK:
+            raise
+        body = b""  # the page of an outage; the status says it all
     return Answer(response.status, _headers(response), body)
 
 

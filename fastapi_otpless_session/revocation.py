@@ -84,7 +84,8 @@ class Outbox:
 
         A dead token cannot name its session any more, but its refresh token would revive it.
         """
-        verdict = await self._client.revoke_session(_opened(row, self._vault.session_token))
+        token, is_known = _opened(row, self._vault.session_token), bool(row.refresh_token)  # a stranger's row has none
+        verdict = await self._client.revoke_session(token, known=is_known)
         return verdict in {Verdict.INACTIVE, Verdict.DENIED} and bool(row.refresh_token)
 
     async def _exchange(self, row: SessionRow) -> SessionRow | None:

@@ -352,7 +352,7 @@ class OtplessSessions:
         ours = known or await self._identified(token, digest)
         if ours is None:
             return  # it was never anybody's
-        verdict = await self._client.revoke_session(token)
+        verdict = await self._client.revoke_session(token, known=known is not None)
         if verdict not in {Verdict.VALID, Verdict.UNKNOWN}:
             raise StoreError("the session's refresh token may live, and cannot be read now")
         self._strangers.forget(digest)
@@ -423,7 +423,8 @@ class OtplessSessions:
         known = self._details.get(digest)
         if known is not None and abs(now - known[1]) < self.settings.validation_ttl:
             return known[0]
-        details = await self._client.session_details(session.token.get_secret_value())
+        is_known = self._resolver.seen(digest) is not None
+        details = await self._client.session_details(session.token.get_secret_value(), known=is_known)
         if isinstance(details, Verdict):
             raise SessionRefusedError(SessionReason.EXPIRED)
         check_details(details, session.id)

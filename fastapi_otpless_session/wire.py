@@ -161,18 +161,18 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
     verdict = _verdict(answer)
     if verdict is not None:
         return verdict
-    body = _success(answer)
+    body = _success(answer, is_of_one=True)
     if body.get("success") is False:
         return Verdict.DENIED
     session_id, user_id = body.get("sessionId", body.get("sessionToken")), body.get("userId")
     if not is_id(session_id) or not is_id(user_id):
-        raise _nonsense("no session or user id in the session's details", healthy=True)  # of one, maybe, and no other
+        raise _nonsense("no session or user id in the session's details", is_of_one=True)
     details = {name: value for name, value in body.items() if name not in TOKEN_FIELDS}
     try:
         read = SessionDetails.model_validate({**details, "sessionId": session_id})
         read.model_dump_json()  # what nests too deep can be read, but not be shown
     except ValueError:
-        raise _nonsense("unreadable session details", healthy=True) from None
+        raise _nonsense("unreadable session details", is_of_one=True) from None
     return read
 
 
@@ -231,11 +231,11 @@ def _error_code(answer: Answer) -> str | None:
     return str(code) if isinstance(code, str | int) and not isinstance(code, bool) else None
 
 
-def _success(answer: Answer) -> dict[str, Any]:
-    """Return a 200 answer's object; raise what every other status means."""
+def _success(answer: Answer, *, is_of_one: bool = False) -> dict[str, Any]:
+    """Return a 200 answer's object; raise what every other status means. `is_of_one`: see `_nonsense`."""
     match answer.status:
         case 200:
-            return _object(answer)
+            return _object(answer, is_of_one=is_of_one)
         case 401 | 403 | 404:
             raise CredentialsRefusedError(
                 f"OTPLESS answered {answer.status}: check OTPLESS_CLIENT_ID, OTPLESS_CLIENT_SECRET and "
@@ -249,14 +249,14 @@ def _success(answer: Answer) -> dict[str, Any]:
             raise UpstreamError(f"OTPLESS answered {status}", healthy=healthy, retry_after=retry_after(answer.headers))
 
 
-def _object(answer: Answer) -> dict[str, Any]:
+def _object(answer: Answer, *, is_of_one: bool = False) -> dict[str, Any]:
     try:
         body = strict_json.parse(answer.body.removeprefix(BOM_UTF8))
         body = _writable(body) if b"\\u" in answer.body else body
     except (ValueError, RecursionError):
-        raise _nonsense("the body is not JSON") from None
+        raise _nonsense("the body is not JSON", is_of_one=is_of_one) from None
     if not isinstance(body, dict):
-        raise _nonsense("the body is not a JSON object")
+        raise _nonsense("the body is not a JSON object", is_of_one=is_of_one)
     return body
 
 
@@ -290,8 +290,9 @@ def _is_whole(info: object) -> bool:
     return isinstance(info, dict) and bool(info.get("sessionToken")) and bool(info.get("refreshToken"))
 
 
-def _nonsense(what: str, *, healthy: bool = False) -> UpstreamError:
-    return UpstreamError(f"OTPLESS's answer makes no sense: {what}", healthy=healthy)
+def _nonsense(what: str, *, is_of_one: bool = False) -> UpstreamError:
+    """Return the error for an odd answer. `is_of_one`: that of one session, maybe, and OTPLESS is well for others."""
+    return UpstreamError(f"OTPLESS's answer makes no sense: {what}", healthy=is_of_one)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

@@ -801,15 +801,71 @@ async def test_what_strangers_bring_never_holds_known_sessions_calls_back(mocked
 
 
 @respx.mock
-@pytest.mark.parametrize("body", [{"userId": "MO-1"}, {"sessionId": "s-1", "userId": "MO-1", "x": "x" * 65_536}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"userId": "MO-1"}',
+        b'{"sessionId": "s-1", "userId": "MO-1", "x": "%s"}' % (b"x" * 65_536),
+        b'{"sessionId": "s-1", "userId": "MO-1", "x": 1, "x": 2}',
+        b'{"sessionId": "s-1", "userId": "MO-1", "x": 1e999}',
+        b'{"sessionId": "s-1", "userId": "MO-1", "x": %s}' % (b"[" * 3_000 + b"]" * 3_000),
+        b'{"sessionId": "s-1", "userId": "MO-1", "x": "\xff"}',
+        b"[]",
+    ],
+)
 async def test_details_of_one_user_that_cannot_be_used_do_not_open_the_breaker(
-    mocked: OtplessClient, body: dict[str, Any]
+    mocked: OtplessClient, body: bytes
 ) -> None:
-    route = respx.post(f"{BASE}/v1/sessions/get-session-details").respond(json=body)
+    route = respx.post(f"{BASE}/v1/sessions/get-session-details").respond(content=body)
     for _ in range(10):
         with pytest.raises(UpstreamError, match=r"makes no sense|64 KiB"):
             await mocked.session_details("a.b.c")
     assert route.call_count == 10
+
+
+async def test_the_page_of_an_outage_may_be_of_any_size(backend: Backend, client: OtplessClient) -> None:
+    fault = Fault("status", status=503, body=b"x" * 70_000, headers=(("retry-after", "10"),))
+    backend.emulator.add_fault(fault)
+    with pytest.raises(UpstreamError, match="503"):
+        await client.validate_session("a.b.c")
+    with pytest.raises(UpstreamError, match="has been failing"):
+        await client.validate_session("a.b.c")
+    assert len(backend.emulator.calls) == 1
+
+
+async def test_what_was_under_way_when_otpless_asked_to_wait_does_not_end_the_wait(clock: Clock) -> None:
+    puppet = Puppet()
+    client = OtplessClient(settings_for(), http=puppet, monotonic=clock)
+    under_way = [asyncio.create_task(client.validate_session("a.b.c", known=known)) for known in (True, True, False)]
+    await settle()
+    clock.advance(0.1)
+    puppet.calls[0].set_result(Answer(429, {"retry-after": "5"}, b""))
+    await settle()
+    for call in puppet.calls[1:]:
+        call.set_result(GOOD)
+    assert [type(outcome) for outcome in await asyncio.gather(*under_way, return_exceptions=True)] == [
+        UpstreamError,
+        Verdict,
+        Verdict,
+    ]
+    for known in (True, False):
+        with pytest.raises(UpstreamError, match="has been failing"):
+            await client.validate_session("a.b.c", known=known)
+    clock.advance(5)
+    probe = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    puppet.calls[3].set_result(GOOD)
+    assert await probe is Verdict.VALID
+
+
+@respx.mock
+async def test_a_strangers_sign_out_never_holds_known_sessions_calls_back(mocked: OtplessClient) -> None:
+    respx.post(f"{BASE}/v1/sessions/revoke-session").respond(500)
+    respx.post(VALIDATE).respond(json={"success": True})
+    for _ in range(5):
+        with pytest.raises(UpstreamError, match="500"):
+            await mocked.revoke_session("a.b.c", known=False)
+    assert await mocked.validate_session("a.b.c") is Verdict.VALID
 
 
 @respx.mock

@@ -340,3 +340,22 @@ def test_another_merchants_session_token_gets_in_nowhere_though_its_signature_is
     mine = world.emulator.sign_in()
     mine["sessionInfo"] = foreign["sessionInfo"]
     assert code(world.client.post("/auth/login", json=mine)) == "sign_in_refused"
+
+
+# What OTPLESS fails on
+
+
+def test_details_of_a_stranger_that_fail_hold_back_no_call_for_anybody_known(world: World) -> None:
+    known, stranger = world.sign_in(channel="header"), world.token(world.emulator.sign_in(mobile="922"))
+    world.emulator.add_fault(Fault("status", path="get-session-details", status=500))
+    assert [world.get("/auth/session", stranger).status_code for _ in range(6)] == [503] * 6
+    assert world.get("/fresh", world.token(known)).status_code == 200
+
+
+def test_sign_outs_of_strangers_that_fail_hold_back_no_call_for_anybody_known(world: World) -> None:
+    known = world.sign_in(channel="header")
+    world.emulator.add_fault(Fault("status", path="revoke-session", status=500))
+    for number in range(6):
+        foreign = world.token(world.emulator.foreign_sign_in(mobile=f"92{number}"))
+        assert world.client.post("/auth/logout", headers={"X-Session-Token": foreign}).status_code == 204
+    assert world.get("/fresh", world.token(known)).status_code == 200

@@ -214,7 +214,7 @@ GARBAGE = {
 def test_garbage_is_no_verdict(read: Read, body: bytes) -> None:
     with pytest.raises(UpstreamError, match="makes no sense") as caught:
         read(answer(200, body))
-    assert caught.value.healthy is False
+    assert caught.value.healthy is (read is wire.read_details)  # which are one user's, and maybe as odd as they are
 
 
 @pytest.mark.varied
