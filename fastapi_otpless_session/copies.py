@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 
 from pydantic import SecretStr
 
@@ -117,12 +118,20 @@ class Duties:
 
     def is_to_end(self, row: SessionRow, now: float) -> bool:
         """Whether our own limits, on top of OTPLESS's, are up."""
-        is_idle = self._idle is not None and is_over(row.last_seen_at + self._idle, now)
-        return is_idle or (self._absolute is not None and is_over(row.created_at + self._absolute, now))
+        return self.has_limits and is_over(self.ends_at(row), now)
+
+    def ends_at(self, row: SessionRow) -> float:
+        """Return when our own limits are up."""
+        idle = inf if self._idle is None else row.last_seen_at + self._idle
+        return idle if self._absolute is None else min(idle, row.created_at + self._absolute)
 
     def is_to_be_noted(self, row: SessionRow, now: float) -> bool:
-        """Whether `last_seen_at` is to be written: once a minute, or in a tenth of `IDLE_TIMEOUT` if that is less."""
-        return now - row.last_seen_at >= self._seen_seconds
+        """Whether `last_seen_at` is to be written."""
+        return now >= self.noted_until(row)
+
+    def noted_until(self, row: SessionRow) -> float:
+        """Return when it is to be written: once a minute, or in a tenth of `IDLE_TIMEOUT` if that is less."""
+        return row.last_seen_at + self._seen_seconds
 
     def is_to_be_refreshed_ahead(self, row: SessionRow, claims: Claims, now: float) -> bool:
         """Whether it is the last part of a token's life, from a point in its first half that differs by session."""
@@ -137,7 +146,7 @@ class Duties:
         return min(
             row.validated_at + self._validation_ttl,
             row.token_expires_at - self._last_part(row, claims),
-            row.last_seen_at + self._seen_seconds,
+            self.noted_until(row),
             limit,
         )
 

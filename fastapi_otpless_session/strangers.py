@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 from typing import NamedTuple
 
 from pydantic import SecretStr
@@ -81,7 +83,13 @@ class _Look(NamedTuple):
     """When that was, by the worker's monotonic clock."""
     now: float
     """The same by the store's."""
-    ended: SessionReason | None
+    ended: SessionReason | None = None
+    row: SessionRow | None = None
+    """What was signed in here, and goes on: the frontend's SDK renewed its token, and is seen with either."""
+    ends_at: float = inf
+    """When our own limits end it, by the store's clock."""
+    noted_until: float = inf
+    """When it is to be noted that it was seen, by the same."""
 
 
 @dataclass(slots=True)
@@ -131,7 +139,8 @@ class Strangers:
             if newer is None:
                 return None
             look = newer
-        if is_over(stranger.claims.expires_at, look.now + self._monotonic() - look.at):
+        now = look.now + self._monotonic() - look.at
+        if is_over(stranger.claims.expires_at, now) or now >= look.noted_until:
             return None
         if freshness(self._clock() - stranger.validated_at, self._settings) is not Freshness.FRESH:
             return None
@@ -151,7 +160,7 @@ class Strangers:
         if seen or self._settings.jwks_url:
             look = await self._look(claims.session_id or "", digest)
         else:  # the session id is not verified yet, and finds nothing
-            look = _Look(self._monotonic(), await self._store.now(), None)
+            look = _Look(self._monotonic(), await self._store.now())
         if is_over(claims.expires_at, look.now):  # this host's clock may be off
             return SessionReason.EXPIRED
         if look.ended is not None:
@@ -159,8 +168,10 @@ class Strangers:
         if seen is None:
             return await self._waited_for(token, digest, claims, max_age)
         outcome = await self._validated(token, digest, seen.stranger, max_age)
-        if isinstance(outcome, Stranger) and not outcome.stale:
-            seen.look = look  # not for who was not served, or as stale: an outage of the store is bridged since then
+        if isinstance(outcome, Stranger):
+            look = await self._noted(look)
+            if not outcome.stale:  # an outage of the store is bridged since then
+                seen.look = look
         return outcome
 
     def refused(self, token: str) -> SessionReason:
@@ -177,7 +188,7 @@ class Strangers:
         if seen is None:
             return None
         age = self._monotonic() - seen.look.at
-        is_over_now = is_over(seen.stranger.claims.expires_at, seen.look.now + age)
+        is_over_now = is_over(min(seen.stranger.claims.expires_at, seen.look.ends_at), seen.look.now + age)
         return None if age > self._settings.stale_if_error or is_over_now else replace(seen.stranger, stale=True)
 
     async def identify(self, token: str, digest: bytes) -> tuple[str, Claims] | None:
@@ -238,27 +249,36 @@ class Strangers:
         ended = None if row is None else await self._ended(row, now)
         if ended is not None:
             self._seen.drop(digest)
-        return _Look(at, now, ended)
+            return _Look(at, now, ended)
+        return _Look(at, now, row=row)
 
     async def _ended(self, row: SessionRow, now: float) -> SessionReason | None:
-        """Return why a session ended that was signed in here, if it has: by our own limits, too.
-
-        The frontend's SDK may have renewed its token; its row has another, and is seen with either.
-        """
+        """Return why a session ended that was signed in here, if it has: by our own limits, too."""
         if row.state is State.ENDED:
             return ended_reason(row)
         if self._duties.is_to_end(row, now):
             await self._endings.end_refused(row, EndReason.EXPIRED)
             return SessionReason.EXPIRED
-        if self._duties.is_to_be_noted(row, now):
-            await self._background.start(("seen", row.session_id), lambda: touch(self._store, row, validated=False))
         return None
+
+    async def _noted(self, look: _Look) -> _Look:
+        """Note that a session was seen, now and then, and return its look without the row, which has secrets.
+
+        Not before its token is known to be good: whoever gets nobody in keeps no session from being idle.
+        """
+        row = look.row
+        if row is None:
+            return look
+        if self._duties.is_to_be_noted(row, look.now):
+            await self._background.start(("seen", row.session_id), partial(touch, self._store, row, validated=False))
+            row = replace(row, last_seen_at=look.now)
+        return look._replace(row=None, ends_at=self._duties.ends_at(row), noted_until=self._duties.noted_until(row))
 
     def _look_at_once(self, session_id: str, digest: bytes) -> _Look | None:
         """Return a look that tells of no end, where it can be had without waiting."""
         at = self._monotonic()
         now = None if self._watchful is None else self._watchful.unknown_at(digest, session_id)
-        return None if now is None else _Look(at, now, None)
+        return None if now is None else _Look(at, now)
 
     async def _validated(
         self, token: str, digest: bytes, seen: Stranger, max_age: float | None
@@ -297,9 +317,10 @@ class Strangers:
             return self._turn_away(digest, outcome)
         look = await self._look(outcome.session_id, digest)
         reason = look.ended or self._remembered_refusal(digest)  # of a request that asked later and was answered first
-        if reason is None:
-            self._seen.put(digest, _Seen(outcome, look))
-        return reason or outcome
+        if reason is not None:
+            return reason
+        self._seen.put(digest, _Seen(outcome, await self._noted(look)))
+        return outcome
 
     async def _ask_behind(self, token: str, digest: bytes, claims: Claims) -> None:
         try:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import World
+from conftest import Clock, World
+from crew import FailingStore, Workers, close, files
 
-from fastapi_otpless_session import OtplessClient
-from fastapi_otpless_session.emulator import Fault
+from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason
+from fastapi_otpless_session.emulator import Emulator, Fault
+from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.wire import TokenPair
+
+DAY = 86_400
 
 
 def asked(world: World) -> int:
@@ -161,6 +167,71 @@ def renewed_by_the_sdk(world: World, user: dict[str, Any]) -> str:
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app=world.emulator.app))
     client = OtplessClient(world.settings, http=http)
     return str(world.call(client.new_session_token, user["sessionInfo"]["refreshToken"]).session_token)
+
+
+@pytest.mark.parametrize("how", ["expired", "refused"])
+def test_a_token_that_gets_nobody_in_keeps_no_session_from_being_idle(
+    make_world: Callable[..., World], how: str
+) -> None:
+    world = make_world(idle_timeout=600)
+    user = world.sign_in(channel="header")
+    if how == "refused":
+        dead = renewed_by_the_sdk(world, user)
+        world.emulator.add_fault(Fault("status", path="validate-session", status=200, body=b'{"success": false}'))
+    else:
+        session_id, now = world.session_id(user), world.clock()
+        names = {"sub": session_id, "sessionId": session_id, "userId": user["userId"], "iss": world.settings.issuer}
+        dead = world.emulator.issue({**names, "iat": now - 120, "exp": now - 60})
+    for _ in range(5):
+        world.clock.advance(300)
+        assert world.get("/orders", dead).status_code == 401
+    world.emulator.clear_faults()
+    assert world.get("/orders", world.token(user)).json()["detail"]["code"] == "session_expired"
+
+
+async def renewed_token(world: Workers) -> str:
+    """Sign somebody in, and return the token that their SDK got from OTPLESS by itself."""
+    user = world.emulator.sign_in(mobile="922")
+    await world.workers[0].sign_in(OtplessUser.model_validate(user))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.emulator.app)) as http:
+        client = OtplessClient(world.workers[0].settings, http=http)
+        pair = await client.new_session_token(user["sessionInfo"]["refreshToken"])
+    assert isinstance(pair, TokenPair)
+    return pair.session_token
+
+
+async def asked_for(worker: OtplessSessions, token: str) -> Session | SessionReason:
+    """What a request gets."""
+    served = worker.at_once(token)
+    return await worker.resolve(token) if served is None else served.session(token)
+
+
+async def test_our_own_limits_hold_while_the_store_is_down_whatever_token_comes(clock: Clock) -> None:
+    store = FailingStore(None, clock=clock)
+    async with Workers(Emulator(clock=clock), clock, [store], absolute_timeout=3600) as world:
+        renewed = await renewed_token(world)
+        clock.advance(3590)
+        assert isinstance(await world.workers[0].resolve(renewed), Session)
+        store.fail("find", "get", "now", "end")
+        clock.advance(5)
+        assert isinstance(await world.workers[0].resolve(renewed), Session)
+        clock.advance(5)
+        assert await world.workers[0].resolve(renewed) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
+@pytest.mark.parametrize("limits", [{"idle_timeout": 100}, {"idle_timeout": 100, "absolute_timeout": DAY}])
+async def test_whoever_keeps_coming_is_not_idle_however_long_a_worker_believes_what_it_saw(
+    tmp_path: Path, clock: Clock, limits: dict[str, float]
+) -> None:
+    stores = files(tmp_path, clock, 2)
+    async with Workers(Emulator(clock=clock), clock, stores, store_ttl=DAY, validation_ttl=DAY, **limits) as world:
+        renewed, (worker, other) = await renewed_token(world), world.workers
+        for _ in range(30):
+            clock.advance(15)
+            assert isinstance(await asked_for(worker, renewed), Session)
+        assert isinstance(await asked_for(other, renewed), Session)
+    await close(stores)
 
 
 @pytest.mark.parametrize("renewed", [False, True])
