@@ -52,6 +52,15 @@ class Background:
         result: T = await loop.flights.join(key, work, seconds)
         return result
 
+    async def finish(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Return what `work` returns; it is done to its end, whether whoever asked is cancelled meanwhile or not.
+
+        Raises `NoVerdictError` where the application is stopping.
+        """
+        loop = self._loops.there() or await self._loops.get()
+        result: T = await asyncio.shield(loop.flights.start(object(), work))
+        return result
+
     def ask(
         self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float, *, anew: bool = False
     ) -> Coroutine[Any, Any, T]:

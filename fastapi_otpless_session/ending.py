@@ -80,18 +80,22 @@ class Endings:
 
     async def end(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""
-        ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
-        was_active = row.state is State.ACTIVE and not self.is_over(row.session_id)
-        self.note(row.session_id, ended_reason(ended))
-        if was_active and ended.end_reason is reason:
-            await self._events.signed_out(ended, why or WHY[reason])
-        telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
+        ended = await self._background.finish(lambda: self._end(row, reason, why or WHY[reason]))
         if ended.revocation_due is None:
             return
         try:
             await self._background.share(("tell", row.session_id), lambda: self._outbox.tell(ended), self._patience)
         except NoVerdictError:
             telemetry.logger.info("Revocation goes on behind the request")
+
+    async def _end(self, row: SessionRow, reason: EndReason, why: SignOutReason) -> SessionRow:
+        ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
+        was_active = row.state is State.ACTIVE and not self.is_over(row.session_id)
+        self.note(row.session_id, ended_reason(ended))
+        if was_active and ended.end_reason is reason:
+            await self._events.signed_out(ended, why)
+        telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
+        return ended
 
     async def end_refused(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row whose session is refused anyway, whether that can be written now or not."""

@@ -254,8 +254,11 @@ class OtplessSessions:
 
         `fits` may look at the token and its remaining life and raise, before anything is stored. The same sign-in again
         is answered again; an ended session is not revived. Raises `SignInRefusedError`, `BodyRefusedError`, or
-        `NoVerdictError`.
+        `NoVerdictError`. A sign-in that has begun is finished, though whoever asked for it be cancelled.
         """
+        return await self._background.finish(lambda: self._counted_sign_in(user, fits))
+
+    async def _counted_sign_in(self, user: OtplessUser, fits: Callable[[str, float], None] | None) -> Session:
         with telemetry.span("otpless.sign_in") as span:
             try:
                 session, outcome = await self._sign_in(user, fits)

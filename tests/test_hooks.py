@@ -6,17 +6,18 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
-from conftest import Clock, make_app, make_settings
+from conftest import EMULATOR_URL, Clock, make_app, make_settings
 from crew import STRICT, FailingStore
 from fastapi.testclient import TestClient
 from processes import wait_until
+from simulated import settle
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from telemetered import Telemetry, telemetry_of_process
@@ -30,8 +31,11 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import Emulator
 from fastapi_otpless_session.hooks import THREADS
-from fastapi_otpless_session.stores.base import SessionStore
+from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.stores.base import SessionRow, SessionStore
+from fastapi_otpless_session.stores.sqlite import SqliteStore
 
+T = TypeVar("T")
 DAY = 86_400
 
 
@@ -428,3 +432,57 @@ def test_one_hook_hears_of_one_leader_only(clock: Clock) -> None:
         client.portal.call(tabs)
     assert [event.name for event in recorder.told] == ["refresh"]
     assert shop.emulator.count("get-new-session-token") == 1
+
+
+# Requests that are given up
+
+
+class SlowStore(SqliteStore):
+    """A store whose answer to a write is on its way until a test says otherwise."""
+
+    written: asyncio.Event
+    arrives: asyncio.Event
+
+    async def _on_its_way(self, answer: T) -> T:
+        self.written.set()
+        await self.arrives.wait()
+        return answer
+
+    async def create(self, row: SessionRow, token: bytes, refresh_token: bytes) -> SessionRow | None:
+        return await self._on_its_way(await super().create(row, token, refresh_token))
+
+    async def end(self, row: SessionRow, *values: Any, **more: Any) -> SessionRow:
+        return await self._on_its_way(await super().end(row, *values, **more))
+
+
+@pytest.mark.parametrize("jwks_url", [f"{EMULATOR_URL}/.well-known/jwks", ""])
+async def test_who_gives_up_on_a_sign_in_or_a_sign_out_leaves_nothing_half_done(clock: Clock, jwks_url: str) -> None:
+    told: list[str] = []
+    emulator, store = Emulator(STRICT, clock=clock), SlowStore(None, clock=clock)
+    settings = make_settings(jwks_url=jwks_url, require_sign_in_token=False)
+
+    async def given_up(work: Coroutine[Any, Any, Any]) -> None:
+        store.written, store.arrives = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(work)
+        await store.written.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        store.arrives.set()
+        await settle()
+
+    async def tell(event: SessionEvent) -> None:
+        told.append(event.name)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http:
+        client = OtplessClient(settings, http=http, monotonic=clock)
+        hooks: dict[str, Any] = {"on_sign_in": tell, "on_sign_out": tell}
+        async with OtplessSessions(settings, store=store, client=client, clock=clock, **hooks) as sessions:
+            user = OtplessUser.model_validate(emulator.sign_in())
+            await given_up(sessions.sign_in(user))
+            assert told == ["sign_in"]
+            session = await sessions.sign_in(user)
+            assert told == ["sign_in"]
+            await given_up(sessions.sign_out(session.token.get_secret_value()))
+            assert told == ["sign_in", "sign_out"]
+    await store.close()
