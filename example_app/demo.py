@@ -9,6 +9,7 @@ import socket
 import sys
 from contextlib import ExitStack
 from types import FrameType
+from urllib.parse import urlsplit
 
 import uvicorn
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -77,15 +78,16 @@ def main() -> int:
 def _run() -> int:
     with ExitStack() as stack:
         shop = _listen(stack, "PORT", USUAL_PORT)
-        url = f"http://localhost:{shop[0].getsockname()[1]}"
+        port = shop[0].getsockname()[1]
         given = Given()
         os.environ["OTPLESS_COOKIE_SECURE"] = given.otpless_cookie_secure or "false"  # Safari, on http://localhost
         if missing := given.missing():
-            note = _start_emulator(stack, given, missing)
+            note = _start_emulator(stack, given, missing, port)
         else:
             note = "OTPLESS    the real one, with the credentials from the environment or .env (no emulator)"
         _check_settings()
-        greeting = f"\nShop       {url}\n{note}\n\nCtrl-C stops everything.\n"
+        place = f"http://localhost:{port}{_aside(_detour('PORT', USUAL_PORT, port))}"
+        greeting = f"\nShop       {place}\n{note}\n\nCtrl-C stops everything.\n"
         # The live page needs websockets. Named, for else uvicorn starts without the package and refuses each handshake.
         config = uvicorn.Config(create_app(), log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=3)
         server = Server(config, greeting)
@@ -99,8 +101,12 @@ def _run() -> int:
     return 0
 
 
-def _start_emulator(stack: ExitStack, given: Given, missing: list[str]) -> str:
+def _start_emulator(stack: ExitStack, given: Given, missing: list[str], shop_port: int) -> str:
     """Start the emulator, point all settings at it, and return what there is to say about it."""
+    if _wanted("EMULATOR_PORT") == shop_port:
+        remedy = f"make demo PORT={shop_port} EMULATOR_PORT={_another(shop_port)}"
+        text = f"the shop and the emulator cannot both have port {shop_port}"
+        raise DemoError(f"{text}. Choose another for one of them, as in: {remedy}")
     settings = EmulatorSettings(session_lifetime=TOKEN_LIFETIME)
     url = _serve(stack, Emulator(settings))
     os.environ |= {
@@ -119,7 +125,8 @@ def _start_emulator(stack: ExitStack, given: Given, missing: list[str]) -> str:
         "SHOP_HEADLESS_URL": f"{url}/v4/headless.js",
         "SHOP_EMULATOR_URL": url,
     }
-    note = f"Emulator   {url} (its phone shows the codes)"
+    detour = _detour("EMULATOR_PORT", USUAL_EMULATOR_PORT, urlsplit(url).port)
+    note = f"Emulator   {url}{_aside(detour, 'its phone shows the codes')}"
     if given.otpless_client_id or given.otpless_client_secret or given.shop_app_id:
         note += f"\nThe real OTPLESS isn't used: {', '.join(missing)} not set."
     return note
@@ -181,9 +188,23 @@ def _wanted(name: str) -> int | None:
     return int(text)
 
 
+def _detour(name: str, usual: int, port: int | None) -> str:
+    """Say why it is not where it usually is, unless the variable `name` asked for that."""
+    return "" if port == usual or _wanted(name) is not None else f"{usual} is taken"
+
+
+def _aside(*remarks: str) -> str:
+    text = "; ".join(filter(None, remarks))
+    return f" ({text})" if text else ""
+
+
+def _another(port: int) -> int:
+    return port + 1 if port < _LARGEST_PORT else 0
+
+
 def _cannot_listen(name: str, port: int, error: OSError | None) -> DemoError:
     if error is not None and error.errno == errno.EADDRINUSE:
-        return DemoError(f"port {port} is taken. Choose another, as in: make demo {name}={port + 1}")
+        return DemoError(f"port {port} is taken. Choose another, as in: make demo {name}={_another(port)}")
     return DemoError(f"cannot listen on port {port}: {error.strerror if error else 'unknown'}")
 
 

@@ -8,6 +8,8 @@ import ipaddress
 import json
 import os
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -20,9 +22,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from fastapi_otpless_session.errors import ConfigurationError
+from fastapi_otpless_session.telemetry import logger
 
 PREFIX = "OTPLESS_"
 ENV_FILE = ".env"
@@ -40,6 +49,13 @@ TAKEN_HEADERS = frozenset(
 )
 """Headers that browsers, servers or this package read or write for something else."""
 STORE_SCHEMES = ("sqlite", "memory", "postgresql", "postgres", "redis", "rediss", "unix")
+NEARLY = 0.85
+"""From what likeness on (of 1) one name is taken for another's misspelling."""
+ALMOST = 0.92
+"""The same for names that don't begin as ours: in the shortest two letters have changed places, and other libraries'
+variables end as ours do."""
+VARIABLE = re.compile(r"[\w.-]+")
+"""What may be shown as a name: behind a colon that was meant to be a = stands a value."""
 
 T = TypeVar("T")
 
@@ -176,6 +192,19 @@ class OtplessSettings(BaseSettings):
         except (UnicodeDecodeError, OSError):
             raise ConfigurationError("The .env file cannot be read; make it a readable file of UTF-8 text") from None
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Warn of misspelled names among those that were read; the sources and their order are the usual ones."""
+        _warn_of_slips(settings_cls, env_settings, dotenv_settings)
+        return init_settings, env_settings, dotenv_settings, file_secret_settings
+
     @property
     def cookie(self) -> str:
         """The cookie's full name: `__Host-` in front whenever browsers allow it (RFC 6265bis, 4.1.3.2)."""
@@ -294,6 +323,27 @@ class OtplessSettings(BaseSettings):
         return self
 
 
+def misspelled(names: Iterable[str], settings: type[BaseSettings] = OtplessSettings) -> dict[str, str]:
+    """Return the variables that nearly have a setting's name, in capitals, with the one that is probably meant.
+
+    Others may be the application's own, such as its OTPLESS app id.
+    """
+    known = {PREFIX + name.upper() for name in settings.model_fields}
+    strange = sorted({name.upper() for name in names if VARIABLE.fullmatch(name)} - known)
+    return {
+        name: close[0]
+        for name in strange
+        if (close := get_close_matches(name, known, n=1, cutoff=NEARLY if name.startswith(PREFIX) else ALMOST))
+    }
+
+
+def _warn_of_slips(settings: type[BaseSettings], *sources: PydanticBaseSettingsSource) -> None:
+    """Warn of variables that somebody thinks are settings, and that do nothing."""
+    names = {name for source in sources if isinstance(source, EnvSettingsSource) for name in source.env_vars}
+    for name, meant in misspelled(names, settings).items():
+        logger.warning("No setting is called %s, and what it says is not heeded: is %s meant?", name, meant)
+
+
 def _refuse_folder(env_file: object) -> None:
     """Refuse what a container makes of a bind mount whose file is missing; it would be passed over in silence."""
     if isinstance(env_file, str | os.PathLike) and Path(env_file).is_dir():
@@ -315,10 +365,11 @@ def _is_safe_url(url: str) -> bool:
         return False
     if not host or parts.username is not None or parts.query or parts.fragment:
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is one of this machine's own."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -11,6 +11,7 @@ import tomllib
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from io import StringIO
+from typing import Any
 
 import uvicorn
 from click.testing import CliRunner
@@ -73,16 +74,27 @@ def targets() -> set[str]:
 
 
 def _is_installable(package: str) -> bool:
-    """Whether a page may tell to install this: our package with extras that there are, a file, or an option."""
+    """Whether a page may tell to install this: our package with extras that there are, or what our tests need, too."""
     found = re.fullmatch(r"fastapi-otpless-session(?:\[([\w,]+)\])?", package)
-    return found is not None and set((found[1] or "").split(",")) - {""} <= extras()
+    if found is None:
+        return package in _needed_by_tests()
+    return set((found[1] or "").split(",")) - {""} <= extras()
+
+
+def extras() -> set[str]:
+    """Return the package's extras."""
+    return set(_pyproject()["project"]["optional-dependencies"])
+
+
+def _needed_by_tests() -> set[str]:
+    """Return the packages that are tried here every day."""
+    needed = _pyproject()["dependency-groups"]["dev"]
+    return {re.split(r"[\[>=]", each)[0] for each in needed if isinstance(each, str)}
 
 
 @cache
-def extras() -> set[str]:
-    """Return the package's extras."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return set(project["optional-dependencies"])
+def _pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def _unknown_to_us(words: list[str]) -> list[str]:

@@ -7,15 +7,16 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from demos import ROOT, run_demo
-from processes import PATIENCE
+from processes import PATIENCE, steady_port
 
-from example_app.demo import main
+from example_app.demo import USUAL_EMULATOR_PORT, USUAL_PORT, main
 
 pytestmark = pytest.mark.varied
 
@@ -85,6 +86,32 @@ def test_a_taken_port_is_said_in_one_line(tmp_path: Path, name: str) -> None:
         with run_demo(tmp_path, **ports) as demo:
             assert demo.wait_until_over() == 1
     assert demo.printed == f"error: port {port} is taken. Choose another, as in: make demo {name}={port + 1}\n"
+
+
+def test_where_the_usual_ports_are_taken_the_lines_say_so(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for port in (USUAL_PORT, USUAL_EMULATOR_PORT):
+            with suppress(OSError):  # then it is taken already
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        demo = stack.enter_context(run_demo(tmp_path))
+        shop, emulator = demo.wait_until_ready()
+        assert f"Shop       {shop} ({USUAL_PORT} is taken)\n" in demo.printed
+        assert f"Emulator   {emulator} ({USUAL_EMULATOR_PORT} is taken; its phone shows the codes)\n" in demo.printed
+
+
+def test_where_any_port_is_asked_for_none_is_said_to_be_taken(tmp_path: Path) -> None:
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0") as demo:
+        shop, emulator = demo.wait_until_ready()
+        assert f"Shop       {shop}\n" in demo.printed
+        assert f"Emulator   {emulator} (its phone shows the codes)\n" in demo.printed
+
+
+def test_shop_and_emulator_cannot_have_the_same_port(tmp_path: Path) -> None:
+    port = str(steady_port())
+    with run_demo(tmp_path, PORT=port, EMULATOR_PORT=port) as demo:
+        assert demo.wait_until_over() == 1
+    remedy = f"Choose another for one of them, as in: make demo PORT={port} EMULATOR_PORT={int(port) + 1}"
+    assert demo.printed == f"error: the shop and the emulator cannot both have port {port}. {remedy}\n"
 
 
 @pytest.mark.parametrize("port", ["http", "65536", "-1", "²"])

@@ -84,7 +84,7 @@ def test_an_application_that_cannot_be_had_is_a_usage_error(
     ("arguments", "says"),
     [
         (["myapp"], "write module:attribute"),
-        (["nothing_of_this_name:app"], "There is no module nothing_of_this_name"),
+        (["nothing_of_this_name:app"], "There is no module nothing_of_this_name in"),
     ],
 )
 def test_what_names_no_application_is_explained(examine: Examine, arguments: list[str], says: str) -> None:
@@ -93,11 +93,36 @@ def test_what_names_no_application_is_explained(examine: Examine, arguments: lis
     assert says in found.err
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("main.py", "main"), ("./main.py", "main"), ("shop/main.py", "shop.main"), ("../main.py", "module")],
+)
+def test_a_file_is_no_module_and_the_one_that_is_meant_is_named(
+    examine: Examine, tmp_path: Path, written: str, meant: str
+) -> None:
+    (tmp_path / "shop").mkdir()
+    for file in (tmp_path / "main.py", tmp_path / "shop" / "main.py"):
+        file.write_text("raise RuntimeError('it is not imported')")
+    folder = ["--app-dir", "shop"] if written.startswith("..") else []
+    found = examine(f"{written}:app", *folder)
+    assert found.status == 2
+    assert f"'{written}:app' is not an application; write {meant}:a" in found.err
+
+
 @pytest.mark.parametrize("arguments", [["--site", "shop"], ["--site", "https://u:p@shop.example"], ["--timeout", "0"]])
 def test_wrong_options_are_a_usage_error(examine: Examine, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         examine(*arguments)
     assert ended.value.code == 2
+
+
+def test_an_address_without_its_scheme_is_told_what_it_begins_with(
+    examine: Examine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        examine("--site", "localhost:8000")
+    says = "it is an address that begins with http:// or https://, such as https://shop.example"
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [[], ["--factory"]], ids=["recognised", "named"])

@@ -44,6 +44,7 @@ def add_cors(**values):
     })
 """
 TRUST = {"OTPLESS_TRUSTED_ORIGINS": "https://shop.example"}
+CLEAR = {"OTPLESS_COOKIE_SECURE": "false"}
 
 
 # The application
@@ -450,7 +451,15 @@ def test_where_a_proxy_adds_to_paths_they_are_advised_as_the_router_has_them(exa
         ("cookie-secure", "ok", "https://shop.example", {}),
         ("cookie-secure", "problem", "http://shop.example", {}),
         ("cookie-secure", "warning", "http://localhost:8000", {}),
-        ("cookie-secure", "warning", "https://shop.example", {"OTPLESS_COOKIE_SECURE": "false"}),
+        ("cookie-secure", "warning", "http://[::1]:8000", {}),
+        ("cookie-secure", "warning", "https://shop.example", CLEAR),
+        ("cookie-secure", "warning", "http://shop.example", CLEAR),
+        ("cookie-secure", "warning", "http://localhost.example", CLEAR),
+        ("cookie-secure", "warning", None, CLEAR),
+        ("cookie-secure", "ok", "http://localhost:8000", CLEAR),
+        ("cookie-secure", "ok", "http://shop.localhost", CLEAR),
+        ("cookie-secure", "ok", "http://127.1.2.3:8000", CLEAR),
+        ("cookie-secure", "ok", "http://[::1]:8000", CLEAR),
         ("cookie-samesite", "ok", None, {}),
         ("cookie-samesite", "warning", None, {"OTPLESS_COOKIE_SAMESITE": "none"}),
         ("cookie-samesite", "ok", None, {"OTPLESS_COOKIE_SAMESITE": "none", **TRUST}),
@@ -465,6 +474,7 @@ def test_where_a_proxy_adds_to_paths_they_are_advised_as_the_router_has_them(exa
         ("trusted-origins", "ok", None, TRUST),
         ("trusted-origins", "warning", None, {"OTPLESS_TRUSTED_ORIGINS": "http://shop.example"}),
         ("trusted-origins", "warning", "https://a.example", {"OTPLESS_TRUSTED_ORIGINS": "http://localhost:3000"}),
+        ("trusted-origins", "ok", "http://127.0.0.2", {"OTPLESS_TRUSTED_ORIGINS": "http://shop.localhost:3000"}),
         ("cookie-secure", "skipped", None, {"OTPLESS_TOKEN_SOURCES": "header"}),
         ("proxy-headers", "warning", None, {"FORWARDED_ALLOW_IPS": "*"}),
         ("proxy-headers", "ok", None, {"FORWARDED_ALLOW_IPS": "10.0.0.7"}),

@@ -105,11 +105,14 @@ def test_a_key_of_ones_own_is_known_to_all_workers_before_one_seals_with_it(exam
         ("OTP_LESS_CLIENT_ID", "OTPLESS_CLIENT_ID"),
     ],
 )
-def test_a_misspelled_variable_is_told_with_the_name_that_is_meant(examine: Examine, name: str, meant: str) -> None:
+def test_a_misspelled_variable_is_told_with_the_name_that_is_meant(
+    examine: Examine, name: str, meant: str, caplog: pytest.LogCaptureFixture
+) -> None:
     found = examine(**{name: SECRET})
     assert found["variables"] == "warning"
     assert f"{name.upper()}: write {meant}," in found.text("variables")
     assert SECRET not in found.out
+    assert found.err == caplog.text == ""  # what the settings would say at a server's start stands in the report
 
 
 def test_a_misspelled_variable_in_the_env_file_is_told_and_an_applications_own_is_not(

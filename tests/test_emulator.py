@@ -815,6 +815,8 @@ class TestControl:
             ("latency", {"seconds": "1"}),
             ("latency", {"seconds": True}),
             ("latency", {"seconds": 1, "path": 1}),
+            ("latency", {"second": 2}),
+            ("latency", {"seconds": 2, "paths": "x"}),
             ("sign_in", {"mobile": 7}),
             ("sign_in", {"mobile": None}),
             ("sign_in", {"other": 1}),
@@ -834,6 +836,11 @@ class TestControl:
         response = await self.command(backend, name, **body)
         assert response.status_code == 422
         assert response.json()["message"]
+
+    @pytest.mark.parametrize("name", ["latency", "sign_in", "faults"])
+    async def test_an_unknown_field_is_named_with_those_that_are_known(self, backend: Backend, name: str) -> None:
+        message = (await self.command(backend, name, second=2)).json()["message"]
+        assert message.startswith("Unknown: second. Known: ")
 
     @pytest.mark.parametrize("path", ["", "expir", "expire/", "openapi.yaml", "<b>"])
     @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 import logging
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import World
+from processes import PATIENCE, wait_until
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.__main__ import main
@@ -70,3 +74,20 @@ def test_wrong_arguments_are_explained(arguments: list[str], capsys: pytest.Capt
         main(arguments)
     assert ended.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["emulator", "doctor", "keygen"])
+def test_ctrl_c_while_it_is_still_importing_is_no_traceback(command: str, tmp_path: Path) -> None:
+    mark = tmp_path / "importing"
+    (tmp_path / "jwt.py").write_text(f"open({str(mark)!r}, 'w').close()\nimport threading\nthreading.Event().wait()")
+    process = subprocess.Popen(  # noqa: S603 - our own program, in a folder where what it needs is slow
+        [sys.executable, "-m", "fastapi_otpless_session", command],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(mark.exists, "for the imports to begin")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import traceback
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,75 @@ def test_other_variables_are_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OTPLESS_UNKNOWN", "1")
     (tmp_path / ".env").write_text("DATABASE_URL=postgresql://host/db\nOTPLESS_OTHER=1\n")
     assert OtplessSettings().client_id == "client"
+
+
+# Misspelled names
+
+
+def warnings_of(log: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the package's logger warned of."""
+    assert {record.name for record in log.records} <= {"fastapi_otpless_session"}
+    return [record.getMessage() for record in log.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("OTPLESS_ACCEPT_UNKNOWN_TOKEN", "OTPLESS_ACCEPT_UNKNOWN_TOKENS"),
+        ("OTPLESS_VALIDATON_TTL", "OTPLESS_VALIDATION_TTL"),
+        ("otpless_cookie_samsite", "OTPLESS_COOKIE_SAMESITE"),
+        ("OPTLESS_ISSUER", "OTPLESS_ISSUER"),
+    ],
+)
+@pytest.mark.parametrize("place", ["environment", "file", "both"])
+def test_a_misspelled_variable_is_one_warning_that_names_it_and_the_setting_that_is_meant(
+    name: str, meant: str, place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if place != "file":
+        monkeypatch.setenv(name, CANARY)
+    if place != "environment":
+        Path(".env").write_text(f"{name}={CANARY}\n")
+    OtplessSettings()
+    (warning,) = warnings_of(caplog)
+    assert warning == f"No setting is called {name.upper()}, and what it says is not heeded: is {meant} meant?"
+
+
+def test_each_misspelled_variable_is_told_though_the_settings_are_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("OTPLESS_CLIENT_ID")
+    monkeypatch.setenv("OTPLES_CLIENT_ID", "client")
+    monkeypatch.setenv("OTPLESS_STORE", "memory://")
+    assert "OTPLESS_CLIENT_ID: is required" in refused()
+    assert [warning.split()[4].strip(",") for warning in warnings_of(caplog)] == ["OTPLESS_STORE", "OTPLES_CLIENT_ID"]
+
+
+def test_what_is_not_read_is_not_looked_at(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".env").write_text("OTPLESS_STORE=memory://\n")
+    (tmp_path / "other").write_text("OTPLESS_REFRESH_TIMOUT=3\n")
+    OtplessSettings(_env_file=None)
+    assert warnings_of(caplog) == []
+    OtplessSettings(_env_file=tmp_path / "other")
+    (warning,) = warnings_of(caplog)
+    assert "is OTPLESS_REFRESH_TIMEOUT meant?" in warning
+
+
+def test_other_applications_variables_and_right_ones_are_not_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("OTPLESS_APP_ID", "OTPLESS_PAGE", "OTPLESSHOP", "COGNITO_CLIENT_SECRET", "OTP_CLIENT_ID", "STORE_URL"):
+        monkeypatch.setenv(name, CANARY)
+    (tmp_path / ".env").write_text("SHOP_APP_ID=1\nOTPLESS_STORE_TTL=1\nOTPLESS_REQUEST_TIMEOUT=1\n")
+    assert OtplessSettings().store_ttl == 1
+    assert warnings_of(caplog) == []
+
+
+def test_what_a_slip_of_the_pen_makes_part_of_a_name_is_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".env").write_text("OTPLESS_ENCRYPTION_KEYS:canary\n")
+    OtplessSettings()
+    assert "canary" not in caplog.text
 
 
 def test_settings_do_not_change_afterwards() -> None:

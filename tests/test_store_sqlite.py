@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -340,6 +342,33 @@ async def test_two_stores_on_one_file_see_each_other_at_once(subject: Subject, p
     assert await subject.store.get("s-1") == ended
     assert await subject.store.renew_lease(lease, 60) is None
     await other.store.close()
+
+
+COUNT = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+print(db.execute("SELECT count(*) FROM sessions").fetchone()[0])
+db.close()
+"""
+
+
+def counted_elsewhere(path: Path) -> int:
+    """Return how many sessions another process sees; it opens the file and closes it again."""
+    ran = subprocess.run([sys.executable, "-c", COUNT, path], capture_output=True, check=True, timeout=PATIENCE)  # noqa: S603
+    return int(ran.stdout)
+
+
+async def test_what_is_written_is_there_though_a_second_store_was_opened_and_another_process_came_and_went(
+    subject: Subject, path: Path
+) -> None:
+    await subject.sign_in("s-1")
+    other = open_store(f"sqlite:///{path}")
+    await other.open()
+    assert counted_elsewhere(path) == 1
+    await subject.sign_in("s-2")
+    assert counted_elsewhere(path) == 2
+    await other.close()
+    assert counted_elsewhere(path) == 2
 
 
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///shared.db"])

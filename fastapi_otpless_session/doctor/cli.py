@@ -158,7 +158,9 @@ def _site(text: str) -> Site:
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise argparse.ArgumentTypeError("it is an address such as https://shop.example")
+        raise argparse.ArgumentTypeError(
+            "it is an address that begins with http:// or https://, such as https://shop.example"
+        )
     return Site(f"{parts.scheme}://{parts.netloc.lower()}", parts.path.rstrip("/"))
 
 

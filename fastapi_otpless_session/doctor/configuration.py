@@ -7,7 +7,6 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -17,7 +16,7 @@ from fastapi_otpless_session.client import new_sender
 from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.setup import Setup
 from fastapi_otpless_session.errors import ConfigurationError
-from fastapi_otpless_session.settings import DERIVED_KEY, ENV_FILE, PREFIX, OtplessSettings
+from fastapi_otpless_session.settings import DERIVED_KEY, ENV_FILE, misspelled
 
 DISTRIBUTION = "fastapi-otpless-session"
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)")
@@ -26,11 +25,6 @@ FEWEST_BYTES = 16
 """32 random bytes hold about 30 different ones; fewer than 16 come from no random source."""
 KEYGEN = "python -m fastapi_otpless_session keygen"
 ENCRYPTION_KEYS = "OTPLESS_ENCRYPTION_KEYS"
-NEARLY = 0.85
-"""From what likeness on (of 1) one name is taken for another's misspelling."""
-ALMOST = 0.92
-"""The same for names that don't begin as ours: in the shortest two letters have changed places, and other libraries'
-variables end as ours do."""
 WEBSOCKET_PACKAGES = ("websockets", "wsproto")
 SHOWN = ("fastapi", "starlette", "pydantic", "httpx")
 
@@ -47,17 +41,8 @@ async def settings(setup: Setup) -> Outcome:
 
 
 async def variables(setup: Setup) -> Outcome:
-    """No variable nearly has a setting's name: it would do nothing, and nobody would say so.
-
-    Others may be the application's own, such as its OTPLESS app id.
-    """
-    known = {PREFIX + name.upper() for name in OtplessSettings.model_fields}
-    names = {name.upper() for name in (*setup.host.environ, *_names_in_file())}
-    meant = {
-        name: close[0]
-        for name in sorted(names - known)
-        if (close := get_close_matches(name, known, n=1, cutoff=NEARLY if name.startswith(PREFIX) else ALMOST))
-    }
+    """No variable nearly has a setting's name: it would do nothing."""
+    meant = misspelled((*setup.host.environ, *_names_in_file()))
     if not meant:
         return ok("No variable nearly has the name of a setting.")
     return warning(

@@ -6,10 +6,8 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem, skipped, warning
-from fastapi_otpless_session.doctor.setup import Setup
-from fastapi_otpless_session.settings import OtplessSettings
-
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+from fastapi_otpless_session.doctor.setup import Setup, Site
+from fastapi_otpless_session.settings import OtplessSettings, is_loopback
 
 
 def _cookies(setup: Setup) -> OtplessSettings:
@@ -22,20 +20,12 @@ async def secure(setup: Setup) -> Outcome:
     """`Secure` suits the site's scheme."""
     settings, site = _cookies(setup), setup.known_site
     if not settings.cookie_secure:
-        if site is not None and not site.is_https:
-            return warning(
-                f"The cookie of {site.origin} travels in the clear, and who reads it is signed in.",
-                "Serve the site over https, and leave OTPLESS_COOKIE_SECURE unset. On your own machine all is well.",
-            )
-        return warning(
-            "The cookie is also sent over http://, where everybody on the way can read it.",
-            "Leave OTPLESS_COOKIE_SECURE unset, except for http:// on your own machine.",
-        )
+        return _in_the_clear(site)
     if site is None:
         return ok(f"Browsers send {settings.cookie} over https only; --site checks that against the site's address.")
     if site.is_https:
         return ok(f"Browsers send {settings.cookie} over https only.")
-    if site.host in LOCAL_HOSTS or site.host.endswith(".localhost"):
+    if site.is_local:
         return warning(
             f"{site.origin} is http: Chrome and Firefox keep a Secure cookie of this machine, Safari drops it.",
             "Set OTPLESS_COOKIE_SECURE=false in development.",
@@ -43,6 +33,20 @@ async def secure(setup: Setup) -> Outcome:
     return problem(
         f"{site.origin} is http: browsers drop the Secure cookie, and nobody stays signed in.",
         "Serve the site over https; in development set OTPLESS_COOKIE_SECURE=false.",
+    )
+
+
+def _in_the_clear(site: Site | None) -> Outcome:
+    if site is not None and site.is_local:
+        return ok(f"The cookie of {site.origin} does not leave this machine.")
+    if site is not None and not site.is_https:
+        return warning(
+            f"The cookie of {site.origin} travels in the clear, and who reads it is signed in.",
+            "Serve the site over https, and leave OTPLESS_COOKIE_SECURE unset.",
+        )
+    return warning(
+        "The cookie is also sent over http://, where everybody on the way can read it.",
+        "Leave OTPLESS_COOKIE_SECURE unset, except for http:// on your own machine.",
     )
 
 
@@ -106,14 +110,14 @@ async def trusted_origins(setup: Setup) -> Outcome:
     origins = setup.settings.trusted_origins
     if not origins:
         return ok("No origin beside the site's own may change anything with the cookie.")
-    clear = [each for each in origins if each.startswith("http://") and urlsplit(each).hostname not in LOCAL_HOSTS]
+    local = [each for each in origins if is_loopback(urlsplit(each).hostname or "")]
+    clear = [each for each in origins if each.startswith("http://") and each not in local]
     if clear:
         return warning(
             f"OTPLESS_TRUSTED_ORIGINS has {', '.join(clear)}: whoever is on the way can put requests into its pages.",
             "Trust https:// origins only.",
         )
-    local = [each for each in origins if urlsplit(each).hostname in LOCAL_HOSTS]
-    if local and setup.known_site is not None and setup.known_site.host not in LOCAL_HOSTS:
+    if local and setup.known_site is not None and not setup.known_site.is_local:
         return warning(
             f"OTPLESS_TRUSTED_ORIGINS has {', '.join(local)}, which is every user's own machine.",
             "Trust it in development only.",

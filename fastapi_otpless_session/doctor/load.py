@@ -30,6 +30,8 @@ def load(target: str, *, app_dir: Path, factory: bool, deadline: float) -> Any:
     module, colon, attribute = target.partition(":")
     if not colon or not module or not attribute:
         raise LoadError(f"{target!r} is not an application; write module:attribute, as in myapp:app")
+    if module.endswith(".py") and (app_dir / module).is_file():
+        raise LoadError(f"{target!r} is not an application; write {_named(module, attribute)}")
     folder = str(app_dir.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -42,6 +44,12 @@ def load(target: str, *, app_dir: Path, factory: bool, deadline: float) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise LoadError(f"Importing {target} failed: {_described(error)}") from error
+
+
+def _named(file: str, attribute: str) -> str:
+    """Name what is in a file as an import does, where the folder to look in leads to it."""
+    parts = Path(file).with_suffix("").parts
+    return f"{'.'.join(parts)}:{attribute}" if all(map(str.isidentifier, parts)) else "module:attribute"
 
 
 def _import(module: str, folder: str) -> Any:

@@ -9,7 +9,7 @@ from fastapi_otpless_session.doctor.application import Application
 from fastapi_otpless_session.doctor.findings import NotApplicableError
 from fastapi_otpless_session.doctor.host import Host
 from fastapi_otpless_session.errors import ConfigurationError
-from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.settings import OtplessSettings, is_loopback
 from fastapi_otpless_session.stores import SessionStore, open_store
 
 
@@ -30,6 +30,11 @@ class Site:
         """The host's name, without a port."""
         place = self.origin.partition("://")[2]
         return place.partition("]")[0].removeprefix("[") if place.startswith("[") else place.partition(":")[0]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on the machine that its browsers run on."""
+        return is_loopback(self.host)
 
 
 @dataclass(frozen=True, slots=True)

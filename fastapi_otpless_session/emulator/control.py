@@ -130,6 +130,7 @@ class Control:
         )
 
     def _set_latency(self, body: dict[str, Any]) -> Mapping[str, Any]:
+        _refuse_unknown(body, {"path", "seconds"})
         seconds = optional_seconds(body, "seconds")
         if seconds is None:
             raise RefusedError(422, "seconds must be a number of seconds.")

@@ -53,6 +53,9 @@ except ImportError:  # pragma: no cover - Windows: SQLite's own locks and the bu
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
 
+_AS_ONESELF = os.access in os.supports_effective_ids
+"""Whether the system tells what the process may, rather than who started it."""
+
 _ALL = ", ".join(COLUMNS)
 _MARKS = ", ".join("?" * len(COLUMNS))
 
@@ -515,7 +518,7 @@ def _create(path: Path) -> None:
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        _create_file(path)
         db = _connect(str(path), BUSY_SECONDS)
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -524,6 +527,18 @@ def _create(path: Path) -> None:
             db.close()
     finally:
         os.close(lock)
+
+
+def _create_file(path: Path) -> None:
+    """Create the file, or see that it can be written, without opening one that is there.
+
+    Whoever closes it drops all locks that the process has on it, those of another store too; a process that comes and
+    goes would then take the write-ahead log away from under that.
+    """
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    elif not (path.is_file() and os.access(path, os.R_OK | os.W_OK, effective_ids=_AS_ONESELF)):
+        raise StoreError(f"{path} is no file that this user may read and write")
 
 
 def _prepare(db: sqlite3.Connection) -> None:
