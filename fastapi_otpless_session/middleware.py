@@ -229,7 +229,10 @@ def _is_open(scope: Mapping[str, Any], routes: Any) -> bool:
     """Whether a request will reach a route of the router's that needs no session: asked of the routes themselves."""
     probe = {**scope}
     for route in routes:
-        found, child = route.matches(probe)
+        try:
+            found, child = route.matches(probe)
+        except ValueError:  # a number of more digits than `int` reads
+            return False
         if found is Match.FULL:
             return OPEN_MARK in probe or _is_open({**probe, **child}, _routes_of(child.get("endpoint")))
     return False

@@ -477,6 +477,15 @@ def test_no_spelling_of_a_path_gets_around_what_is_required(guarded: World, path
     assert (answer.status, b"secret" in answer.body) == (401, False)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_a_route_cannot_read_of_a_path_is_refused_like_any_other(
+    make_world: Callable[..., World], method: str
+) -> None:
+    world = make_world(required_paths="/account/**")
+    world.app.add_api_route("/account/{number:int}", lambda number: number, methods=["GET", "POST"])
+    assert ask(world, f"/account/{'9' * 5_000}", method).status == 401
+
+
 @pytest.mark.parametrize("path", ["/account/help", "/files/public/x", "/files/private/open/x", "/sub/public"])
 def test_what_is_exempt_or_not_required_is_open(guarded: World, path: str) -> None:
     assert ask(guarded, path).status == 200
