@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
@@ -58,7 +58,7 @@ class OtplessSessionMiddleware:
 
         is_required = transport.is_required(scope, self._root_path)
         if is_required and is_preflight(scope):
-            is_required, send = False, partial(_send_to_preflight, send)
+            is_required, send = False, _to_preflight(send, has_cors=self._has_cors())
         has_started = False
 
         def send_with_session(message: Message) -> Awaitable[None]:
@@ -127,6 +127,9 @@ class OtplessSessionMiddleware:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""
         return {**scope, "root_path": self._root_path} if self._root_path else scope
 
+    def _has_cors(self) -> bool:
+        return any(isinstance(inner, CORSMiddleware) for inner in _inside(self.app))
+
     def _routes(self, scope: Scope) -> Any:
         return _routes_of(self.app) or _routes_of(scope.get("app"))
 
@@ -188,20 +191,29 @@ async def _send_swapped(request: RequestSession, message: Message, send: Send) -
     await send(message)
 
 
-async def _send_to_preflight(send: Send, message: Message) -> None:
-    """Send what a browser looks at of the answer to a preflight that `REQUIRED_PATHS` lets through.
+def _to_preflight(send: Send, *, has_cors: bool) -> Send:
+    """Return what sends the answer to a preflight that `REQUIRED_PATHS` lets through.
 
-    Where no CORSMiddleware answers it, it may reach what answers any method alike, such as a mounted
-    `prometheus_client`.
+    A CORSMiddleware's passes untouched. Where another answers, it may be what answers any method alike, such as a
+    mounted `prometheus_client`: of that only what a browser looks at is sent.
     """
-    match message["type"]:
-        case "http.response.start":
-            headers = [(name, value) for name, value in message.get("headers", ()) if _is_for_preflight(name.lower())]
-            await send({**message, "headers": headers})
-        case "http.response.body" | "http.response.pathsend" | "http.response.zerocopysend":
-            await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
-        case _:
+    is_cors = False
+
+    async def send_to_preflight(message: Message) -> None:
+        nonlocal is_cors
+        kind, headers = message["type"], message.get("headers", ())
+        if kind == "http.response.start":
+            is_cors = has_cors and any(name.lower() == b"access-control-allow-methods" for name, _ in headers)
+        if is_cors:
             await send(message)
+        elif kind == "http.response.start":
+            await send({**message, "headers": [each for each in headers if _is_for_preflight(each[0].lower())]})
+        elif kind in {"http.response.body", "http.response.pathsend", "http.response.zerocopysend"}:
+            await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
+        else:
+            await send(message)
+
+    return send_to_preflight
 
 
 def _is_for_preflight(name: bytes) -> bool:
