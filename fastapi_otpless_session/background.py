@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from fastapi_otpless_session.errors import NoVerdictError
 from fastapi_otpless_session.flights import Flights
 from fastapi_otpless_session.loops import PerLoop
 
@@ -58,7 +59,11 @@ class Background:
         Raises `NoVerdictError` where the application is stopping.
         """
         loop = self._loops.there() or await self._loops.get()
-        result: T = await asyncio.shield(loop.flights.start(object(), work))
+        task = loop.flights.start(object(), work)
+        await asyncio.wait([task])
+        if task.cancelled():
+            raise NoVerdictError("the application is stopping")
+        result: T = task.result()
         return result
 
     def ask(

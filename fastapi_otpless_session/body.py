@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import zlib
 
-from fastapi_otpless_session.errors import UpstreamError
-
 BODY_LIMIT = 65_536
 
 
-class TooLargeError(UpstreamError):
-    """A body is larger than `BODY_LIMIT`. Of a 200 that may be one session's details, and says nothing of others."""
-
-    def __init__(self) -> None:
-        super().__init__("OTPLESS's answer is larger than 64 KiB", healthy=True)
+class BodyError(ValueError):
+    """A body cannot be used; its text says why."""
 
 
 class Body:
-    """A body with a `Content-Encoding`. Raises `UpstreamError` for one that was not asked for and cannot be read."""
+    """A body with a `Content-Encoding`. Raises `BodyError` for one that was not asked for and cannot be read."""
 
     __slots__ = ("_decoder", "_read")
 
@@ -30,15 +25,15 @@ class Body:
         self._read = bytearray()
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes. Raises `UpstreamError` where they do not decode, `TooLargeError`."""
+        """Take the next bytes. Raises `BodyError` where they do not decode, or are more than fit."""
         self._read += self._decoder.decompress(chunk, BODY_LIMIT + 1 - len(self._read)) if self._decoder else chunk
         if len(self._read) > BODY_LIMIT:
-            raise TooLargeError
+            raise BodyError("it is larger than 64 KiB")
 
     def whole(self) -> bytes:
-        """Return the decoded body. Raises `UpstreamError` where its end is missing."""
+        """Return the decoded body. Raises `BodyError` where its end is missing."""
         if self._decoder and not self._decoder.eof:
-            raise UpstreamError("OTPLESS's answer is cut short")
+            raise BodyError("it is cut short")
         return bytes(self._read)
 
 
@@ -52,7 +47,7 @@ class _Decoder:
         try:
             return self._zlib.decompress(chunk, limit)
         except zlib.error:
-            raise UpstreamError("OTPLESS's answer does not decode") from None
+            raise BodyError("it does not decode") from None
 
     @property
     def eof(self) -> bool:
@@ -66,4 +61,4 @@ def _decoder(encoding: str) -> _Decoder | None:
         case "gzip" | "x-gzip" | "deflate":
             return _Decoder(zlib.MAX_WBITS | 32)  # either header
         case _:
-            raise UpstreamError("OTPLESS's answer has an encoding that was not asked for")
+            raise BodyError("it has an encoding that was not asked for")

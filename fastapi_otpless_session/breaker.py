@@ -127,5 +127,7 @@ class Breaker:
         return len(self._outcomes) >= WINDOW_CALLS and failures * 2 >= len(self._outcomes)
 
     def _hold_back(self, seconds: float) -> None:
-        self._opened_at = self._clock()
-        self._next_probe = max(self._next_probe or 0.0, self._opened_at + seconds)
+        now = self._clock()
+        if self._next_probe is None or seconds > PROBE_SECONDS:  # a probe that fails makes no other's answer old
+            self._opened_at = now
+        self._next_probe = max(self._next_probe or 0.0, now + seconds)

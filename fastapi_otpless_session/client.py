@@ -121,16 +121,17 @@ class OtplessClient:
         """Redeem the frontend SDK's one-time token (validate/token). Raises `SignInRefusedError`."""
         return self._call(self._request(wire.VALIDATE_TOKEN, {"token": token}), wire.read_sign_in, known=False)
 
-    def verify(self, token: str) -> Coroutine[Any, Any, Claims]:
+    def verify(self, token: str, *, now: bool = False) -> Coroutine[Any, Any, Claims]:
         """Check a token's signature and issuer with OTPLESS's key set.
 
-        Raises `TokenError` where it does not hold up, `UpstreamError` where the keys are out of reach.
+        Raises `TokenError` where it does not hold up, `UpstreamError` where the keys are out of reach. `now`: or where
+        its key is unknown, and OTPLESS may not be asked for it yet.
         """
-        return self._verified(SecretStr(token))
+        return self._verified(SecretStr(token), now=now)
 
-    async def _verified(self, token: SecretStr) -> Claims:
+    async def _verified(self, token: SecretStr, *, now: bool) -> Claims:
         try:
-            keys = await self._keys.get(tokens.kid(token.get_secret_value()))
+            keys = await self._keys.get(tokens.kid(token.get_secret_value()), now=now)
             return tokens.verify(token.get_secret_value(), keys, self._settings.issuer)
         except (TokenError, UpstreamError) as error:
             raise bare(error) from None

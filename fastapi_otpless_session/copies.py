@@ -118,7 +118,7 @@ class Duties:
 
     def is_to_end(self, row: SessionRow, now: float) -> bool:
         """Whether our own limits, on top of OTPLESS's, are up."""
-        return self.has_limits and is_over(self.ends_at(row), now)
+        return is_over(self.ends_at(row), now)
 
     def ends_at(self, row: SessionRow) -> float:
         """Return when our own limits are up."""
@@ -127,9 +127,9 @@ class Duties:
 
     def is_to_be_noted(self, row: SessionRow, now: float) -> bool:
         """Whether `last_seen_at` is to be written."""
-        return now >= self.noted_until(row)
+        return now >= self.to_be_noted_at(row)
 
-    def noted_until(self, row: SessionRow) -> float:
+    def to_be_noted_at(self, row: SessionRow) -> float:
         """Return when it is to be written: once a minute, or in a tenth of `IDLE_TIMEOUT` if that is less."""
         return row.last_seen_at + self._seen_seconds
 
@@ -146,7 +146,7 @@ class Duties:
         return min(
             row.validated_at + self._validation_ttl,
             row.token_expires_at - self._last_part(row, claims),
-            self.noted_until(row),
+            self.to_be_noted_at(row),
             limit,
         )
 

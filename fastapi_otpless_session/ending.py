@@ -79,7 +79,7 @@ class Endings:
             self._unwritten.drop(row.session_id)
 
     async def end(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
-        """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `StoreError`."""
+        """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `NoVerdictError`."""
         ended = await self._background.finish(lambda: self._end(row, reason, why or WHY[reason]))
         if ended.revocation_due is None:
             return
@@ -101,5 +101,5 @@ class Endings:
         """End a row whose session is refused anyway, whether that can be written now or not."""
         try:
             await self.end(row, reason, why)
-        except StoreError as error:
+        except NoVerdictError as error:
             telemetry.logger.warning("Not ended yet: %s", error)

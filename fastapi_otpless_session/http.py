@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import urllib.request
-from http import HTTPStatus
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
 from typing import Protocol
 
 import httpx
 
-from fastapi_otpless_session.body import Body, TooLargeError
+from fastapi_otpless_session.body import Body, BodyError
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.wire import Answer, Request
@@ -114,16 +113,15 @@ class HttpxSender:
             extensions={"timeout": httpx.Timeout(deadline).as_dict()},
         )
         response = await client.send(sent, stream=True, follow_redirects=False, auth=None)
+        body, flaw = b"", None
         try:
             body = await _read(response)
-        except TooLargeError:
-            if response.status_code == HTTPStatus.OK:
-                raise
-            body = b""  # the page of an outage; the status says it all
+        except BodyError as error:
+            flaw = str(error)
         finally:
             await response.aclose()
         received = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, received, body)
+        return Answer(response.status_code, received, body, flaw)
 
 
 async def _read(response: httpx.Response) -> bytes:

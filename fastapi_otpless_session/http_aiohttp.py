@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from http import HTTPStatus
 
 import aiohttp
 import httpx
 from aiohttp.http import HttpProcessingError
 
-from fastapi_otpless_session.body import Body, TooLargeError
+from fastapi_otpless_session.body import Body, BodyError
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.http import KEEPALIVE_SECONDS
 from fastapi_otpless_session.loops import PerLoop
@@ -78,14 +77,15 @@ async def _exchange(session: aiohttp.ClientSession, request: Request, deadline: 
         response = await _begin(session, request, deadline)
     except aiohttp.ClientConnectorError:
         response = await _begin(session, request, deadline)  # no connection was made, so nothing was sent
+    body, flaw = b"", None
     try:
         body = await _read(response)
     except BaseException as error:
         response.close()  # with something left to read, the connection is of no more use
-        if not isinstance(error, TooLargeError) or response.status == HTTPStatus.OK:
+        if not isinstance(error, BodyError):
             raise
-        body = b""  # the page of an outage; the status says it all
-    return Answer(response.status, _headers(response), body)
+        flaw = str(error)
+    return Answer(response.status, _headers(response), body, flaw)
 
 
 async def _begin(session: aiohttp.ClientSession, request: Request, deadline: float) -> aiohttp.ClientResponse:
@@ -103,7 +103,7 @@ async def _begin(session: aiohttp.ClientSession, request: Request, deadline: flo
 async def _read(response: aiohttp.ClientResponse) -> bytes:
     headers, content = response.headers, response.content
     if headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":  # aiohttp would leave it as it is
-        raise UpstreamError("OTPLESS's answer has an encoding that was not asked for")
+        raise BodyError("it has an encoding that was not asked for")
     body = Body(", ".join(headers.getall("Content-Encoding", ())))
     while not content.at_eof():
         body.feed(await content.readany())

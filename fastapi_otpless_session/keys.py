@@ -26,14 +26,18 @@ class KeyCache:
         self._failed = False
         self._flights: PerLoop[Flights[None]] = PerLoop(Flights, Flights.drain)
 
-    async def get(self, kid: str) -> KeySet:
-        """Return the keys to look for `kid` in. Raises `UpstreamError` where they are out of reach."""
+    async def get(self, kid: str, *, now: bool = False) -> KeySet:
+        """Return the keys to look for `kid` in. Raises `UpstreamError` where they are out of reach.
+
+        `now`: an unknown key is an `UpstreamError`, too, where OTPLESS may not be asked for it yet.
+        """
         flights = await self._flights.get()
+        fetch = flights.under_way("keys")
         if self._wants_fetch(kid):
-            await asyncio.shield(flights.start("keys", self._fetch_once))
-        elif kid not in self._keys and (fetch := flights.under_way("keys")) is not None:
+            await asyncio.shield(fetch := flights.start("keys", self._fetch_once))
+        elif kid not in self._keys and fetch is not None:
             await asyncio.shield(fetch)
-        if kid not in self._keys and self._failed:
+        if kid not in self._keys and (self._failed or (now and fetch is None)):
             raise UpstreamError("OTPLESS's keys are out of reach", unsent=True)
         return self._keys
 

@@ -207,11 +207,10 @@ def _to_preflight(send: Send, *, has_cors: bool) -> Send:
         if is_cors:
             await send(message)
         elif kind == "http.response.start":
-            await send({**message, "headers": [each for each in headers if _is_for_preflight(each[0].lower())]})
+            shown = [each for each in headers if _is_for_preflight(each[0].lower())]
+            await send({**message, "headers": shown, "trailers": False})
         elif kind in {"http.response.body", "http.response.pathsend", "http.response.zerocopysend"}:
             await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
-        else:
-            await send(message)
 
     return send_to_preflight
 

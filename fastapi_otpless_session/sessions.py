@@ -254,7 +254,8 @@ class OtplessSessions:
 
         `fits` may look at the token and its remaining life and raise, before anything is stored. The same sign-in again
         is answered again; an ended session is not revived. Raises `SignInRefusedError`, `BodyRefusedError`, or
-        `NoVerdictError`. A sign-in that has begun is finished, though whoever asked for it be cancelled.
+        `NoVerdictError`. A sign-in that has begun is finished though whoever asked be cancelled, as
+        long as the event loop runs.
         """
         return await self._background.finish(lambda: self._counted_sign_in(user, fits))
 
@@ -346,12 +347,12 @@ class OtplessSessions:
                 await self._endings.end(row, EndReason.REVOKED)
         except StoreError as error:
             telemetry.logger.warning("Sign-out without the store: %s", error)
-            await self._sign_out_without_store(token, row)
+            await self._background.finish(lambda: self._sign_out_without_store(token, row))
 
     async def _sign_out_without_store(self, token: str, row: SessionRow | None) -> None:
         """Tell OTPLESS directly. Raises `NoVerdictError` where that does not end the session."""
         digest = self._vault.digest(token)
-        known = row or self._resolver.seen(digest)
+        known = row if row is not None and row.refresh_token else self._resolver.seen(digest)  # a stranger's has none
         ours = known or await self._identified(token, digest)
         if ours is None:
             return  # it was never anybody's
@@ -426,7 +427,7 @@ class OtplessSessions:
         known = self._details.get(digest)
         if known is not None and abs(now - known[1]) < self.settings.validation_ttl:
             return known[0]
-        is_known = self._resolver.seen(digest) is not None
+        is_known = not self._strangers.has_admitted(digest)
         details = await self._client.session_details(session.token.get_secret_value(), known=is_known)
         if isinstance(details, Verdict):
             raise SessionRefusedError(SessionReason.EXPIRED)
@@ -439,7 +440,7 @@ class OtplessSessions:
         return [_summary(row) for row in await self._store.list_user(user_id)]
 
     async def end(self, session_id: str, *, user_id: str | None = None) -> bool:
-        """End a session by its id; False where there is none, or none of `user_id`'s. Raises `StoreError`."""
+        """End a session by its id; False where there is none, or none of `user_id`'s. Raises `NoVerdictError`."""
         row = await self._store.get(session_id)
         if row is None or row.state is State.ENDED or user_id not in {None, row.user_id}:
             return False
@@ -447,11 +448,11 @@ class OtplessSessions:
         return True
 
     async def end_all(self, user_id: str) -> int:
-        """End all of a user's sessions that are known here, and return how many. Raises `StoreError`."""
+        """End all of a user's sessions that are known here, and return how many. Raises `NoVerdictError`."""
         return await self._end_all(user_id)
 
     async def end_others(self, user_id: str, session_id: str) -> int:
-        """End all of a user's sessions that are known here but one, and return how many. Raises `StoreError`."""
+        """End all of a user's sessions that are known here but one, and return how many. Raises `NoVerdictError`."""
         return await self._end_all(user_id, but=session_id)
 
     async def _end_all(self, user_id: str, but: str | None = None) -> int:

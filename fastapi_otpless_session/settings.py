@@ -329,7 +329,7 @@ def misspelled(names: Iterable[str], settings: type[BaseSettings] = OtplessSetti
     Others may be the application's own, such as its OTPLESS app id.
     """
     known = {PREFIX + name.upper() for name in settings.model_fields}
-    strange = sorted({name.upper() for name in names if VARIABLE.fullmatch(name)} - known)
+    strange = sorted({name.upper() for name in names if name[:1] in "Oo" and VARIABLE.fullmatch(name)} - known)
     return {
         name: close[0]
         for name in strange

@@ -88,7 +88,7 @@ class _Look(NamedTuple):
     """What was signed in here, and goes on: the frontend's SDK renewed its token, and is seen with either."""
     ends_at: float = inf
     """When our own limits end it, by the store's clock."""
-    noted_until: float = inf
+    to_be_noted_at: float = inf
     """When it is to be noted that it was seen, by the same."""
 
 
@@ -140,7 +140,7 @@ class Strangers:
                 return None
             look = newer
         now = look.now + self._monotonic() - look.at
-        if is_over(stranger.claims.expires_at, now) or now >= look.noted_until:
+        if is_over(min(stranger.claims.expires_at, look.ends_at), now) or now >= look.to_be_noted_at:
             return None
         if freshness(self._clock() - stranger.validated_at, self._settings) is not Freshness.FRESH:
             return None
@@ -168,7 +168,7 @@ class Strangers:
         if seen is None:
             return await self._waited_for(token, digest, claims, max_age)
         outcome = await self._validated(token, digest, seen.stranger, max_age)
-        if isinstance(outcome, Stranger):
+        if isinstance(outcome, Stranger) and (outcome is seen.stranger or outcome.stale):  # else it has a newer look
             look = await self._noted(look)
             if not outcome.stale:  # an outage of the store is bridged since then
                 seen.look = look
@@ -201,7 +201,7 @@ class Strangers:
         if seen is not None:
             return seen.stranger.session_id, seen.stranger.claims
         try:
-            claims = await self._claimed(token)
+            claims = await self._claimed(token, now=True)
         except UnknownKeyError:
             raise UnclearError from None
         except TokenError:
@@ -218,6 +218,10 @@ class Strangers:
             check_details(details, claims.session_id)
         return claims.session_id or "", claims
 
+    def has_admitted(self, digest: bytes) -> bool:
+        """Whether a token was admitted as a stranger's."""
+        return digest in self._seen
+
     def forget(self, digest: bytes) -> None:
         """Ask anew the next time."""
         self._seen.drop(digest)
@@ -229,12 +233,12 @@ class Strangers:
         except TokenError:
             return SessionReason.INVALID
 
-    async def _claimed(self, token: str) -> Claims:
-        """Read a session token's claims, verified where there are keys to verify with.
+    async def _claimed(self, token: str, *, now: bool = False) -> Claims:
+        """Read a session token's claims, verified where there are keys to verify with; see `OtplessClient.verify`.
 
         Raises `TokenError`, `UpstreamError`.
         """
-        claims = await self._client.verify(token) if self._settings.jwks_url else tokens.read_stranger(token)
+        claims = await self._client.verify(token, now=now) if self._settings.jwks_url else tokens.read_stranger(token)
         if claims.has_audience or claims.session_id is None:
             raise TokenError("an ID token")
         return claims
@@ -272,7 +276,9 @@ class Strangers:
         if self._duties.is_to_be_noted(row, look.now):
             await self._background.start(("seen", row.session_id), partial(touch, self._store, row, validated=False))
             row = replace(row, last_seen_at=look.now)
-        return look._replace(row=None, ends_at=self._duties.ends_at(row), noted_until=self._duties.noted_until(row))
+        return look._replace(
+            row=None, ends_at=self._duties.ends_at(row), to_be_noted_at=self._duties.to_be_noted_at(row)
+        )
 
     def _look_at_once(self, session_id: str, digest: bytes) -> _Look | None:
         """Return a look that tells of no end, where it can be had without waiting."""

@@ -86,6 +86,8 @@ class Answer:
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+    flaw: str | None = None
+    """Why the body cannot be used, where it cannot: as in "it is larger than 64 KiB". The status may say enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def jwks_call(url: str) -> Request:
 
 def read_validation(answer: Answer) -> Verdict:
     """Read validate-session's answer: VALID or a verdict against it."""
-    if answer.status == HTTPStatus.OK and len(answer.body) <= LONGEST_REMEMBERED:
+    if answer.status == HTTPStatus.OK and answer.flaw is None and len(answer.body) <= LONGEST_REMEMBERED:
         return _flag_in(answer.body)
     return _read_success(answer)
 
@@ -161,18 +163,18 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
     verdict = _verdict(answer)
     if verdict is not None:
         return verdict
-    body = _success(answer, is_of_one=True)
+    body = _success(answer, of_one_session=True)
     if body.get("success") is False:
         return Verdict.DENIED
     session_id, user_id = body.get("sessionId", body.get("sessionToken")), body.get("userId")
     if not is_id(session_id) or not is_id(user_id):
-        raise _nonsense("no session or user id in the session's details", is_of_one=True)
+        raise _nonsense("no session or user id in the session's details", of_one_session=True)
     details = {name: value for name, value in body.items() if name not in TOKEN_FIELDS}
     try:
         read = SessionDetails.model_validate({**details, "sessionId": session_id})
         read.model_dump_json()  # what nests too deep can be read, but not be shown
     except ValueError:
-        raise _nonsense("unreadable session details", is_of_one=True) from None
+        raise _nonsense("unreadable session details", of_one_session=True) from None
     return read
 
 
@@ -231,11 +233,11 @@ def _error_code(answer: Answer) -> str | None:
     return str(code) if isinstance(code, str | int) and not isinstance(code, bool) else None
 
 
-def _success(answer: Answer, *, is_of_one: bool = False) -> dict[str, Any]:
-    """Return a 200 answer's object; raise what every other status means. `is_of_one`: see `_nonsense`."""
+def _success(answer: Answer, *, of_one_session: bool = False) -> dict[str, Any]:
+    """Return a 200 answer's object; raise what every other status means. `of_one_session`: see `_nonsense`."""
     match answer.status:
         case 200:
-            return _object(answer, is_of_one=is_of_one)
+            return _object(answer, of_one_session=of_one_session)
         case 401 | 403 | 404:
             raise CredentialsRefusedError(
                 f"OTPLESS answered {answer.status}: check OTPLESS_CLIENT_ID, OTPLESS_CLIENT_SECRET and "
@@ -249,14 +251,16 @@ def _success(answer: Answer, *, is_of_one: bool = False) -> dict[str, Any]:
             raise UpstreamError(f"OTPLESS answered {status}", healthy=healthy, retry_after=retry_after(answer.headers))
 
 
-def _object(answer: Answer, *, is_of_one: bool = False) -> dict[str, Any]:
+def _object(answer: Answer, *, of_one_session: bool = False) -> dict[str, Any]:
+    if answer.flaw is not None:
+        raise _nonsense(answer.flaw, of_one_session=of_one_session)
     try:
         body = strict_json.parse(answer.body.removeprefix(BOM_UTF8))
         body = _writable(body) if b"\\u" in answer.body else body
     except (ValueError, RecursionError):
-        raise _nonsense("the body is not JSON", is_of_one=is_of_one) from None
+        raise _nonsense("the body is not JSON", of_one_session=of_one_session) from None
     if not isinstance(body, dict):
-        raise _nonsense("the body is not a JSON object", is_of_one=is_of_one)
+        raise _nonsense("the body is not a JSON object", of_one_session=of_one_session)
     return body
 
 
@@ -290,9 +294,9 @@ def _is_whole(info: object) -> bool:
     return isinstance(info, dict) and bool(info.get("sessionToken")) and bool(info.get("refreshToken"))
 
 
-def _nonsense(what: str, *, is_of_one: bool = False) -> UpstreamError:
-    """Return the error for an odd answer. `is_of_one`: that of one session, maybe, and OTPLESS is well for others."""
-    return UpstreamError(f"OTPLESS's answer makes no sense: {what}", healthy=is_of_one)
+def _nonsense(what: str, *, of_one_session: bool = False) -> UpstreamError:
+    """Return the error for an odd answer. `of_one_session`: maybe of that one alone, and OTPLESS is well for others."""
+    return UpstreamError(f"OTPLESS's answer makes no sense: {what}", healthy=of_one_session)
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:

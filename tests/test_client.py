@@ -823,14 +823,48 @@ async def test_details_of_one_user_that_cannot_be_used_do_not_open_the_breaker(
     assert route.call_count == 10
 
 
-async def test_the_page_of_an_outage_may_be_of_any_size(backend: Backend, client: OtplessClient) -> None:
-    fault = Fault("status", status=503, body=b"x" * 70_000, headers=(("retry-after", "10"),))
-    backend.emulator.add_fault(fault)
+@pytest.mark.parametrize("page", [{"body": b"x" * 70_000}, {"headers": (("content-encoding", "br"),)}])
+async def test_the_page_of_an_outage_may_be_of_any_size_and_encoding(
+    backend: Backend, client: OtplessClient, page: dict[str, Any]
+) -> None:
+    headers = (("retry-after", "10"), *page.pop("headers", ()))
+    backend.emulator.add_fault(Fault("status", status=503, headers=headers, **page))
     with pytest.raises(UpstreamError, match="503"):
         await client.validate_session("a.b.c")
     with pytest.raises(UpstreamError, match="has been failing"):
         await client.validate_session("a.b.c")
     assert len(backend.emulator.calls) == 1
+
+
+async def test_a_large_page_in_place_of_every_answer_opens_the_breaker(backend: Backend, client: OtplessClient) -> None:
+    backend.emulator.add_fault(answering(b"x" * 70_000))
+    for _ in range(8):
+        with pytest.raises(UpstreamError, match=r"64 KiB|has been failing"):
+            await client.validate_session("a.b.c")
+    assert len(backend.emulator.calls) == 5
+
+
+async def test_a_probe_that_fails_late_makes_no_other_probes_answer_old(clock: Clock) -> None:
+    puppet = Puppet()
+    client = OtplessClient(settings_for(), http=puppet, monotonic=clock)
+    calls = [asyncio.create_task(client.validate_session("a.b.c")) for _ in range(5)]
+    await settle()
+    for call in puppet.calls:
+        call.set_result(BAD)
+    await settle()
+    for _ in range(2):
+        clock.advance(1)
+        calls.append(asyncio.create_task(client.validate_session("a.b.c")))
+        await settle()
+    clock.advance(0.1)
+    puppet.calls[5].set_result(BAD)  # the first probe, which hung
+    await settle()
+    puppet.calls[6].set_result(GOOD)
+    assert isinstance((await asyncio.gather(*calls, return_exceptions=True))[-1], Verdict)
+    after = asyncio.create_task(client.validate_session("a.b.c"))
+    await settle()
+    puppet.calls[7].set_result(GOOD)
+    assert await after is Verdict.VALID
 
 
 async def test_what_was_under_way_when_otpless_asked_to_wait_does_not_end_the_wait(clock: Clock) -> None:
@@ -850,7 +884,7 @@ async def test_what_was_under_way_when_otpless_asked_to_wait_does_not_end_the_wa
     ]
     for known in (True, False):
         with pytest.raises(UpstreamError, match="has been failing"):
-            await client.validate_session("a.b.c", known=known)
+            await asyncio.wait_for(client.validate_session("a.b.c", known=known), 60)
     clock.advance(5)
     probe = asyncio.create_task(client.validate_session("a.b.c"))
     await settle()

@@ -5,15 +5,18 @@ What several workers and failing stores do is shown on `OtplessSessions` itself:
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
-from conftest import Clock, World
+from conftest import Clock, World, make_settings
 from crew import FailingStore, Workers
+from simulated import settle
 
-from fastapi_otpless_session import NoVerdictError, Session, SessionReason
+from fastapi_otpless_session import NoVerdictError, OtplessClient, OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
 from fastapi_otpless_session.stores.base import State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
@@ -115,6 +118,40 @@ async def test_an_open_websocket_ends_with_its_session_though_the_store_is_down(
     await store.close()
 
 
+async def test_a_sign_out_without_the_store_is_finished_though_whoever_asked_gave_up(clock: Clock) -> None:
+    emulator, store, settings = Emulator(clock=clock), FailingStore(None, clock=clock), make_settings()
+    answer = Late(emulator.app)
+    async with Workers(emulator, clock, [store]) as world, httpx.AsyncClient(transport=answer) as http:
+        client = OtplessClient(settings, http=http, monotonic=clock)
+        async with OtplessSessions(settings, store=store, client=client, clock=clock) as worker:
+            assert isinstance(await worker.resolve(world.token), Session)
+            store.fail("find", "get", "end", "now")
+            task = asyncio.create_task(worker.sign_out(world.token))
+            await answer.given.wait()
+            task.cancel()
+            await asyncio.wait([task])
+            answer.arrives.set()
+            await settle()
+            assert emulator.session(world.session_id).revoked
+            assert await worker.resolve(world.token) is SessionReason.REVOKED
+    await store.close()
+
+
+class Late(httpx.ASGITransport):
+    """Answers to revoke-session stay on their way until a test says otherwise."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(app=app)
+        self.given, self.arrives = asyncio.Event(), asyncio.Event()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        if request.url.path.endswith("revoke-session"):
+            self.given.set()
+            await self.arrives.wait()
+        return answer
+
+
 # Everywhere
 
 
@@ -165,6 +202,7 @@ async def test_a_made_up_token_of_an_unknown_key_is_nobodys(clock: Clock, payloa
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     header = base64.urlsafe_b64encode(b'{"alg":"RS256","kid":"made up"}').decode().rstrip("=")
     async with Workers(emulator, clock, [store]) as world:
+        clock.advance(11)  # keys may be fetched again
         await world.workers[0].sign_out(f"{header}.{payload}.c2lnbmF0dXJl")
         assert emulator.count("revoke-session") == 0
     await store.close()
@@ -177,9 +215,25 @@ async def test_otpless_hears_nothing_of_made_up_tokens_of_unknown_keys(clock: Cl
         payload = world.token.split(".")[1]
         emulator.reset_calls()
         for number in range(3):
+            clock.advance(11)  # keys may be fetched again
             await world.workers[0].sign_out(f"{header}.{payload}.c2lnbmF0dXJ{number}")
         assert {call.path for call in emulator.calls} <= {"/.well-known/jwks"}
         assert isinstance(await world.workers[0].resolve(world.token), Session)
+    await store.close()
+
+
+async def test_a_sign_out_is_an_error_while_the_key_of_its_token_cannot_be_asked_for_yet(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        emulator.rotate_key()
+        user = emulator.sign_in(mobile="922")["sessionInfo"]
+        with pytest.raises(NoVerdictError):
+            await worker.sign_out(str(user["sessionToken"]))
+        clock.advance(11)
+        await worker.sign_out(str(user["sessionToken"]))
+        assert emulator.session(str(user["sessionId"])).revoked
+        assert await worker.resolve(str(user["sessionToken"])) is SessionReason.REVOKED
     await store.close()
 
 
@@ -192,6 +246,21 @@ async def test_without_keys_otpless_is_asked_once_about_a_made_up_token(clock: C
             await world.workers[0].sign_out(made_up)
         assert emulator.count("get-session-details") == 1
         assert emulator.count("revoke-session") == 0
+    await store.close()
+
+
+async def test_a_strangers_sign_out_on_a_full_disk_is_no_news_of_known_sessions(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        emulator.add_fault(Fault("status", path="revoke-session", status=500))
+        store.fail("end")
+        for number in range(6):
+            token = str(emulator.sign_in(mobile=f"92{number}")["sessionInfo"]["sessionToken"])
+            with pytest.raises(NoVerdictError):
+                await worker.sign_out(token)
+        store.fail()
+        assert isinstance(await worker.resolve(world.token, max_age=0), Session)
     await store.close()
 
 

@@ -221,6 +221,19 @@ async def test_our_own_limits_hold_while_the_store_is_down_whatever_token_comes(
     await store.close()
 
 
+async def test_our_own_limits_end_what_a_worker_believes_whatever_token_comes(clock: Clock) -> None:
+    store = FailingStore(None, clock=clock)
+    values = {"absolute_timeout": 600, "store_ttl": DAY, "validation_ttl": DAY}
+    async with Workers(Emulator(clock=clock), clock, [store], **values) as world:
+        renewed = await renewed_token(world)
+        for _ in range(2):
+            clock.advance(295)
+            assert isinstance(await asked_for(world.workers[0], renewed), Session)
+        clock.advance(10)
+        assert await asked_for(world.workers[0], renewed) is SessionReason.EXPIRED
+    await store.close()
+
+
 @pytest.mark.parametrize("limits", [{"idle_timeout": 100}, {"idle_timeout": 100, "absolute_timeout": DAY}])
 async def test_whoever_keeps_coming_is_not_idle_however_long_a_worker_believes_what_it_saw(
     tmp_path: Path, clock: Clock, limits: dict[str, float]

@@ -6,8 +6,8 @@ import asyncio
 import functools
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from starlette.routing import Mount
 from telemetered import Telemetry, telemetry_of_process
 
 from fastapi_otpless_session import (
+    NoVerdictError,
     OtplessClient,
     OtplessSessionMiddleware,
     OtplessSessions,
@@ -486,3 +487,34 @@ async def test_who_gives_up_on_a_sign_in_or_a_sign_out_leaves_nothing_half_done(
             await given_up(sessions.sign_out(session.token.get_secret_value()))
             assert told == ["sign_in", "sign_out"]
     await store.close()
+
+
+async def test_people_who_sign_in_at_once_get_a_session_each(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), SlowStore(None, clock=clock)
+    async with worker(emulator, store, clock) as sessions:
+        users = [OtplessUser.model_validate(emulator.sign_in(mobile=f"92{number}")) for number in range(3)]
+        tasks = [asyncio.create_task(sessions.sign_in(user)) for user in users]
+        await settle()
+        store.arrives.set()
+        assert [session.user_id for session in await asyncio.gather(*tasks)] == [user.user_id for user in users]
+    await store.close()
+
+
+async def test_a_sign_in_that_the_applications_end_cuts_short_is_told_so(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), SlowStore(None, clock=clock)
+    async with worker(emulator, store, clock, refresh_timeout=0.2, request_timeout=0.1) as sessions:
+        task = asyncio.create_task(sessions.sign_in(OtplessUser.model_validate(emulator.sign_in())))
+        await store.written.wait()
+    with pytest.raises(NoVerdictError, match="stopping"):
+        await task
+    await store.close()
+
+
+@asynccontextmanager
+async def worker(emulator: Emulator, store: SlowStore, clock: Clock, **values: Any) -> AsyncIterator[OtplessSessions]:
+    settings = make_settings(**values)
+    store.written, store.arrives = asyncio.Event(), asyncio.Event()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http:
+        client = OtplessClient(settings, http=http, monotonic=clock)
+        async with OtplessSessions(settings, store=store, client=client, clock=clock) as sessions:
+            yield sessions

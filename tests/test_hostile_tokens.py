@@ -23,6 +23,8 @@ ISSUER = "https://otpless.com"
 JWKS = "/.well-known/jwks"
 HS = {"HS256": "sha256", "HS384": "sha384", "HS512": "sha512"}
 
+DAY = 86_400
+
 
 def code(answer: Any) -> str:
     return str(answer.json()["detail"]["code"])
@@ -359,3 +361,13 @@ def test_sign_outs_of_strangers_that_fail_hold_back_no_call_for_anybody_known(wo
         foreign = world.token(world.emulator.foreign_sign_in(mobile=f"92{number}"))
         assert world.client.post("/auth/logout", headers={"X-Session-Token": foreign}).status_code == 204
     assert world.get("/fresh", world.token(known)).status_code == 200
+
+
+def test_whoever_still_has_the_token_before_is_known_all_the_same(world: World) -> None:
+    user = world.sign_in(channel="header")
+    world.clock.advance(DAY + 1)
+    assert [world.get("/orders", world.token(user)).json()["refreshed"] for _ in range(2)] == [True, True]
+    world.emulator.add_fault(Fault("status", path="validate-session", status=500))
+    for number in range(6):
+        world.get("/orders", world.token(world.emulator.sign_in(mobile=f"92{number}")))
+    assert world.get("/auth/session", world.token(user)).status_code == 200

@@ -53,7 +53,7 @@ except ImportError:  # pragma: no cover - Windows: SQLite's own locks and the bu
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
 
-_AS_ONESELF = os.access in os.supports_effective_ids
+_HAS_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 """Whether the system tells what the process may, rather than who started it."""
 
 _ALL = ", ".join(COLUMNS)
@@ -537,7 +537,7 @@ def _create_file(path: Path) -> None:
     """
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    elif not (path.is_file() and os.access(path, os.R_OK | os.W_OK, effective_ids=_AS_ONESELF)):
+    elif not (path.is_file() and os.access(path, os.R_OK | os.W_OK, effective_ids=_HAS_EFFECTIVE_IDS)):
         raise StoreError(f"{path} is no file that this user may read and write")
 
 
