@@ -371,6 +371,83 @@ async def test_what_is_written_is_there_though_a_second_store_was_opened_and_ano
     assert counted_elsewhere(path) == 2
 
 
+FORK = """
+import asyncio, os, sys
+from fastapi_otpless_session.errors import StoreError
+from fastapi_otpless_session.stores import open_store
+from fastapi_otpless_session.testing.store_contract import ContractClock, Subject, token_digest
+
+async def signed_in(name):
+    store = open_store(sys.argv[1])
+    row = await Subject(store, ContractClock()).sign_in(name)
+    return store, row
+
+async def use(inherited, row):
+    print("unchanged", inherited.unchanged_at(token_digest("s-1"), row))
+    for call in (
+        inherited.get("s-1"),
+        inherited.touch("s-1", 1, validated=True),
+        inherited.list_user("MO-1"),
+        open_store(sys.argv[1]).open(),
+    ):
+        try:
+            print(await call)
+        except StoreError as error:
+            print(error)
+    await inherited.close()
+
+def in_a_child(work, *values):
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    asyncio.run(work(*values))
+    sys.exit()
+"""
+
+OPEN_AT_THE_FORK = f"""{FORK}
+store, row = asyncio.run(signed_in("s-1"))
+second, _ = asyncio.run(signed_in("s-2"))
+if in_a_child(use, store, row):
+    print("the child failed")
+print(len(asyncio.run(store.list_user("MO-1"))), "sessions", flush=True)
+asyncio.run(Subject(store, ContractClock()).sign_in("s-3"))
+os._exit(0)  # without closing: what the child did to the log is what the next process finds
+"""
+
+CLOSED_BEFORE_THE_FORK = f"""{FORK}
+async def sign_in_too():
+    store, _ = await signed_in("s-2")
+    await store.close()
+
+store, row = asyncio.run(signed_in("s-1"))
+asyncio.run(store.close())
+if in_a_child(sign_in_too):
+    print("the child failed")
+"""
+
+
+def said_by(script: str, path: Path) -> list[str]:
+    command = [sys.executable, "-c", script, f"sqlite:///{path}"]
+    ran = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE, text=True)  # noqa: S603
+    assert ran.stderr == ""
+    return ran.stdout.splitlines()
+
+
+def test_a_child_uses_no_file_that_was_open_when_it_was_forked_and_leaves_it_to_its_parent(path: Path) -> None:
+    """SQLite's locks do not come along: the child would write into a log that others have deleted."""
+    unchanged, *refused, there = said_by(OPEN_AT_THE_FORK, path)
+    assert unchanged == "unchanged None"
+    assert ["close the store before the fork, or open it after" in each for each in refused] == [True] * 4
+    assert there == "2 sessions"
+    assert counted_elsewhere(path) == 3
+
+
+def test_a_child_opens_a_file_that_was_closed_before_the_fork(path: Path) -> None:
+    assert said_by(CLOSED_BEFORE_THE_FORK, path) == []
+    assert counted_elsewhere(path) == 2
+
+
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///shared.db"])
 def test_one_store_serves_event_loops_in_several_threads(url: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)

@@ -128,6 +128,11 @@ FROM tokens t LEFT JOIN sessions s ON s.session_id = t.session_id
 WHERE t.expires_at <= ? ORDER BY t.expires_at LIMIT ?
 """
 
+_FORKED = (
+    "the SQLite file was open when this process was forked, and must not be used here: close the store before the "
+    "fork, or open it after"
+)
+
 T = TypeVar("T")
 
 
@@ -401,7 +406,7 @@ class SqliteStore:
             return None
         try:
             return self._connections.read(query, values)
-        except (sqlite3.Error, UnicodeError, OverflowError):
+        except (StoreError, sqlite3.Error, UnicodeError, OverflowError):
             return None
 
     async def _read(self, query: str, values: tuple[Any, ...]) -> Any:
@@ -436,6 +441,7 @@ class _Connections:
 
     def __init__(self, path: str | None) -> None:
         self._lock = Lock()
+        self.file: tuple[int, int] | None = None
         if path is None:
             self._writer: Writer | None = None
             self._reader = _connect(":memory:", 0)
@@ -444,8 +450,12 @@ class _Connections:
         full = Path(path).absolute()
         if not Path(path).is_absolute():
             logger.info("Sessions are kept in %s", full)
+        _refuse_inherited(full)
         _create(full)
         with ExitStack() as failing:
+            self.file = _identity(full)
+            _open.add(self)
+            failing.callback(_open.discard, self)
             self._reader = _connect(str(full), BUSY_SECONDS)
             failing.callback(self._reader.close)
             self._reader.execute("PRAGMA schema_version").fetchone()  # opens what others may hold for a moment
@@ -455,26 +465,72 @@ class _Connections:
             failing.pop_all()
 
     def read(self, query: str, values: tuple[Any, ...]) -> Any:
+        self._refuse_if_inherited()
         with self._lock:
             return self._reader.execute(query, values).fetchone()
 
     async def read_all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         """Read what may be many rows, off the loop."""
+        self._refuse_if_inherited()
         if self._writer is None:
             with self._lock:
                 return self._reader.execute(query, values).fetchall()
         return await self._writer.read(lambda db: db.execute(query, values).fetchall())
 
     async def write(self, transaction: Callable[[sqlite3.Connection], T], *, durable: bool) -> T:
+        self._refuse_if_inherited()
         if self._writer is None:
             with self._lock:
                 return transact(self._reader, transaction)
         return await self._writer.transact(transaction, durable=durable)
 
     def close(self) -> None:
+        if self in _inherited:
+            return
         if self._writer is not None:
             self._writer.close()
         self._reader.close()
+        _open.discard(self)
+
+    def _refuse_if_inherited(self) -> None:
+        if self in _inherited:
+            raise StoreError(_FORKED)
+
+
+_open: set[_Connections] = set()
+"""What this process has opened, files only."""
+_inherited: set[_Connections] = set()
+"""What was open when this process was forked.
+
+SQLite's table of the locks that it has is copied, the locks are not: the child would believe that its log is guarded,
+and go on writing into it when others have deleted it. That holds for all connections to such a file, new ones too. To
+close one is as wrong; that they are kept here keeps them from being collected, which closes them.
+"""
+
+
+def _disown() -> None:
+    """Note in a forked child what it must not use."""
+    _inherited.update(_open)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_disown)
+
+
+def _refuse_inherited(path: Path) -> None:
+    file = _identity(path)
+    if file is not None and any(each.file == file for each in _inherited):
+        raise StoreError(_FORKED)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others, whatever its name, or None where there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _connect(path: str, busy: float) -> sqlite3.Connection:
