@@ -344,6 +344,53 @@ async def test_two_stores_on_one_file_see_each_other_at_once(subject: Subject, p
     await other.store.close()
 
 
+HOLD = """
+import fcntl, os, sys
+fcntl.flock(os.open(f"{sys.argv[1]}.lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def lock_held(path: Path) -> Iterator[None]:
+    """Have another process in the middle of opening the file."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:  # noqa: S603
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            yield
+        finally:
+            holder.stdin.close()  # it ends
+
+
+async def test_a_process_that_hangs_while_it_opens_the_file_is_a_store_error_for_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.1)
+    store = open_store(f"sqlite:///{path}")
+    with lock_held(path):
+        opening = asyncio.create_task(store.open())
+        await asyncio.wait({opening}, timeout=PATIENCE)
+        assert opening.done()
+    with pytest.raises(StoreError, match=r"another process has held .*sessions\.db\.lock for 0\.1 s"):
+        await opening
+    await store.open()
+    await store.close()
+
+
+async def test_opening_waits_for_another_process_that_opens_the_file(path: Path) -> None:
+    store = open_store(f"sqlite:///{path}")
+    with lock_held(path):
+        opening = asyncio.create_task(store.open())
+        await settle()
+        assert not opening.done()
+    await opening
+    await store.close()
+
+
 COUNT = """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1])

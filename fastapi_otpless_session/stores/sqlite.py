@@ -52,6 +52,9 @@ except ImportError:  # pragma: no cover - Windows: SQLite's own locks and the bu
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
+LOCK_SECONDS = 30.0
+"""How long to wait for others that open the file; one may have a long log to recover."""
+LOCK_PAUSE = 0.02
 
 _AS_ONESELF = os.access in os.supports_effective_ids
 """Whether the system tells what the process may, rather than who started it."""
@@ -573,7 +576,7 @@ def _create(path: Path) -> None:
     lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock, path)
         _create_file(path)
         db = _connect(str(path), BUSY_SECONDS)
         try:
@@ -583,6 +586,23 @@ def _create(path: Path) -> None:
             db.close()
     finally:
         os.close(lock)
+
+
+def _lock(lock: int, path: Path) -> None:
+    """Wait for the lock, but not for ever: who has it may be stopped, or have left it to a forked child."""
+    gives_up_at = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > gives_up_at:
+                raise StoreError(
+                    f"another process has held {path}.lock for {LOCK_SECONDS:g} s: a worker that hangs while it "
+                    "starts, or a child that one forked then; end it"
+                ) from None
+            time.sleep(LOCK_PAUSE)
+        else:
+            return
 
 
 def _create_file(path: Path) -> None:
