@@ -760,6 +760,23 @@ async def test_where_nothing_can_be_written_reads_work_and_writes_are_store_erro
     assert await subject.row() == row
 
 
+async def test_a_connection_that_takes_no_writes_is_left_for_one_that_may(
+    subject: Subject, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """As after a failover: what is connected stays with the standby, and who connects anew finds the primary."""
+    await subject.sign_in()
+    name = postgres_url.rpartition("/")[2]
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        async with opened(postgres_url) as worker:
+            with pytest.raises(StoreError, match="read-only"):
+                await worker.end()
+            postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+            assert (await worker.end()).state is State.ENDED
+    finally:
+        postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+
 # Addresses
 
 
