@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from backends import MakeRedis, RedisCluster, RedisServer
 from certificates import CERTIFICATE, KEY, write_certificate
-from processes import HOST, PATIENCE, steady_port, wait_until
+from processes import HOST, PATIENCE, are_kept_alive, steady_port, wait_until
 from proxy import Proxy
 from redis.crc import key_slot
 
@@ -367,6 +367,14 @@ async def test_a_full_server_has_its_outbox_put_right(make_redis: MakeRedis) -> 
         assert await subject.claim() == []
         subject.clock.advance(60)
         assert await subject.claim() == ["s-1"]
+
+
+async def test_an_idle_connection_is_looked_after(make_redis: MakeRedis) -> None:
+    """A firewall that forgot it would not tell."""
+    server = make_redis()
+    async with opened(server.url) as subject:
+        await subject.sign_in()
+        assert set(are_kept_alive(server.port)) == {True}
 
 
 async def test_a_closed_store_connects_for_nobody(redis_server: RedisServer) -> None:

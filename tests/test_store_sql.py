@@ -16,7 +16,7 @@ import pytest
 from backends import NO_POSTGRES, PostgresServer, find_postgres, required
 from certificates import CERTIFICATE, KEY, write_certificate
 from creators import PROCESSES, create_together
-from processes import HOST, PATIENCE, Account, Guard, steady_port, wait_until
+from processes import HOST, PATIENCE, Account, Guard, are_kept_alive, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Proxy
 from simulated import LoopTime
 from sqlalchemy import text
@@ -732,6 +732,12 @@ async def test_a_network_that_swallows_everything_is_a_store_error_in_time(
     monkeypatch.undo()
     proxy.restore()
     assert await distant.store.get("s-1") == row
+
+
+async def test_an_idle_connection_is_looked_after(distant: Subject, proxy: Proxy) -> None:
+    """A firewall that forgot it would not tell."""
+    await distant.sign_in()
+    assert set(are_kept_alive(proxy.port)) == {True}
 
 
 async def test_a_slow_network_is_no_fault(distant: Subject, proxy: Proxy) -> None:

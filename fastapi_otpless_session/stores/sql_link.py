@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores.base import PATIENCE
+from fastapi_otpless_session.stores.keepalive import KEEPALIVE
 from fastapi_otpless_session.stores.sql_schema import SCHEMA, SCHEMA_VERSION
 
 POOL_SIZE = 10
@@ -250,10 +252,19 @@ class SqlLink:
 
     async def _connect_to(self, url: str) -> Any:
         connection = await asyncpg.connect(url, timeout=PATIENCE / len(self._urls), **self._options)
+        _keep_alive(connection)
         self._connections.add(connection)
         self._urls.remove(url)
         self._urls.insert(0, url)
         return connection
+
+
+def _keep_alive(connection: Any) -> None:
+    its_socket = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no other way to it
+    if its_socket.family in {socket.AF_INET, socket.AF_INET6}:
+        its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            its_socket.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:
