@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool, parse_url
+from redis.asyncio.connection import ConnectionPool, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -213,7 +213,7 @@ def _connect(host: dict[str, Any]) -> Redis:
 
 
 def _options(host: dict[str, Any]) -> dict[str, Any]:
-    is_local = "path" in host  # a Unix socket
+    is_local = host.get("connection_class") is UnixDomainSocketConnection
     return {
         **host,
         **({} if is_local else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}),
