@@ -183,6 +183,22 @@ async def _used(path: Path) -> None:
     assert await subject.store.list_user("MO-1")
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+async def test_a_file_that_is_deleted_or_replaced_while_it_is_open_is_a_store_error(
+    subject: Subject, path: Path, is_replaced: bool
+) -> None:
+    await subject.sign_in()
+    path.unlink()
+    if is_replaced:
+        by_hand(path, "PRAGMA user_version")
+    with pytest.raises(StoreError, match=r"was deleted, moved or replaced .*: restart all workers"):
+        await subject.end()
+    with pytest.raises(StoreError, match="restart all workers"):
+        await subject.claim()
+    await subject.store.close()
+    await subject.sign_in()
+
+
 @pytest.mark.parametrize("relative", [True, False])
 async def test_a_relative_path_is_named_in_full_in_the_log(
     path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

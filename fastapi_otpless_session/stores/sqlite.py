@@ -322,6 +322,8 @@ class SqliteStore:
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""
+        with _TRANSLATED:
+            (await self._opened()).check_place()  # here, too, where nobody writes: housekeeping tells the log
         if await self._read("SELECT 1 FROM sessions WHERE revocation_due <= ?", (self._clock(),)) is None:
             return ()  # the usual case costs no write
 
@@ -444,6 +446,7 @@ class _Connections:
 
     def __init__(self, path: str | None) -> None:
         self._lock = Lock()
+        self._path: Path | None = None
         self.file: tuple[int, int] | None = None
         if path is None:
             self._writer: Writer | None = None
@@ -456,7 +459,7 @@ class _Connections:
         _refuse_inherited(full)
         _create(full)
         with ExitStack() as failing:
-            self.file = _identity(full)
+            self._path, self.file = full, _identity(full)
             _open.add(self)
             failing.callback(_open.discard, self)
             self._reader = _connect(str(full), BUSY_SECONDS)
@@ -485,7 +488,17 @@ class _Connections:
         if self._writer is None:
             with self._lock:
                 return transact(self._reader, transaction)
-        return await self._writer.transact(transaction, durable=durable)
+
+        def in_place(db: sqlite3.Connection) -> T:
+            self.check_place()
+            return transaction(db)
+
+        return await self._writer.transact(in_place, durable=durable)
+
+    def check_place(self) -> None:
+        """Raise `StoreError` where the file's name leads to another one, or to none: no one else would see a write."""
+        if self._path is not None and _identity(self._path) != self.file:
+            raise StoreError(f"{self._path} was deleted, moved or replaced while it was open: restart all workers")
 
     def close(self) -> None:
         if self in _inherited:
