@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from backends import MakeRedis, RedisCluster, RedisServer
 from certificates import CERTIFICATE, KEY, write_certificate
-from processes import HOST, PATIENCE, steady_port, wait_until
+from processes import HOST, PATIENCE, are_kept_alive, steady_port, wait_until
 from proxy import Proxy
 from redis.crc import key_slot
 
@@ -78,10 +78,11 @@ async def subject(redis_server: RedisServer) -> AsyncIterator[Subject]:
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Subject]:
     """A store that somebody else opens."""
-    store = open_store(url)
+    clock = ContractClock()
+    store = open_store(url, offset=lambda: clock.offset)
     await store.open()
     try:
-        yield Subject(store, ContractClock())
+        yield Subject(store, clock)
     finally:
         await store.close()
 
@@ -336,8 +337,44 @@ async def test_a_full_server_still_takes_sign_outs(make_redis: MakeRedis) -> Non
         ended = await subject.store.end(row, EndReason.REVOKED, revoke_in=0)
         assert ended.state is State.ENDED
         assert (await subject.row()).state is State.ENDED
-        server.execute("CONFIG", "SET", "maxmemory", "0")
+
+
+async def test_a_full_server_keeps_no_sign_out_from_being_told(make_redis: MakeRedis) -> None:
+    server = make_redis()
+    async with opened(server.url) as subject:
+        for name in ("s-1", "s-2"):
+            await subject.sign_in(name)
+            await subject.end(name, revoke_in=0)
+        server.execute("CONFIG", "SET", "maxmemory", "1")
+        assert sorted(await subject.claim()) == ["s-1", "s-2"]
+        await subject.store.settle_revocation(await subject.row("s-1"))
+        await subject.store.postpone_revocation(await subject.row("s-2"), 20)
+        subject.clock.advance(10)
+        assert await subject.claim() == []
+        subject.clock.advance(60)  # longer than a claim holds
+        assert await subject.claim() == ["s-2"]
+        assert (await subject.row("s-2")).revocation_attempts == 1
+
+
+async def test_a_full_server_has_its_outbox_put_right(make_redis: MakeRedis) -> None:
+    """As where a worker died between the two that say when a telling is due."""
+    server = make_redis()
+    async with opened(server.url) as subject:
+        await subject.sign_in()
+        await subject.end(revoke_in=60)
+        server.execute("ZADD", "otpless:due", "0", "s-1")
+        server.execute("CONFIG", "SET", "maxmemory", "1")
+        assert await subject.claim() == []
+        subject.clock.advance(60)
         assert await subject.claim() == ["s-1"]
+
+
+async def test_an_idle_connection_is_looked_after(make_redis: MakeRedis) -> None:
+    """A firewall that forgot it would not tell."""
+    server = make_redis()
+    async with opened(server.url) as subject:
+        await subject.sign_in()
+        assert set(are_kept_alive(server.port)) == {True}
 
 
 async def test_a_closed_store_connects_for_nobody(redis_server: RedisServer) -> None:

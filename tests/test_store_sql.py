@@ -16,7 +16,7 @@ import pytest
 from backends import NO_POSTGRES, PostgresServer, find_postgres, required
 from certificates import CERTIFICATE, KEY, write_certificate
 from creators import PROCESSES, create_together
-from processes import HOST, PATIENCE, Account, Guard, steady_port, wait_until
+from processes import HOST, PATIENCE, Account, Guard, are_kept_alive, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Proxy
 from simulated import LoopTime
 from sqlalchemy import text
@@ -734,6 +734,12 @@ async def test_a_network_that_swallows_everything_is_a_store_error_in_time(
     assert await distant.store.get("s-1") == row
 
 
+async def test_an_idle_connection_is_looked_after(distant: Subject, proxy: Proxy) -> None:
+    """A firewall that forgot it would not tell."""
+    await distant.sign_in()
+    assert set(are_kept_alive(proxy.port)) == {True}
+
+
 async def test_a_slow_network_is_no_fault(distant: Subject, proxy: Proxy) -> None:
     row = await distant.sign_in()
     proxy.throttle(20_000)
@@ -758,6 +764,23 @@ async def test_where_nothing_can_be_written_reads_work_and_writes_are_store_erro
             with pytest.raises(StoreError, match="read-only"):
                 await call
     assert await subject.row() == row
+
+
+async def test_a_connection_that_takes_no_writes_is_left_for_one_that_may(
+    subject: Subject, postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """As after a failover: what is connected stays with the standby, and who connects anew finds the primary."""
+    await subject.sign_in()
+    name = postgres_url.rpartition("/")[2]
+    postgres_server.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    try:
+        async with opened(postgres_url) as worker:
+            with pytest.raises(StoreError, match="read-only"):
+                await worker.end()
+            postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+            assert (await worker.end()).state is State.ENDED
+    finally:
+        postgres_server.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
 
 # Addresses

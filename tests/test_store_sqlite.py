@@ -183,6 +183,22 @@ async def _used(path: Path) -> None:
     assert await subject.store.list_user("MO-1")
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+async def test_a_file_that_is_deleted_or_replaced_while_it_is_open_is_a_store_error(
+    subject: Subject, path: Path, is_replaced: bool
+) -> None:
+    await subject.sign_in()
+    path.unlink()
+    if is_replaced:
+        by_hand(path, "PRAGMA user_version")
+    with pytest.raises(StoreError, match=r"was deleted, moved or replaced .*: restart all workers"):
+        await subject.end()
+    with pytest.raises(StoreError, match="restart all workers"):
+        await subject.claim()
+    await subject.store.close()
+    await subject.sign_in()
+
+
 @pytest.mark.parametrize("relative", [True, False])
 async def test_a_relative_path_is_named_in_full_in_the_log(
     path: Path, relative: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -344,6 +360,53 @@ async def test_two_stores_on_one_file_see_each_other_at_once(subject: Subject, p
     await other.store.close()
 
 
+HOLD = """
+import fcntl, os, sys
+fcntl.flock(os.open(f"{sys.argv[1]}.lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def lock_held(path: Path) -> Iterator[None]:
+    """Have another process in the middle of opening the file."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:  # noqa: S603
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            yield
+        finally:
+            holder.stdin.close()  # it ends
+
+
+async def test_a_process_that_hangs_while_it_opens_the_file_is_a_store_error_for_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.1)
+    store = open_store(f"sqlite:///{path}")
+    with lock_held(path):
+        opening = asyncio.create_task(store.open())
+        await asyncio.wait({opening}, timeout=PATIENCE)
+        assert opening.done()
+    with pytest.raises(StoreError, match=r"another process has held .*sessions\.db\.lock for 0\.1 s"):
+        await opening
+    await store.open()
+    await store.close()
+
+
+async def test_opening_waits_for_another_process_that_opens_the_file(path: Path) -> None:
+    store = open_store(f"sqlite:///{path}")
+    with lock_held(path):
+        opening = asyncio.create_task(store.open())
+        await settle()
+        assert not opening.done()
+    await opening
+    await store.close()
+
+
 COUNT = """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1])
@@ -368,6 +431,83 @@ async def test_what_is_written_is_there_though_a_second_store_was_opened_and_ano
     await subject.sign_in("s-2")
     assert counted_elsewhere(path) == 2
     await other.close()
+    assert counted_elsewhere(path) == 2
+
+
+FORK = """
+import asyncio, os, sys
+from fastapi_otpless_session.errors import StoreError
+from fastapi_otpless_session.stores import open_store
+from fastapi_otpless_session.testing.store_contract import ContractClock, Subject, token_digest
+
+async def signed_in(name):
+    store = open_store(sys.argv[1])
+    row = await Subject(store, ContractClock()).sign_in(name)
+    return store, row
+
+async def use(inherited, row):
+    print("unchanged", inherited.unchanged_at(token_digest("s-1"), row))
+    for call in (
+        inherited.get("s-1"),
+        inherited.touch("s-1", 1, validated=True),
+        inherited.list_user("MO-1"),
+        open_store(sys.argv[1]).open(),
+    ):
+        try:
+            print(await call)
+        except StoreError as error:
+            print(error)
+    await inherited.close()
+
+def in_a_child(work, *values):
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    asyncio.run(work(*values))
+    sys.exit()
+"""
+
+OPEN_AT_THE_FORK = f"""{FORK}
+store, row = asyncio.run(signed_in("s-1"))
+second, _ = asyncio.run(signed_in("s-2"))
+if in_a_child(use, store, row):
+    print("the child failed")
+print(len(asyncio.run(store.list_user("MO-1"))), "sessions", flush=True)
+asyncio.run(Subject(store, ContractClock()).sign_in("s-3"))
+os._exit(0)  # without closing: what the child did to the log is what the next process finds
+"""
+
+CLOSED_BEFORE_THE_FORK = f"""{FORK}
+async def sign_in_too():
+    store, _ = await signed_in("s-2")
+    await store.close()
+
+store, row = asyncio.run(signed_in("s-1"))
+asyncio.run(store.close())
+if in_a_child(sign_in_too):
+    print("the child failed")
+"""
+
+
+def said_by(script: str, path: Path) -> list[str]:
+    command = [sys.executable, "-c", script, f"sqlite:///{path}"]
+    ran = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE, text=True)  # noqa: S603
+    assert ran.stderr == ""
+    return ran.stdout.splitlines()
+
+
+def test_a_child_uses_no_file_that_was_open_when_it_was_forked_and_leaves_it_to_its_parent(path: Path) -> None:
+    """SQLite's locks do not come along: the child would write into a log that others have deleted."""
+    unchanged, *refused, there = said_by(OPEN_AT_THE_FORK, path)
+    assert unchanged == "unchanged None"
+    assert ["close the store before the fork, or open it after" in each for each in refused] == [True] * 4
+    assert there == "2 sessions"
+    assert counted_elsewhere(path) == 3
+
+
+def test_a_child_opens_a_file_that_was_closed_before_the_fork(path: Path) -> None:
+    assert said_by(CLOSED_BEFORE_THE_FORK, path) == []
     assert counted_elsewhere(path) == 2
 
 

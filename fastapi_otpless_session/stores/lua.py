@@ -2,6 +2,9 @@
 
 The first argument is the offset to the server's clock. A script's writes come after all its checks, because Redis does
 not roll back. Numbers stay the text that they were written as: Lua's own conversion would lose digits.
+
+What sign-outs and their outbox write begins with the removal of a name that is never there: that takes no memory, and a
+script that has written may go on in a full Redis.
 """
 
 from __future__ import annotations
@@ -26,6 +29,17 @@ local function get(column) return redis.call('HGET', KEYS[1], column) end
 local function all(...) return unpack(redis.call('HMGET', KEYS[1], ...)) end
 local function set(...) redis.call('HSET', KEYS[1], ...) end
 local function row() return redis.call('HGETALL', KEYS[1]) end
+local function set_though_full(...)
+  redis.call('HDEL', KEYS[1], '')
+  set(...)
+end
+"""
+
+_OUTBOX = """
+local function put_though_full(...)
+  redis.call('ZREM', KEYS[1], '')
+  redis.call('ZADD', KEYS[1], ...)
+end
 """
 
 
@@ -136,8 +150,7 @@ if not is_there then
   set(unpack(ARGV, 6))
 end
 local due = revoke_in ~= '' and stamp(now + revoke_in) or ''
-redis.call('HDEL', KEYS[1], '') -- takes no memory, and a script that has written may go on in a full Redis
-set('state', 'ended', 'end_reason', reason, 'fence', string.format('%.0f', before + 1), 'lease_owner', '',
+set_though_full('state', 'ended', 'end_reason', reason, 'fence', string.format('%.0f', before + 1), 'lease_owner', '',
   'lease_until', '0.0', 'revocation_due', due)
 local over = row() -- it is gone at once where its expiry is long past
 keep_until(get('expires_at'))
@@ -149,7 +162,7 @@ local due = get('revocation_due')
 if get('state') == 'active' then return 'active' end
 if not due or due == '' then return 'settled' end
 if tonumber(due) > now then return due end
-set('revocation_due', stamp(now + ARGV[2]))
+set_though_full('revocation_due', stamp(now + ARGV[2]))
 return row()
 """)
 """What a row says to a claim: the row; or why it has nothing to tell now; or from when on it has."""
@@ -159,7 +172,8 @@ local session_token, seconds = ARGV[2], ARGV[3]
 local due = get('revocation_due')
 if not due or due == '' or get('session_token') ~= session_token then return false end
 due = stamp(now + seconds)
-set('revocation_due', due, 'revocation_attempts', string.format('%.0f', get('revocation_attempts') + 1))
+local attempts = string.format('%.0f', get('revocation_attempts') + 1)
+set_though_full('revocation_due', due, 'revocation_attempts', attempts)
 return due
 """)
 
@@ -170,7 +184,7 @@ end
 """)
 
 SETTLE = _without_time("""
-if get('session_token') == ARGV[2] then set('revocation_due', '') end
+if get('session_token') == ARGV[2] then set_though_full('revocation_due', '') end
 """)
 
 REMEMBER = _script(
@@ -186,31 +200,30 @@ keep_until(redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2])
 
 LIST = _script(_TIME, "return redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', '(' .. stamp(now), 'LIMIT', 0, ARGV[2])")
 
-DUE = _script(
-    _TIME,
-    """
-redis.call('ZREM', KEYS[1], '') -- takes no memory, and a script that has written may go on in a full Redis
-redis.call('ZADD', KEYS[1], 'LT', stamp(now + ARGV[3]), ARGV[2])
-""",
-)
+DUE = _script(_TIME, _OUTBOX, "put_though_full('LT', stamp(now + ARGV[3]), ARGV[2])")
 """The outbox: session ids by when OTPLESS is to be told; the sooner of two times counts."""
+
+LATER = _script(_OUTBOX, "put_though_full(ARGV[3], ARGV[2])")
+"""The outbox, again: a telling was put off, whatever it says now."""
 
 CLAIM_DUE = _script(
     _TIME,
+    _OUTBOX,
     """
 local limit, hold = ARGV[2], stamp(now + ARGV[3])
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', stamp(now), 'LIMIT', 0, limit)
-for _, session_id in ipairs(due) do redis.call('ZADD', KEYS[1], hold, session_id) end
+for _, session_id in ipairs(due) do put_though_full(hold, session_id) end
 return {hold, due}
 """,
 )
 
 RESCHEDULE = _script(
+    _OUTBOX,
     """
 local session_id, held, later = ARGV[2], ARGV[3], ARGV[4]
 local score = redis.call('ZSCORE', KEYS[1], session_id)
 if not score or tonumber(score) ~= tonumber(held) then return end
-if later == '' then redis.call('ZREM', KEYS[1], session_id) else redis.call('ZADD', KEYS[1], later, session_id) end
-"""
+if later == '' then redis.call('ZREM', KEYS[1], session_id) else put_though_full(later, session_id) end
+""",
 )
 """Drop an entry of the outbox, or put it off, unless somebody made it due anew since it was claimed."""

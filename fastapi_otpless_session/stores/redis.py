@@ -305,8 +305,7 @@ class RedisStore:
         key = self._row_key(row.session_id)
         due = await self._run(lua.POSTPONE, key, row.session_token, _number(seconds))
         if due is not None:
-            outbox = self._key("due")
-            await self._do(outbox, lambda client: client.zadd(outbox, {row.session_id: float(due)}))
+            await self._run(lua.LATER, self._key("due"), row.session_id, due)
 
     async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
         """Make an ended row's telling due now, with other tokens."""

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool, parse_url
+from redis.asyncio.connection import ConnectionPool, UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,6 +23,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseE
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.patience import Patience
 from fastapi_otpless_session.stores.base import PATIENCE
+from fastapi_otpless_session.stores.keepalive import KEEPALIVE
 from fastapi_otpless_session.stores.lua import Script
 from fastapi_otpless_session.stores.redis_cluster import Cluster, Work
 from fastapi_otpless_session.telemetry import logger
@@ -212,8 +213,10 @@ def _connect(host: dict[str, Any]) -> Redis:
 
 
 def _options(host: dict[str, Any]) -> dict[str, Any]:
+    is_local = host.get("connection_class") is UnixDomainSocketConnection
     return {
         **host,
+        **({} if is_local else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}),
         "max_connections": 2 * CONNECTIONS,  # those being closed count too
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),

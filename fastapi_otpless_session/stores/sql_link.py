@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ from weakref import WeakSet
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import Executable, Row, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores.base import PATIENCE
+from fastapi_otpless_session.stores.keepalive import KEEPALIVE
 from fastapi_otpless_session.stores.sql_schema import SCHEMA, SCHEMA_VERSION
 
 POOL_SIZE = 10
@@ -46,6 +49,8 @@ _LIBPQ_ONLY = {
 """What libpq knows and asyncpg does not, and would take for settings of the server's."""
 _DID_NOT_HAPPEN = {"40001", "40P01"}
 """SQLSTATEs of a serialization failure and a deadlock: rolled back, to be tried again."""
+_READ_ONLY = "25006"
+"""What a standby says to a write, and a server that was told to take none."""
 _NO_TABLE = "42P01"
 _UNREACHED = (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
 
@@ -128,6 +133,7 @@ class SqlLink:
             hide_parameters=True,
         )
         event.listen(self._engine.sync_engine, "checkout", _refuse_closed)
+        event.listen(self._engine.sync_engine, "handle_error", _leave_standby)
 
     async def open(self) -> None:
         """Connect and prepare. Raises `StoreError`."""
@@ -246,16 +252,34 @@ class SqlLink:
 
     async def _connect_to(self, url: str) -> Any:
         connection = await asyncpg.connect(url, timeout=PATIENCE / len(self._urls), **self._options)
+        _keep_alive(connection)
         self._connections.add(connection)
         self._urls.remove(url)
         self._urls.insert(0, url)
         return connection
 
 
+def _keep_alive(connection: Any) -> None:
+    its_socket = connection._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg has no other way to it
+    if its_socket.family in {socket.AF_INET, socket.AF_INET6}:
+        its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            its_socket.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 def _refuse_closed(connection: Any, *_: object) -> None:
     """Have the pool replace a connection that the server has closed, without asking the server."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _leave_standby(context: ExceptionContext) -> None:
+    """Have the pool replace a connection that takes no writes: the name or the next host may lead to a primary by now.
+
+    That one only: where nothing can be written for long, reads go on without connecting anew for each write that fails.
+    """
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
 
 
 @contextmanager

@@ -52,6 +52,9 @@ except ImportError:  # pragma: no cover - Windows: SQLite's own locks and the bu
 
 SCHEMA_VERSION = 1
 BUSY_SECONDS = 5.0
+LOCK_SECONDS = 30.0
+"""How long to wait for others that open the file; one may have a long log to recover."""
+LOCK_PAUSE = 0.02
 
 _HAS_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 """Whether the system tells what the process may, rather than who started it."""
@@ -127,6 +130,11 @@ SELECT t.digest, t.generation, s.expires_at,
 FROM tokens t LEFT JOIN sessions s ON s.session_id = t.session_id
 WHERE t.expires_at <= ? ORDER BY t.expires_at LIMIT ?
 """
+
+_FORKED = (
+    "the SQLite file was open when this process was forked, and must not be used here: close the store before the "
+    "fork, or open it after"
+)
 
 T = TypeVar("T")
 
@@ -314,6 +322,8 @@ class SqliteStore:
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""
+        with _TRANSLATED:
+            (await self._opened()).check_place()  # here, too, where nobody writes: housekeeping tells the log
         if await self._read("SELECT 1 FROM sessions WHERE revocation_due <= ?", (self._clock(),)) is None:
             return ()  # the usual case costs no write
 
@@ -401,7 +411,7 @@ class SqliteStore:
             return None
         try:
             return self._connections.read(query, values)
-        except (sqlite3.Error, UnicodeError, OverflowError):
+        except (StoreError, sqlite3.Error, UnicodeError, OverflowError):
             return None
 
     async def _read(self, query: str, values: tuple[Any, ...]) -> Any:
@@ -436,6 +446,8 @@ class _Connections:
 
     def __init__(self, path: str | None) -> None:
         self._lock = Lock()
+        self._path: Path | None = None
+        self.file: tuple[int, int] | None = None
         if path is None:
             self._writer: Writer | None = None
             self._reader = _connect(":memory:", 0)
@@ -444,8 +456,12 @@ class _Connections:
         full = Path(path).absolute()
         if not Path(path).is_absolute():
             logger.info("Sessions are kept in %s", full)
+        _refuse_inherited(full)
         _create(full)
         with ExitStack() as failing:
+            self._path, self.file = full, _identity(full)
+            _open.add(self)
+            failing.callback(_open.discard, self)
             self._reader = _connect(str(full), BUSY_SECONDS)
             failing.callback(self._reader.close)
             self._reader.execute("PRAGMA schema_version").fetchone()  # opens what others may hold for a moment
@@ -455,26 +471,82 @@ class _Connections:
             failing.pop_all()
 
     def read(self, query: str, values: tuple[Any, ...]) -> Any:
+        self._refuse_if_inherited()
         with self._lock:
             return self._reader.execute(query, values).fetchone()
 
     async def read_all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         """Read what may be many rows, off the loop."""
+        self._refuse_if_inherited()
         if self._writer is None:
             with self._lock:
                 return self._reader.execute(query, values).fetchall()
         return await self._writer.read(lambda db: db.execute(query, values).fetchall())
 
     async def write(self, transaction: Callable[[sqlite3.Connection], T], *, durable: bool) -> T:
+        self._refuse_if_inherited()
         if self._writer is None:
             with self._lock:
                 return transact(self._reader, transaction)
-        return await self._writer.transact(transaction, durable=durable)
+
+        def in_place(db: sqlite3.Connection) -> T:
+            self.check_place()
+            return transaction(db)
+
+        return await self._writer.transact(in_place, durable=durable)
+
+    def check_place(self) -> None:
+        """Raise `StoreError` where the file's name leads to another one, or to none: no one else would see a write."""
+        if self._path is not None and _identity(self._path) != self.file:
+            raise StoreError(f"{self._path} was deleted, moved or replaced while it was open: restart all workers")
 
     def close(self) -> None:
+        if self in _inherited:
+            return
         if self._writer is not None:
             self._writer.close()
         self._reader.close()
+        _open.discard(self)
+
+    def _refuse_if_inherited(self) -> None:
+        if self in _inherited:
+            raise StoreError(_FORKED)
+
+
+_open: set[_Connections] = set()
+"""What this process has opened, files only."""
+_inherited: set[_Connections] = set()
+"""What was open when this process was forked.
+
+SQLite's table of the locks that it has is copied, the locks are not: the child would believe that its log is guarded,
+and go on writing into it when others have deleted it. That holds for all connections to such a file, new ones too. To
+close one is as wrong; that they are kept here keeps them from being collected, which closes them.
+"""
+
+
+def _disown() -> None:
+    """Note in a forked child what it must not use."""
+    _inherited.update(_open)
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_disown)
+
+
+def _refuse_inherited(path: Path) -> None:
+    file = _identity(path)
+    if file is not None and any(each.file == file for each in _inherited):
+        raise StoreError(_FORKED)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others, whatever its name, or None where there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _connect(path: str, busy: float) -> sqlite3.Connection:
@@ -517,7 +589,7 @@ def _create(path: Path) -> None:
     lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock, path)
         _create_file(path)
         db = _connect(str(path), BUSY_SECONDS)
         try:
@@ -527,6 +599,23 @@ def _create(path: Path) -> None:
             db.close()
     finally:
         os.close(lock)
+
+
+def _lock(lock: int, path: Path) -> None:
+    """Wait for the lock, but not for ever: who has it may be stopped, or have left it to a forked child."""
+    gives_up_at = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > gives_up_at:
+                raise StoreError(
+                    f"another process has held {path}.lock for {LOCK_SECONDS:g} s: a worker that hangs while it "
+                    "starts, or a child that one forked then; end it"
+                ) from None
+            time.sleep(LOCK_PAUSE)
+        else:
+            return
 
 
 def _create_file(path: Path) -> None:

@@ -123,10 +123,6 @@ class Writer:
         with self._lock:
             if self._is_closed:
                 raise StoreError("the session store was closed")
-            if not self._thread.is_alive():  # as after a fork
-                raise StoreError(
-                    "the session store was opened in another process (before a fork?): open one in this process"
-                )
             self._jobs.put(job)
         result: T = await job.answer
         return result
