@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session import telemetry
-from fastapi_otpless_session.connection import OPEN_MARK, STATE_NAME, RequestSession
+from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, put_session
 from fastapi_otpless_session.errors import OtplessSessionError, RefusalError, refusal
 from fastapi_otpless_session.script import SCRIPT_PATH
 from fastapi_otpless_session.session import SessionReason
@@ -54,7 +54,7 @@ class OtplessSessionMiddleware:
             return
         sessions, transport = self._made or self._ready()
         request = RequestSession(sessions, transport, scope)
-        scope.setdefault("state", {})[STATE_NAME] = request
+        put_session(request, scope)
 
         is_required = transport.is_required(scope, self._root_path)
         if is_required and is_preflight(scope):
@@ -102,7 +102,7 @@ class OtplessSessionMiddleware:
         sessions, transport = self._ready()
         scope, offered = transport.take_subprotocols(scope)
         request = RequestSession(sessions, transport, scope, offered)
-        scope.setdefault("state", {})[STATE_NAME] = request
+        put_session(request, scope)
         if transport.is_required(scope, self._root_path):
             refused = await self._refused(scope, request)
             if refused is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from asgi import exchange, http_scope
 from conftest import World, add_routes, make_app, make_settings
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -192,6 +194,44 @@ def test_a_mounted_application_works_on_its_own() -> None:
         assert client.get("/shop/orders").status_code == 401
         assert client.post("/shop/auth/login", json=emulator.sign_in()).status_code == 200
         assert client.get("/shop/orders").status_code == 200
+
+
+async def test_a_state_that_requests_share_shows_nobody_the_session_of_another() -> None:
+    emulator = Emulator()
+    app, is_there, may_go = in_process(emulator), asyncio.Event(), asyncio.Event()
+
+    async def waits() -> None:
+        is_there.set()
+        await may_go.wait()
+
+    @app.get("/slow", dependencies=[Depends(waits)])
+    async def slow(session: CurrentSession, request: Request) -> list[str]:
+        return [session.user_id, request.state.own]
+
+    users = [emulator.sign_in(user_id) for user_id in ("MO-1", "MO-2")]
+    tokens = [[(b"x-session-token", user["sessionInfo"]["sessionToken"].encode())] for user in users]
+    state: dict[str, Any] = {"own": "the lifespan's"}  # as asgi-lifespan's manager hands it out
+    await exchange(app, http_scope("/orders", headers=tokens[1], state=state))
+    waiting = asyncio.create_task(exchange(app, http_scope("/slow", headers=tokens[0], state=state)))
+    await is_there.wait()
+    assert (
+        json.loads((await exchange(app, http_scope("/orders", headers=tokens[1], state=state))).body)["user"]
+        == (users[1]["userId"])
+    )
+    may_go.set()
+    assert json.loads((await waiting).body) == ["MO-1", "the lifespan's"]
+
+
+async def test_a_state_that_requests_share_opens_nothing_beside_the_middleware() -> None:
+    emulator = Emulator()
+    outer = add_routes(FastAPI())
+    outer.mount("/shop", in_process(emulator))
+    token = emulator.sign_in()["sessionInfo"]["sessionToken"].encode()
+    state: dict[str, Any] = {}
+    shop = http_scope("/shop/orders", headers=[(b"x-session-token", token)], state=state)
+    assert (await exchange(outer, shop)).status == 200
+    with pytest.raises(MiddlewareMissingError):
+        await exchange(outer, http_scope("/orders", state=state))
 
 
 def test_wrong_settings_without_a_lifespan_are_an_error_not_an_open_door() -> None:

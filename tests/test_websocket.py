@@ -242,13 +242,13 @@ async def test_a_server_that_cannot_send_a_denial_gets_a_close(sockets: Callable
 class Conversation:
     """A websocket as a server runs it, on the test's own event loop and with the test's time."""
 
-    def __init__(self, app: FastAPI, token: str, path: str = "/feed") -> None:
+    def __init__(self, app: FastAPI, token: str, path: str = "/feed", **more: Any) -> None:
         self.said: list[Any] = []
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         headers = [(b"x-session-token", token.encode())]
         scope = {"type": "websocket", "path": path, "headers": headers, "subprotocols": [], "query_string": b""}
-        self.running = asyncio.create_task(app(scope, self._inbox.get, self._send))
+        self.running = asyncio.create_task(app({**scope, **more}, self._inbox.get, self._send))
 
     async def _send(self, message: Any) -> None:
         self.said.append(message)
@@ -330,6 +330,28 @@ async def test_what_expired_is_closed_within_websocket_recheck_and_no_fault_clos
     app.state.more.set()
     await conversation.running
     assert not isinstance(await sessions.resolve(token), Session)
+
+
+async def test_a_state_that_websockets_share_shows_nobody_the_session_of_another(
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str],
+) -> None:
+    sessions, emulator, app, token = feed
+
+    @app.websocket("/whose")
+    async def whose(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await app.state.more.wait()
+        await websocket.send_text((await websocket.state.otpless.require()).user_id)
+
+    other = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in("MO-2")))
+    state: dict[str, Any] = {}
+    both = [Conversation(app, each, "/whose", state=state) for each in (token, other.token.get_secret_value())]
+    for conversation in both:
+        assert await conversation.closed() is None
+    app.state.more.set()
+    for conversation in both:
+        await conversation.running
+    assert both[0].said[-1]["text"] != both[1].said[-1]["text"] == "MO-2"
 
 
 @pytest.mark.parametrize("leaves", [False, True])
