@@ -201,7 +201,7 @@ class RequestSession:
         return self.sessions.resolve(presented.token or "", known_only=presented.is_cookie_only, max_age=max_age)
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
-        """Write a swapped token into the start of a response, after one more look that the session was not ended."""
+        """Write a swapped token into the start of a response, in place, after one more look at the session."""
         session, headers = self._outcome, message["headers"]
         if not isinstance(session, Session):
             return

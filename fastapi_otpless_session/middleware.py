@@ -22,7 +22,7 @@ from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.transport import Transport, is_preflight
 from fastapi_otpless_session.websocket import DENIAL_EXTENSION, GuardedSocket, close_message
 
-OnRefusal = Callable[[HTTPConnection, RefusalError], Response | Awaitable[Response]]
+OnRefusal = Callable[[HTTPConnection, RefusalError], Response | Awaitable[Response | None] | None]
 
 
 class OtplessSessionMiddleware:
@@ -30,7 +30,7 @@ class OtplessSessionMiddleware:
 
     `settings` default to the `OTPLESS_*` variables and are read at startup, so that wrong ones keep the server from
     starting. `sessions`: yours, opened here unless you did. `on_refusal(connection, error)` returns the response for
-    what `REQUIRED_PATHS` refuses, in place of the default JSON.
+    what `REQUIRED_PATHS` refuses, or None for the default JSON, which a `RefusalError` that it raises gets, too.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class OtplessSessionMiddleware:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                if request.was_asked_for:
-                    message["headers"] = transport.varied(message.get("headers", ()))
+                if request.was_asked_for:  # written in a copy: an application may send one message to many clients
+                    message = {**message, "headers": transport.varied(message.get("headers", ()))}
                     if request.has_new_token:
                         return _send_swapped(request, message, send)
             return send(message)
@@ -118,10 +118,17 @@ class OtplessSessionMiddleware:
         outcome = await request.resolve()
         if not isinstance(outcome, SessionReason):
             return None
-        if self._on_refusal is None:
-            return _REFUSALS.get(outcome) or _answer(refusal(outcome))
-        answer = self._on_refusal(HTTPConnection(scope), refusal(outcome))
-        return await answer if inspect.isawaitable(answer) else answer
+        own = None if self._on_refusal is None else await self._restyled(self._on_refusal, scope, refusal(outcome))
+        return own or _REFUSALS.get(outcome) or _answer(refusal(outcome))
+
+    @staticmethod
+    async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> Response | None:
+        """Return the application's own answer; None where it has none. A path that is refused is never let through."""
+        try:
+            answer = ask(HTTPConnection(scope), error)
+            return await answer if inspect.isawaitable(answer) else answer
+        except RefusalError as raised:
+            return _answer(raised)
 
     def _routed(self, scope: Scope) -> Mapping[str, Any]:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""
@@ -140,7 +147,7 @@ class OtplessSessionMiddleware:
 
         async def send_varied(message: Message) -> None:
             if "headers" in message:
-                message["headers"] = request.transport.varied(message["headers"])
+                message = {**message, "headers": request.transport.varied(message["headers"])}
             await send(message)
 
         if DENIAL_EXTENSION in scope.get("extensions", {}):

@@ -57,22 +57,25 @@ class GuardedSocket:
         if self._is_closed:
             return
         if message["type"] == "websocket.accept":
-            await self._write(message)
+            message = await self._written(message)
             if self._has_own_subprotocol(message):
                 message["subprotocol"] = SUBPROTOCOL
             self._is_open = True
         elif message["type"] == "websocket.http.response.start":
-            await self._write(message)
+            message = await self._written(message)
         elif message["type"] == "websocket.close":
             self._is_closed = True
         await self._send(message)
         self._watch()
 
-    async def _write(self, message: Message) -> None:
+    async def _written(self, message: Message) -> Message:
+        """Return the message with what is ours in its headers, as one that the application will not send again."""
+        message = {**message}
         if self._request.was_asked_for:
             message["headers"] = self._request.transport.varied(message.get("headers", ()))
         if self._request.has_new_token:
             await self._request.write(message)
+        return message
 
     def _has_own_subprotocol(self, message: Message) -> bool:
         return self._request.is_offered and not message.get("subprotocol")

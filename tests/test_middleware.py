@@ -13,11 +13,12 @@ import httpx
 import pytest
 from asgi import exchange, http_scope
 from conftest import World, add_routes, make_app, make_settings
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
+from starlette.testclient import WebSocketDenialResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastapi_otpless_session as package
@@ -214,10 +215,8 @@ async def test_a_state_that_requests_share_shows_nobody_the_session_of_another()
     await exchange(app, http_scope("/orders", headers=tokens[1], state=state))
     waiting = asyncio.create_task(exchange(app, http_scope("/slow", headers=tokens[0], state=state)))
     await is_there.wait()
-    assert (
-        json.loads((await exchange(app, http_scope("/orders", headers=tokens[1], state=state))).body)["user"]
-        == (users[1]["userId"])
-    )
+    other = await exchange(app, http_scope("/orders", headers=tokens[1], state=state))
+    assert json.loads(other.body)["user"] == "MO-2"
     may_go.set()
     assert json.loads((await waiting).body) == ["MO-1", "the lifespan's"]
 
@@ -382,6 +381,31 @@ def test_on_refusal_restyles_what_required_paths_refuse(make_world: Callable[...
     world = make_world(required_paths="/public", middleware={"on_refusal": restyle_slowly if is_async else restyle})
     answer = world.get("/public")
     assert (answer.status_code, answer.json()) == (418, {"oops": "session_missing", "at": "/public"})
+
+
+@pytest.mark.parametrize("kind", ["nothing", "nothing, slowly", "raises", "raises, slowly"])
+def test_on_refusal_lets_nobody_through_that_it_has_no_answer_for(make_world: Callable[..., World], kind: str) -> None:
+    def none_of_its_own(_: HTTPConnection, error: RefusalError) -> Response | None:
+        if kind.startswith("raises"):
+            raise error
+        return None
+
+    async def slowly(connection: HTTPConnection, error: RefusalError) -> Response | None:
+        return none_of_its_own(connection, error)
+
+    on_refusal = slowly if kind.endswith("slowly") else none_of_its_own
+    world = make_world(required_paths=["/public", "/ws"], middleware={"on_refusal": on_refusal})
+
+    @world.app.websocket("/ws")
+    async def ws(websocket: WebSocket) -> None:
+        await websocket.accept()
+
+    answer = world.get("/public")
+    assert (answer.status_code, code(answer)) == (401, "session_missing")
+    assert "X-Session-Token" in answer.headers["vary"]
+    with pytest.raises(WebSocketDenialResponse) as caught, world.client.websocket_connect("wss://shop.example/ws"):
+        pass
+    assert (caught.value.status_code, code(caught.value)) == (401, "session_missing")
 
 
 # Responses

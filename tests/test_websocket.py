@@ -15,6 +15,7 @@ from fastapi import FastAPI, WebSocket
 from processes import PATIENCE
 from simulated import LoopTime, settle
 from starlette.testclient import WebSocketDenialResponse
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fastapi_otpless_session import (
@@ -130,6 +131,32 @@ def test_a_swap_travels_in_the_handshake(sockets: Callable[..., World]) -> None:
         names = [name for name, _ in sent]
         assert b"set-cookie" in names
     assert world.get("/orders").status_code == 200
+
+
+def test_a_handshake_that_is_answered_alike_for_everybody_brings_nobody_what_is_anothers(
+    sockets: Callable[..., World],
+) -> None:
+    accept: Message = {"type": "websocket.accept", "headers": []}
+
+    async def constant(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await scope["state"]["otpless"].session()
+        await send(accept)
+        await send({"type": "websocket.close"})
+
+    world = sockets()
+    world.app.mount("/constant", constant)
+    token = world.token(world.sign_in())
+    with world.client.websocket_connect(SITE + "/constant/", ["otpless-session", token]):
+        pass
+    world.clock.advance(DAY + 1)
+    with world.client.websocket_connect(SITE + "/constant/") as socket:
+        swapped: Any = socket.extra_headers
+        assert b"set-cookie" in dict(swapped)
+    world.client.cookies.clear()
+    with world.client.websocket_connect(SITE + "/constant/") as socket:
+        sent: Any = socket.extra_headers
+        assert (socket.accepted_subprotocol, [name for name, _ in sent]) == (None, [b"vary"])
 
 
 @pytest.mark.parametrize("extra", [[], ["chat"]])
