@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.connection import RequestSession
@@ -21,8 +22,12 @@ def close_message(reason: SessionReason | None) -> Message:
     return {"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason.code if reason else ""}
 
 
+class SessionEndedError(OSError):
+    """The websocket was closed for its session: an OSError is what servers raise once a client has left."""
+
+
 class GuardedSocket:
-    """One websocket. After it was closed for its session, what the application still sends is dropped."""
+    """One websocket. After it was closed for its session, sending raises, as to a client that has left."""
 
     def __init__(self, request: RequestSession, receive: Receive, send: Send, recheck: float) -> None:
         self._request = request
@@ -32,12 +37,16 @@ class GuardedSocket:
         self._is_open = False
         self._is_closed = False
         self._is_left = False
+        self._is_ended = False
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application on this websocket."""
         try:
             await app(scope, self.receive, self.send)
+        except (SessionEndedError, WebSocketDisconnect):  # Starlette turns an OSError into its own
+            if not self._is_ended:
+                raise
         finally:
             if self._watcher is not None:
                 self._watcher.cancel()
@@ -54,6 +63,8 @@ class GuardedSocket:
 
     async def send(self, message: Message) -> None:
         """Pass on what the application sends, a swapped token with the handshake."""
+        if self._is_ended and message["type"] == "websocket.send":
+            raise SessionEndedError  # or else an application that only sends would go on for ever
         if self._is_closed:
             return
         if message["type"] == "websocket.accept":
@@ -109,7 +120,7 @@ class GuardedSocket:
         """Close the websocket, unless the application just did."""
         if self._is_closed:
             return
-        self._is_closed = True
+        self._is_closed = self._is_ended = True
         telemetry.websocket_closes.add(1, telemetry.labels(reason=reason.value))
         with suppress(Exception):  # the client may have left just now
             await self._send(close_message(reason))

@@ -41,7 +41,7 @@ def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
 
     def build(**values: Any) -> World:
         world = make_world(websocket_recheck=values.pop("websocket_recheck", QUICK), **values)
-        world.extra.update(sent=[], asked=threading.Event())
+        world.extra.update(told=[], asked=threading.Event())
 
         @world.app.websocket("/echo")
         async def echo(websocket: WebSocket, session: CurrentSession) -> None:
@@ -49,8 +49,11 @@ def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
             await websocket.send_text(session.user_id)
             async for text in websocket.iter_text():
                 await websocket.send_text(text)
-            await websocket.send_text("into the void")
-            world.extra["sent"].append("void")
+            try:
+                await websocket.send_text("into the void")
+            except WebSocketDisconnect:
+                world.extra["told"].append("echo")
+                raise
 
         @world.app.websocket("/open")
         async def anybody(websocket: WebSocket, session: OptionalSession) -> None:
@@ -198,7 +201,7 @@ def test_a_sign_out_closes_an_open_websocket_with_the_reason(sockets: Callable[.
         with pytest.raises(WebSocketDisconnect) as closed:
             socket.receive_text()
     assert (closed.value.code, closed.value.reason) == (1008, "session_revoked")
-    assert world.extra["sent"] == (["void"] if path == "/echo" else [])
+    assert world.extra["told"] == (["echo"] if path == "/echo" else [])
 
 
 def test_a_websocket_that_nobody_speaks_on_is_closed_too(sockets: Callable[..., World]) -> None:
@@ -313,6 +316,19 @@ async def feed(clock: Clock) -> AsyncIterator[tuple[OtplessSessions, Emulator, F
                     await websocket.receive_text()
                 await app.state.more.wait()
 
+            @app.websocket("/ticker")
+            async def ticker(websocket: WebSocket, session: CurrentSession) -> None:
+                await websocket.accept()
+                while True:
+                    await asyncio.sleep(1)
+                    await websocket.send_text(session.user_id)
+
+            @app.websocket("/closing")
+            async def closing(websocket: WebSocket, _: CurrentSession) -> None:
+                await websocket.accept()
+                await app.state.more.wait()
+                await websocket.close()
+
             session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
             yield sessions, emulator, app, session.token.get_secret_value()
 
@@ -331,6 +347,33 @@ async def test_what_ended_is_closed_within_websocket_recheck_and_what_is_sent_af
     assert await conversation.closed() == (1008, "session_revoked")
     app.state.more.set()
     await conversation.running  # without an exception
+    assert [each["type"] for each in conversation.said] == ["websocket.accept", "websocket.close"]
+
+
+async def test_an_application_that_only_sends_is_told_of_the_end_as_of_a_client_that_left(
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str],
+) -> None:
+    sessions, _, app, token = feed
+    time, conversation = LoopTime(), Conversation(app, token, "/ticker")
+    assert await conversation.closed() is None
+    await sessions.sign_out(token)
+    for _ in range(35):
+        await time.advance(1)
+    assert await conversation.closed() == (1008, "session_revoked")
+    assert conversation.running.done()
+    await conversation.running  # without an exception, which a server would log
+    assert conversation.said[-1]["type"] == "websocket.close"
+
+
+async def test_a_close_after_the_end_is_none_and_no_error(feed: tuple[OtplessSessions, Emulator, FastAPI, str]) -> None:
+    sessions, _, app, token = feed
+    time, conversation = LoopTime(), Conversation(app, token, "/closing")
+    assert await conversation.closed() is None
+    await sessions.sign_out(token)
+    await time.advance(31)
+    assert await conversation.closed() == (1008, "session_revoked")
+    app.state.more.set()
+    await conversation.running
     assert [each["type"] for each in conversation.said] == ["websocket.accept", "websocket.close"]
 
 
