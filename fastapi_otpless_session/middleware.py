@@ -109,7 +109,12 @@ class OtplessSessionMiddleware:
                 await self._deny(refused, request, scope, receive, send)
                 return
         socket = GuardedSocket(request, receive, send, sessions.settings.websocket_recheck)
-        await socket.run(self.app, scope)
+        try:
+            await socket.run(self.app, scope)
+        except RefusalError as error:  # by other middleware, as over HTTP
+            if socket.has_answered:
+                raise
+            await self._deny(_answer(error), request, scope, receive, send)
 
     async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
         """Return the answer to a request whose path needs a session that it does not have."""

@@ -38,6 +38,8 @@ class GuardedSocket:
         self._is_closed = False
         self._is_left = False
         self._is_ended = False
+        self.has_answered: bool = False
+        """Whether the handshake has its answer."""
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
@@ -73,11 +75,20 @@ class GuardedSocket:
                 message["subprotocol"] = SUBPROTOCOL
             self._is_open = True
         elif message["type"] == "websocket.http.response.start":
+            if self._is_open and self._request.reason is not None:
+                await self._refuse(self._request.reason)
+                return
             message = await self._written(message)
         elif message["type"] == "websocket.close":
             self._is_closed = True
+        self.has_answered = True
         await self._send(message)
         self._watch()
+
+    async def _refuse(self, reason: SessionReason) -> None:
+        """Close what has been accepted: an exception handler's answer to a refusal comes too late for a handshake."""
+        self._is_closed = True
+        await self._send(close_message(reason))
 
     async def _written(self, message: Message) -> Message:
         """Return the message with what is ours in its headers, as one that the application will not send again."""

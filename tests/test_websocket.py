@@ -14,8 +14,8 @@ from conftest import Clock, World, make_settings
 from fastapi import FastAPI, WebSocket
 from processes import PATIENCE
 from simulated import LoopTime, settle
-from starlette.testclient import WebSocketDenialResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fastapi_otpless_session import (
@@ -24,6 +24,7 @@ from fastapi_otpless_session import (
     OtplessClient,
     OtplessSessionMiddleware,
     OtplessSessions,
+    RefusalError,
     Session,
     SessionReason,
 )
@@ -99,6 +100,48 @@ def refused(world: World, path: str, **headers: str) -> tuple[int, str]:
 def test_without_a_session_the_handshake_is_refused_with_the_reason(sockets: Callable[..., World]) -> None:
     assert refused(sockets(), "/echo") == (401, "session_missing")
     assert refused(sockets(required_paths="/open"), "/open") == (401, "session_missing")
+
+
+def test_a_refusal_after_the_handshake_is_a_close_with_the_reason(sockets: Callable[..., World]) -> None:
+    world = sockets()
+
+    @world.app.websocket("/too-late")
+    async def too_late(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.state.otpless.require()
+
+    with world.client.websocket_connect(SITE + "/too-late") as socket, pytest.raises(WebSocketDisconnect) as closed:
+        socket.receive_text()
+    assert (closed.value.code, closed.value.reason) == (1008, "session_missing")
+
+
+class Gate:
+    """Middleware of the application's that needs a session, inside ours and outside its exception handlers."""
+
+    def __init__(self, app: ASGIApp, *, is_late: bool) -> None:
+        self.app = app
+        self.is_late = is_late
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            if self.is_late:
+                await send({"type": "websocket.accept"})
+            await scope["state"]["otpless"].require()
+        await self.app(scope, receive, send)
+
+
+def test_a_refusal_of_other_middlewares_is_that_of_the_handshake() -> None:
+    app = OtplessSessionMiddleware(Gate(FastAPI(), is_late=False), settings=make_settings())
+    with pytest.raises(WebSocketDenialResponse) as caught, TestClient(app).websocket_connect("/"):
+        pass
+    assert (caught.value.status_code, caught.value.json()["detail"]["code"]) == (401, "session_missing")
+    assert caught.value.headers["vary"] == "Authorization, X-Session-Token, Cookie"
+
+
+def test_a_handshake_that_has_its_answer_gets_no_other() -> None:
+    app = OtplessSessionMiddleware(Gate(FastAPI(), is_late=True), settings=make_settings())
+    with pytest.raises(RefusalError), TestClient(app).websocket_connect("/") as socket:
+        socket.receive_text()
 
 
 @pytest.mark.parametrize("path", ["/echo", "/open"])
