@@ -51,7 +51,8 @@ class GuardedSocket:
                 raise
         finally:
             if self._watcher is not None:
-                self._watcher.cancel()
+                if not self._is_ended:  # or else it may still be sending the close
+                    self._watcher.cancel()
                 await asyncio.wait([self._watcher])
 
     async def receive(self) -> Message:

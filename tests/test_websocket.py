@@ -317,6 +317,7 @@ class Conversation:
 
     def __init__(self, app: FastAPI, token: str, path: str = "/feed", **more: Any) -> None:
         self.said: list[Any] = []
+        self.close_takes = 0
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         headers = [(b"x-session-token", token.encode())]
@@ -324,6 +325,8 @@ class Conversation:
         self.running = asyncio.create_task(app({**scope, **more}, self._inbox.get, self._send))
 
     async def _send(self, message: Any) -> None:
+        if message["type"] == "websocket.close":
+            await asyncio.sleep(self.close_takes)
         self.said.append(message)
 
     def leave(self) -> None:
@@ -393,11 +396,13 @@ async def test_what_ended_is_closed_within_websocket_recheck_and_what_is_sent_af
     assert [each["type"] for each in conversation.said] == ["websocket.accept", "websocket.close"]
 
 
+@pytest.mark.parametrize("close_takes", [0, 3])
 async def test_an_application_that_only_sends_is_told_of_the_end_as_of_a_client_that_left(
-    feed: tuple[OtplessSessions, Emulator, FastAPI, str],
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str], close_takes: int
 ) -> None:
     sessions, _, app, token = feed
     time, conversation = LoopTime(), Conversation(app, token, "/ticker")
+    conversation.close_takes = close_takes  # what a client has not read yet comes before it
     assert await conversation.closed() is None
     await sessions.sign_out(token)
     for _ in range(35):
