@@ -27,6 +27,8 @@ from fastapi_otpless_session.strangers import Stranger
 from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
 
 STATE_NAME = "otpless"
+OWN_MARK = "fastapi_otpless_session.own"
+"""A scope gets this key when a request's session is put into its state."""
 OPEN_MARK = "fastapi_otpless_session.open"
 """A scope gets this key when one of the router's routes that need no session matches it."""
 
@@ -199,7 +201,7 @@ class RequestSession:
         return self.sessions.resolve(presented.token or "", known_only=presented.is_cookie_only, max_age=max_age)
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
-        """Write a swapped token into the start of a response, after one more look that the session was not ended."""
+        """Write a swapped token into the start of a response, in place, after one more look at the session."""
         session, headers = self._outcome, message["headers"]
         if not isinstance(session, Session):
             return
@@ -213,9 +215,23 @@ class RequestSession:
             telemetry.logger.error("The swapped token cannot be set as a cookie: %s", error.message)
 
 
+def put_session(request: RequestSession, scope: MutableMapping[str, Any]) -> None:
+    """Put a request's session into its state, where the application finds it.
+
+    Some servers and lifespan managers hand one state to many requests: Hypercorn 0.17, asgi-lifespan. What is in the
+    state of a scope without our mark is another request's, which keeps it.
+    """
+    state = scope.setdefault("state", {})
+    if STATE_NAME in state and OWN_MARK not in scope:
+        state = scope["state"] = {**state}
+    state[STATE_NAME] = request
+    scope[OWN_MARK] = True
+
+
 def request_session(connection: HTTPConnection) -> RequestSession:
     """Return the request's session. Raises `MiddlewareMissingError`."""
-    found = connection.scope.get("state", {}).get(STATE_NAME)
+    scope = connection.scope
+    found = scope.get("state", {}).get(STATE_NAME) if OWN_MARK in scope else None
     if not isinstance(found, RequestSession):
         raise MiddlewareMissingError
     return found

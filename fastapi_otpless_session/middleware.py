@@ -13,7 +13,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session import telemetry
-from fastapi_otpless_session.connection import OPEN_MARK, STATE_NAME, RequestSession
+from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, put_session
 from fastapi_otpless_session.errors import OtplessSessionError, RefusalError, refusal
 from fastapi_otpless_session.script import SCRIPT_PATH
 from fastapi_otpless_session.session import SessionReason
@@ -22,7 +22,7 @@ from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.transport import Transport, is_preflight
 from fastapi_otpless_session.websocket import DENIAL_EXTENSION, GuardedSocket, close_message
 
-OnRefusal = Callable[[HTTPConnection, RefusalError], Response | Awaitable[Response]]
+OnRefusal = Callable[[HTTPConnection, RefusalError], Response | Awaitable[Response | None] | None]
 
 
 class OtplessSessionMiddleware:
@@ -30,7 +30,7 @@ class OtplessSessionMiddleware:
 
     `settings` default to the `OTPLESS_*` variables and are read at startup, so that wrong ones keep the server from
     starting. `sessions`: yours, opened here unless you did. `on_refusal(connection, error)` returns the response for
-    what `REQUIRED_PATHS` refuses, in place of the default JSON.
+    what `REQUIRED_PATHS` refuses, or None for the default JSON, which a `RefusalError` that it raises gets, too.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OtplessSessionMiddleware:
             return
         sessions, transport = self._made or self._ready()
         request = RequestSession(sessions, transport, scope)
-        scope.setdefault("state", {})[STATE_NAME] = request
+        put_session(request, scope)
 
         is_required = transport.is_required(scope, self._root_path)
         if is_required and is_preflight(scope):
@@ -66,8 +66,8 @@ class OtplessSessionMiddleware:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                if request.was_asked_for:
-                    message["headers"] = transport.varied(message.get("headers", ()))
+                if request.was_asked_for:  # written in a copy: an application may send one message to many clients
+                    message = {**message, "headers": transport.varied(message.get("headers", ()))}
                     if request.has_new_token:
                         return _send_swapped(request, message, send)
             return send(message)
@@ -102,14 +102,19 @@ class OtplessSessionMiddleware:
         sessions, transport = self._ready()
         scope, offered = transport.take_subprotocols(scope)
         request = RequestSession(sessions, transport, scope, offered)
-        scope.setdefault("state", {})[STATE_NAME] = request
+        put_session(request, scope)
         if transport.is_required(scope, self._root_path):
             refused = await self._refused(scope, request)
             if refused is not None:
                 await self._deny(refused, request, scope, receive, send)
                 return
         socket = GuardedSocket(request, receive, send, sessions.settings.websocket_recheck)
-        await socket.run(self.app, scope)
+        try:
+            await socket.run(self.app, scope)
+        except RefusalError as error:  # by other middleware, as over HTTP
+            if socket.has_answered:
+                raise
+            await self._deny(_answer(error), request, scope, receive, send)
 
     async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
         """Return the answer to a request whose path needs a session that it does not have."""
@@ -118,10 +123,17 @@ class OtplessSessionMiddleware:
         outcome = await request.resolve()
         if not isinstance(outcome, SessionReason):
             return None
-        if self._on_refusal is None:
-            return _REFUSALS.get(outcome) or _answer(refusal(outcome))
-        answer = self._on_refusal(HTTPConnection(scope), refusal(outcome))
-        return await answer if inspect.isawaitable(answer) else answer
+        own = None if self._on_refusal is None else await self._restyled(self._on_refusal, scope, refusal(outcome))
+        return own or _REFUSALS.get(outcome) or _answer(refusal(outcome))
+
+    @staticmethod
+    async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> Response | None:
+        """Return the application's own answer; None where it has none. A path that is refused is never let through."""
+        try:
+            answer = ask(HTTPConnection(scope), error)
+            return await answer if inspect.isawaitable(answer) else answer
+        except RefusalError as raised:
+            return _answer(raised)
 
     def _routed(self, scope: Scope) -> Mapping[str, Any]:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""
@@ -140,7 +152,7 @@ class OtplessSessionMiddleware:
 
         async def send_varied(message: Message) -> None:
             if "headers" in message:
-                message["headers"] = request.transport.varied(message["headers"])
+                message = {**message, "headers": request.transport.varied(message["headers"])}
             await send(message)
 
         if DENIAL_EXTENSION in scope.get("extensions", {}):

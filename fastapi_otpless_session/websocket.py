@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.connection import RequestSession
@@ -21,8 +22,12 @@ def close_message(reason: SessionReason | None) -> Message:
     return {"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason.code if reason else ""}
 
 
+class SessionEndedError(OSError):
+    """The websocket was closed for its session: an OSError is what servers raise once a client has left."""
+
+
 class GuardedSocket:
-    """One websocket. After it was closed for its session, what the application still sends is dropped."""
+    """One websocket. After it was closed for its session, sending raises, as to a client that has left."""
 
     def __init__(self, request: RequestSession, receive: Receive, send: Send, recheck: float) -> None:
         self._request = request
@@ -32,15 +37,22 @@ class GuardedSocket:
         self._is_open = False
         self._is_closed = False
         self._is_left = False
+        self._is_ended = False
+        self.has_answered: bool = False
+        """Whether the handshake has its answer."""
         self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         """Run the application on this websocket."""
         try:
             await app(scope, self.receive, self.send)
+        except (SessionEndedError, WebSocketDisconnect):  # Starlette turns an OSError into its own
+            if not self._is_ended:
+                raise
         finally:
             if self._watcher is not None:
-                self._watcher.cancel()
+                if not self._is_ended:  # or else it may still be sending the close
+                    self._watcher.cancel()
                 await asyncio.wait([self._watcher])
 
     async def receive(self) -> Message:
@@ -54,25 +66,39 @@ class GuardedSocket:
 
     async def send(self, message: Message) -> None:
         """Pass on what the application sends, a swapped token with the handshake."""
+        if self._is_ended and message["type"] == "websocket.send":
+            raise SessionEndedError  # or else an application that only sends would go on for ever
         if self._is_closed:
             return
         if message["type"] == "websocket.accept":
-            await self._write(message)
+            message = await self._written(message)
             if self._has_own_subprotocol(message):
                 message["subprotocol"] = SUBPROTOCOL
             self._is_open = True
         elif message["type"] == "websocket.http.response.start":
-            await self._write(message)
+            if self._is_open and self._request.reason is not None:
+                await self._refuse(self._request.reason)
+                return
+            message = await self._written(message)
         elif message["type"] == "websocket.close":
             self._is_closed = True
+        self.has_answered = True
         await self._send(message)
         self._watch()
 
-    async def _write(self, message: Message) -> None:
+    async def _refuse(self, reason: SessionReason) -> None:
+        """Close what has been accepted: an exception handler's answer to a refusal comes too late for a handshake."""
+        self._is_closed = True
+        await self._send(close_message(reason))
+
+    async def _written(self, message: Message) -> Message:
+        """Return the message with what is ours in its headers, as one that the application will not send again."""
+        message = {**message}
         if self._request.was_asked_for:
             message["headers"] = self._request.transport.varied(message.get("headers", ()))
         if self._request.has_new_token:
             await self._request.write(message)
+        return message
 
     def _has_own_subprotocol(self, message: Message) -> bool:
         return self._request.is_offered and not message.get("subprotocol")
@@ -106,7 +132,7 @@ class GuardedSocket:
         """Close the websocket, unless the application just did."""
         if self._is_closed:
             return
-        self._is_closed = True
+        self._is_closed = self._is_ended = True
         telemetry.websocket_closes.add(1, telemetry.labels(reason=reason.value))
         with suppress(Exception):  # the client may have left just now
             await self._send(close_message(reason))

@@ -191,6 +191,19 @@ class TestToken:
         page.evaluate("last.then(({ status }) => status)")
         assert stored(page) == meanwhile
 
+    @pytest.mark.parametrize("old", [OLD, token(400, "session-2")], ids=["older", "somebody-else's"])
+    def test_a_token_out_of_a_cache_replaces_nothing(self, site: Site, old: str) -> None:
+        page = site.signed_in_tab(NEW)
+        site.answers("/orders", swap=old)
+        fetched(page, "/orders")
+        assert (stored(page), events(page)) == (NEW, [["signed-in", None]])
+
+    def test_a_token_out_of_a_cache_signs_nobody_in(self, site: Site) -> None:
+        page = site.tab()
+        site.answers("/orders", swap=OLD)
+        fetched(page, "/orders")
+        assert (stored(page), is_signed_in(page), events(page)) == (None, False, [])
+
     def test_two_tabs_that_write_at_once_end_with_the_newer_token(self, site: Site) -> None:
         page, other = site.signed_in_tab(NEW), site.tab()
         key = page.evaluate("Object.keys(localStorage).find((key) => key.startsWith('otpless-session-token'))")
@@ -319,6 +332,33 @@ class TestEnd:
         assert page.evaluate(failure) == ["Try again.", "session_unavailable", 503]
         assert is_signed_in(page)
 
+    def test_a_401_of_a_proxy_s_is_no_sign_out(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {"401"}
+        site.answers("/auth/logout", 401, "Who are you?", **{"WWW-Authenticate": 'Basic realm="proxy"'})
+        assert page.evaluate("otplessSession.signOut().catch(({ status }) => status)") == 401
+        assert (is_signed_in(page), events(page)) == (True, [["signed-in", None]])
+
+    def test_a_sign_out_whose_session_is_over_already_is_one(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {"401"}
+        site.answers("/auth/logout", 401, EXPIRED)
+        page.evaluate("otplessSession.signOut()")
+        assert (is_signed_in(page), events(page)) == (False, [["signed-in", None], ["signed-out", None]])
+
+    def test_a_sign_out_that_failed_while_another_tab_had_a_swap_does_not_look_like_one(self, site: Site) -> None:
+        page, other = site.signed_in_tab(OLD), site.tab()
+        site.window.refusals = {"503"}
+        page.route("**/auth/logout", lambda route: site.held.append(route))  # noqa: PLW0108 - Playwright writes to it
+        with page.expect_request("**/auth/logout"):
+            page.evaluate("window.leaving = otplessSession.signOut().catch(({ status }) => status); 0")
+        site.answers("/orders", swap=NEW)
+        fetched(other, "/orders")
+        page.wait_for_function(f"{STORED} === {json.dumps(NEW)}")
+        site.held.pop().fulfill(status=503, json={})
+        assert page.evaluate("leaving") == 503
+        assert is_signed_in(page)
+
     @pytest.mark.parametrize(("reason", "ends"), [("session_revoked", True), ("kitchen_closed", False)])
     def test_a_websocket_that_is_closed_for_its_session_signs_out(self, site: Site, reason: str, ends: bool) -> None:
         page = site.signed_in_tab()
@@ -385,6 +425,23 @@ class TestTabs:
         fetched(page, "/orders")
         fetched(page, "/orders")
         assert site.seen[-1] == ("/orders", NEW)
+
+    def test_storage_that_fills_up_keeps_no_old_token_for_other_tabs(self, site: Site) -> None:
+        page, other = site.signed_in_tab(OLD), site.tab()
+        page.evaluate(f"() => {{ {FULL_STORAGE} }}")
+        site.answers("/orders", swap=NEW)
+        fetched(page, "/orders")
+        assert (is_signed_in(page), stored(page)) == (True, None)
+        other.wait_for_function("!otplessSession.signedIn")
+
+    def test_whoever_is_signed_in_stays_so_where_storage_is_full(self, site: Site) -> None:
+        site.signed_in_tab(OLD)
+        site.window.context.add_init_script(FULL_STORAGE)
+        page = site.tab()
+        assert is_signed_in(page)
+        site.answers("/orders")
+        fetched(page, "/orders")
+        assert site.seen[-1] == ("/orders", OLD)
 
 
 class TestPage:

@@ -394,6 +394,8 @@ TO_ACCOUNT = "def refuse(connection, error): return RedirectResponse('/account/s
         ),
         pytest.param("/**", "/sign-in", TO_SIGN_IN, "ok", id="exempt"),
         pytest.param("/account/**", "", TO_SIGN_IN, "ok", id="another folder"),
+        pytest.param("/**", "", "def refuse(connection, error): ...", "ok", id="the default answer"),
+        pytest.param("/**", "", "async def refuse(connection, error): raise error", "ok", id="the error itself"),
         pytest.param(
             "/**", "", "def refuse(connection, error): return RedirectResponse('https://id.example/')", "ok", id="away"
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+from asgi import exchange, http_scope
 from conftest import World, add_routes, make_app, make_settings
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
+from starlette.testclient import WebSocketDenialResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import fastapi_otpless_session as package
@@ -194,6 +197,42 @@ def test_a_mounted_application_works_on_its_own() -> None:
         assert client.get("/shop/orders").status_code == 200
 
 
+async def test_a_state_that_requests_share_shows_nobody_the_session_of_another() -> None:
+    emulator = Emulator()
+    app, is_there, may_go = in_process(emulator), asyncio.Event(), asyncio.Event()
+
+    async def waits() -> None:
+        is_there.set()
+        await may_go.wait()
+
+    @app.get("/slow", dependencies=[Depends(waits)])
+    async def slow(session: CurrentSession, request: Request) -> list[str]:
+        return [session.user_id, request.state.own]
+
+    users = [emulator.sign_in(user_id) for user_id in ("MO-1", "MO-2")]
+    tokens = [[(b"x-session-token", user["sessionInfo"]["sessionToken"].encode())] for user in users]
+    state: dict[str, Any] = {"own": "the lifespan's"}  # as asgi-lifespan's manager hands it out
+    await exchange(app, http_scope("/orders", headers=tokens[1], state=state))
+    waiting = asyncio.create_task(exchange(app, http_scope("/slow", headers=tokens[0], state=state)))
+    await is_there.wait()
+    other = await exchange(app, http_scope("/orders", headers=tokens[1], state=state))
+    assert json.loads(other.body)["user"] == "MO-2"
+    may_go.set()
+    assert json.loads((await waiting).body) == ["MO-1", "the lifespan's"]
+
+
+async def test_a_state_that_requests_share_opens_nothing_beside_the_middleware() -> None:
+    emulator = Emulator()
+    outer = add_routes(FastAPI())
+    outer.mount("/shop", in_process(emulator))
+    token = emulator.sign_in()["sessionInfo"]["sessionToken"].encode()
+    state: dict[str, Any] = {}
+    shop = http_scope("/shop/orders", headers=[(b"x-session-token", token)], state=state)
+    assert (await exchange(outer, shop)).status == 200
+    with pytest.raises(MiddlewareMissingError):
+        await exchange(outer, http_scope("/orders", state=state))
+
+
 def test_wrong_settings_without_a_lifespan_are_an_error_not_an_open_door() -> None:
     app = add_routes(FastAPI())
     app.add_middleware(OtplessSessionMiddleware)
@@ -342,6 +381,31 @@ def test_on_refusal_restyles_what_required_paths_refuse(make_world: Callable[...
     world = make_world(required_paths="/public", middleware={"on_refusal": restyle_slowly if is_async else restyle})
     answer = world.get("/public")
     assert (answer.status_code, answer.json()) == (418, {"oops": "session_missing", "at": "/public"})
+
+
+@pytest.mark.parametrize("kind", ["nothing", "nothing, slowly", "raises", "raises, slowly"])
+def test_on_refusal_lets_nobody_through_that_it_has_no_answer_for(make_world: Callable[..., World], kind: str) -> None:
+    def none_of_its_own(_: HTTPConnection, error: RefusalError) -> Response | None:
+        if kind.startswith("raises"):
+            raise error
+        return None
+
+    async def slowly(connection: HTTPConnection, error: RefusalError) -> Response | None:
+        return none_of_its_own(connection, error)
+
+    on_refusal = slowly if kind.endswith("slowly") else none_of_its_own
+    world = make_world(required_paths=["/public", "/ws"], middleware={"on_refusal": on_refusal})
+
+    @world.app.websocket("/ws")
+    async def ws(websocket: WebSocket) -> None:
+        await websocket.accept()
+
+    answer = world.get("/public")
+    assert (answer.status_code, code(answer)) == (401, "session_missing")
+    assert "X-Session-Token" in answer.headers["vary"]
+    with pytest.raises(WebSocketDenialResponse) as caught, world.client.websocket_connect("wss://shop.example/ws"):
+        pass
+    assert (caught.value.status_code, code(caught.value)) == (401, "session_missing")
 
 
 # Responses

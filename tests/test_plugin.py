@@ -11,13 +11,14 @@ from typing import Any
 import httpx
 import pytest
 from conftest import add_routes, make_settings
-from fastapi import FastAPI, WebSocket
+from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from fastapi_otpless_session import (
     ConfigurationError,
@@ -385,6 +386,27 @@ def mounted() -> Any:
     return outer
 
 
+def by_host() -> Any:
+    outer = Starlette()
+    outer.host("testserver", added())
+    return outer
+
+
+def included() -> Any:
+    outer, router = FastAPI(), APIRouter()
+    router.host("testserver", added())
+    outer.include_router(router)
+    return outer
+
+
+def on_a_route() -> Any:
+    async def orders(request: Request) -> Response:
+        return JSONResponse({"user": (await request.state.otpless.require()).user_id})
+
+    ours = Middleware(OtplessSessionMiddleware, on_refusal=on_refusal)
+    return Starlette(routes=[Route("/orders", orders, middleware=[ours])])
+
+
 def subclassed() -> Any:
     class Ours(OtplessSessionMiddleware):
         pass
@@ -394,7 +416,7 @@ def subclassed() -> Any:
     return app
 
 
-@pytest.mark.parametrize("make", [added, listed, wrapping, wrapped, mounted, subclassed])
+@pytest.mark.parametrize("make", [added, listed, wrapping, wrapped, mounted, by_host, included, on_a_route, subclassed])
 def test_the_middleware_is_found_wherever_it_is_and_keeps_what_else_it_was_given(make: Any) -> None:
     app = make()
     for user_id in ("MO-7", "MO-8"):

@@ -348,6 +348,24 @@ def test_a_request_that_asks_for_no_session_is_passed_on_as_it_is(swapping: Worl
         assert swapping.call(exchange, ours, {**scope}).messages == without_us.messages
 
 
+# Messages that are sent again
+
+START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+
+
+def test_what_is_sent_to_everybody_brings_nobody_the_token_of_another(swapping: World) -> None:
+    async def constant(scope: Scope, _: Receive, send: Send) -> None:
+        await scope["state"]["otpless"].session()
+        await send(START)
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    swapping.app.mount("/constant", constant)
+    assert "set-cookie" in swapping.get("/constant/").headers
+    swapping.client.cookies.clear()
+    assert {"set-cookie", "cache-control"}.isdisjoint(swapping.get("/constant/").headers)
+    assert START["headers"] == [(b"content-type", b"text/plain")]
+
+
 # Handlers that raise
 
 

@@ -14,7 +14,8 @@ from conftest import Clock, World, make_settings
 from fastapi import FastAPI, WebSocket
 from processes import PATIENCE
 from simulated import LoopTime, settle
-from starlette.testclient import WebSocketDenialResponse
+from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from fastapi_otpless_session import (
@@ -23,6 +24,7 @@ from fastapi_otpless_session import (
     OtplessClient,
     OtplessSessionMiddleware,
     OtplessSessions,
+    RefusalError,
     Session,
     SessionReason,
 )
@@ -40,7 +42,7 @@ def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
 
     def build(**values: Any) -> World:
         world = make_world(websocket_recheck=values.pop("websocket_recheck", QUICK), **values)
-        world.extra.update(sent=[], asked=threading.Event())
+        world.extra.update(told=[], asked=threading.Event())
 
         @world.app.websocket("/echo")
         async def echo(websocket: WebSocket, session: CurrentSession) -> None:
@@ -48,8 +50,11 @@ def sockets(make_world: Callable[..., World]) -> Callable[..., World]:
             await websocket.send_text(session.user_id)
             async for text in websocket.iter_text():
                 await websocket.send_text(text)
-            await websocket.send_text("into the void")
-            world.extra["sent"].append("void")
+            try:
+                await websocket.send_text("into the void")
+            except WebSocketDisconnect:
+                world.extra["told"].append("echo")
+                raise
 
         @world.app.websocket("/open")
         async def anybody(websocket: WebSocket, session: OptionalSession) -> None:
@@ -97,6 +102,48 @@ def test_without_a_session_the_handshake_is_refused_with_the_reason(sockets: Cal
     assert refused(sockets(required_paths="/open"), "/open") == (401, "session_missing")
 
 
+def test_a_refusal_after_the_handshake_is_a_close_with_the_reason(sockets: Callable[..., World]) -> None:
+    world = sockets()
+
+    @world.app.websocket("/too-late")
+    async def too_late(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.state.otpless.require()
+
+    with world.client.websocket_connect(SITE + "/too-late") as socket, pytest.raises(WebSocketDisconnect) as closed:
+        socket.receive_text()
+    assert (closed.value.code, closed.value.reason) == (1008, "session_missing")
+
+
+class Gate:
+    """Middleware of the application's that needs a session, inside ours and outside its exception handlers."""
+
+    def __init__(self, app: ASGIApp, *, is_late: bool) -> None:
+        self.app = app
+        self.is_late = is_late
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            if self.is_late:
+                await send({"type": "websocket.accept"})
+            await scope["state"]["otpless"].require()
+        await self.app(scope, receive, send)
+
+
+def test_a_refusal_of_other_middlewares_is_that_of_the_handshake() -> None:
+    app = OtplessSessionMiddleware(Gate(FastAPI(), is_late=False), settings=make_settings())
+    with pytest.raises(WebSocketDenialResponse) as caught, TestClient(app).websocket_connect("/"):
+        pass
+    assert (caught.value.status_code, caught.value.json()["detail"]["code"]) == (401, "session_missing")
+    assert caught.value.headers["vary"] == "Authorization, X-Session-Token, Cookie"
+
+
+def test_a_handshake_that_has_its_answer_gets_no_other() -> None:
+    app = OtplessSessionMiddleware(Gate(FastAPI(), is_late=True), settings=make_settings())
+    with pytest.raises(RefusalError), TestClient(app).websocket_connect("/") as socket:
+        socket.receive_text()
+
+
 @pytest.mark.parametrize("path", ["/echo", "/open"])
 def test_a_refusal_of_a_handshake_varies_on_what_was_looked_at(sockets: Callable[..., World], path: str) -> None:
     world = sockets(required_paths="/open")
@@ -130,6 +177,32 @@ def test_a_swap_travels_in_the_handshake(sockets: Callable[..., World]) -> None:
         names = [name for name, _ in sent]
         assert b"set-cookie" in names
     assert world.get("/orders").status_code == 200
+
+
+def test_a_handshake_that_is_answered_alike_for_everybody_brings_nobody_what_is_anothers(
+    sockets: Callable[..., World],
+) -> None:
+    accept: Message = {"type": "websocket.accept", "headers": []}
+
+    async def constant(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await scope["state"]["otpless"].session()
+        await send(accept)
+        await send({"type": "websocket.close"})
+
+    world = sockets()
+    world.app.mount("/constant", constant)
+    token = world.token(world.sign_in())
+    with world.client.websocket_connect(SITE + "/constant/", ["otpless-session", token]):
+        pass
+    world.clock.advance(DAY + 1)
+    with world.client.websocket_connect(SITE + "/constant/") as socket:
+        swapped: Any = socket.extra_headers
+        assert b"set-cookie" in dict(swapped)
+    world.client.cookies.clear()
+    with world.client.websocket_connect(SITE + "/constant/") as socket:
+        sent: Any = socket.extra_headers
+        assert (socket.accepted_subprotocol, [name for name, _ in sent]) == (None, [b"vary"])
 
 
 @pytest.mark.parametrize("extra", [[], ["chat"]])
@@ -171,7 +244,7 @@ def test_a_sign_out_closes_an_open_websocket_with_the_reason(sockets: Callable[.
         with pytest.raises(WebSocketDisconnect) as closed:
             socket.receive_text()
     assert (closed.value.code, closed.value.reason) == (1008, "session_revoked")
-    assert world.extra["sent"] == (["void"] if path == "/echo" else [])
+    assert world.extra["told"] == (["echo"] if path == "/echo" else [])
 
 
 def test_a_websocket_that_nobody_speaks_on_is_closed_too(sockets: Callable[..., World]) -> None:
@@ -242,15 +315,18 @@ async def test_a_server_that_cannot_send_a_denial_gets_a_close(sockets: Callable
 class Conversation:
     """A websocket as a server runs it, on the test's own event loop and with the test's time."""
 
-    def __init__(self, app: FastAPI, token: str, path: str = "/feed") -> None:
+    def __init__(self, app: FastAPI, token: str, path: str = "/feed", **more: Any) -> None:
         self.said: list[Any] = []
+        self.close_takes = 0
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._inbox.put_nowait({"type": "websocket.connect"})
         headers = [(b"x-session-token", token.encode())]
         scope = {"type": "websocket", "path": path, "headers": headers, "subprotocols": [], "query_string": b""}
-        self.running = asyncio.create_task(app(scope, self._inbox.get, self._send))
+        self.running = asyncio.create_task(app({**scope, **more}, self._inbox.get, self._send))
 
     async def _send(self, message: Any) -> None:
+        if message["type"] == "websocket.close":
+            await asyncio.sleep(self.close_takes)
         self.said.append(message)
 
     def leave(self) -> None:
@@ -286,6 +362,19 @@ async def feed(clock: Clock) -> AsyncIterator[tuple[OtplessSessions, Emulator, F
                     await websocket.receive_text()
                 await app.state.more.wait()
 
+            @app.websocket("/ticker")
+            async def ticker(websocket: WebSocket, session: CurrentSession) -> None:
+                await websocket.accept()
+                while True:
+                    await asyncio.sleep(1)
+                    await websocket.send_text(session.user_id)
+
+            @app.websocket("/closing")
+            async def closing(websocket: WebSocket, _: CurrentSession) -> None:
+                await websocket.accept()
+                await app.state.more.wait()
+                await websocket.close()
+
             session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
             yield sessions, emulator, app, session.token.get_secret_value()
 
@@ -304,6 +393,35 @@ async def test_what_ended_is_closed_within_websocket_recheck_and_what_is_sent_af
     assert await conversation.closed() == (1008, "session_revoked")
     app.state.more.set()
     await conversation.running  # without an exception
+    assert [each["type"] for each in conversation.said] == ["websocket.accept", "websocket.close"]
+
+
+@pytest.mark.parametrize("close_takes", [0, 3])
+async def test_an_application_that_only_sends_is_told_of_the_end_as_of_a_client_that_left(
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str], close_takes: int
+) -> None:
+    sessions, _, app, token = feed
+    time, conversation = LoopTime(), Conversation(app, token, "/ticker")
+    conversation.close_takes = close_takes  # what a client has not read yet comes before it
+    assert await conversation.closed() is None
+    await sessions.sign_out(token)
+    for _ in range(35):
+        await time.advance(1)
+    assert await conversation.closed() == (1008, "session_revoked")
+    assert conversation.running.done()
+    await conversation.running  # without an exception, which a server would log
+    assert conversation.said[-1]["type"] == "websocket.close"
+
+
+async def test_a_close_after_the_end_is_none_and_no_error(feed: tuple[OtplessSessions, Emulator, FastAPI, str]) -> None:
+    sessions, _, app, token = feed
+    time, conversation = LoopTime(), Conversation(app, token, "/closing")
+    assert await conversation.closed() is None
+    await sessions.sign_out(token)
+    await time.advance(31)
+    assert await conversation.closed() == (1008, "session_revoked")
+    app.state.more.set()
+    await conversation.running
     assert [each["type"] for each in conversation.said] == ["websocket.accept", "websocket.close"]
 
 
@@ -330,6 +448,28 @@ async def test_what_expired_is_closed_within_websocket_recheck_and_no_fault_clos
     app.state.more.set()
     await conversation.running
     assert not isinstance(await sessions.resolve(token), Session)
+
+
+async def test_a_state_that_websockets_share_shows_nobody_the_session_of_another(
+    feed: tuple[OtplessSessions, Emulator, FastAPI, str],
+) -> None:
+    sessions, emulator, app, token = feed
+
+    @app.websocket("/whose")
+    async def whose(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await app.state.more.wait()
+        await websocket.send_text((await websocket.state.otpless.require()).user_id)
+
+    other = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in("MO-2")))
+    state: dict[str, Any] = {}
+    both = [Conversation(app, each, "/whose", state=state) for each in (token, other.token.get_secret_value())]
+    for conversation in both:
+        assert await conversation.closed() is None
+    app.state.more.set()
+    for conversation in both:
+        await conversation.running
+    assert both[0].said[-1]["text"] != both[1].said[-1]["text"] == "MO-2"
 
 
 @pytest.mark.parametrize("leaves", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from asyncio import CancelledError
 from collections.abc import Awaitable
@@ -15,7 +16,7 @@ from fastapi_otpless_session.doctor.application import Application
 from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem
 from fastapi_otpless_session.doctor.load import guarded
 from fastapi_otpless_session.doctor.setup import Setup
-from fastapi_otpless_session.errors import refusal
+from fastapi_otpless_session.errors import RefusalError, refusal
 from fastapi_otpless_session.middleware import OnRefusal
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.transport import Transport
@@ -63,21 +64,25 @@ def _target(setup: Setup, ask: OnRefusal, scope: dict[str, Any]) -> str | None:
     try:
         with guarded(setup.deadline):
             answer = ask(HTTPConnection(scope), refusal(SessionReason.MISSING))
-            response = answer if isinstance(answer, Response) else _finished(answer)
-            return _path_here(response, scope["path"]) if response.status_code in REDIRECTS else None
+            response = _finished(answer) if inspect.isawaitable(answer) else answer
+            if response is None or response.status_code not in REDIRECTS:
+                return None
+            return _path_here(response, scope["path"])
+    except RefusalError:
+        return None
     except (Exception, SystemExit, CancelledError) as error:  # noqa: BLE001 - it may need more than is made up
         raise NotApplicableError(
             f"on_refusal has no answer to a made-up request: {type(error).__name__}: {error}"
         ) from None
 
 
-def _finished(answer: Awaitable[Response]) -> Response:
+def _finished(answer: Awaitable[Response | None]) -> Response | None:
     """Return what an awaitable gives at once: one that waits for somebody is not waited for."""
     steps = answer.__await__()
     try:
         next(steps)
     except StopIteration as done:
-        response: Response = done.value
+        response: Response | None = done.value
         return response
     steps.close()
     raise TimeoutError("it waits for something")

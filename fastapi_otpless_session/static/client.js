@@ -31,12 +31,10 @@
   let isSigningOut = false;
   let known = storage ? storage.getItem(key) : null; // the token that this tab knew last
 
-  /** Return localStorage, or null where there is none or nothing can be written: then each tab keeps its own token. */
+  /** Return localStorage, full or not, or null where there is none: then each tab keeps its own token. */
   function usableStorage() {
-    const probe = "probe of " + key; // other tabs see it for a moment
     try {
-      window.localStorage.setItem(probe, "");
-      window.localStorage.removeItem(probe);
+      window.localStorage.getItem(key);
       return window.localStorage;
     } catch (error) {
       return null;
@@ -54,9 +52,19 @@
       if (storage && token) storage.setItem(key, token);
       else if (storage) storage.removeItem(key);
     } catch (error) {
-      storage = null; // full: this tab goes on by itself
+      replace(token);
     }
     tell(before, token, isSigningOut ? null : code); // a websocket may hear of the end first
+  }
+
+  /** Write where it is full. The old token must not stay: another tab that sends it may end the session. */
+  function replace(token) {
+    try {
+      storage.removeItem(key);
+      storage.setItem(key, token);
+    } catch (error) {
+      storage = null; // this tab goes on by itself
+    }
   }
 
   function claims(token) {
@@ -108,7 +116,8 @@
   /** Keep a token that came in answer to a request with `sent`, unless another tab has a newer one or signed out. */
   function keep(token, sent) {
     const current = read();
-    if (current === sent || (current && isNewer(token, current))) write(token);
+    if (!current || sessionOf(token) !== sessionOf(sent)) return; // a cache may answer with somebody else's
+    if (current === sent ? !isNewer(current, token) : isNewer(token, current)) write(token);
   }
 
   function isOver(code) {
@@ -190,8 +199,9 @@
     isSigningOut = true;
     try {
       const response = await call(base.href + path, { method: "POST", headers: { Accept: "application/json" } });
-      if (!response.ok && response.status !== 401) throw await refusal(response);
-      if (sessionOf(read()) === sessionOf(sent)) write(null);
+      const isThere = sessionOf(read()) === sessionOf(sent); // a 401 of ours has taken it away
+      if (isThere && !response.ok) throw await refusal(response);
+      if (isThere) write(null);
     } finally {
       isSigningOut = false;
     }

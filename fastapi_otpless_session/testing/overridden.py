@@ -11,7 +11,7 @@ from typing import NoReturn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import ConfigurationError, OtplessSessions, OtplessSettings, Session, SessionDetails
-from fastapi_otpless_session.connection import STATE_NAME, RequestSession
+from fastapi_otpless_session.connection import RequestSession, put_session
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import SessionSummary
 from fastapi_otpless_session.signin import OtplessUser
@@ -92,7 +92,7 @@ class OverridingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Note the session, and pass all on as it is."""
         if scope["type"] in {"http", "websocket"}:
-            scope.setdefault("state", {})[STATE_NAME] = RequestSession(self._sessions, self._transport, scope)
+            put_session(RequestSession(self._sessions, self._transport, scope), scope)
         await self.app(scope, receive, send)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.routing import Mount
 
 from fastapi_otpless_session import ConfigurationError, OtplessSessionMiddleware, OtplessSessions, OtplessSettings
 
@@ -87,9 +86,8 @@ def _walk(app: object) -> Iterator[Place]:
             yield _Wrapped(app)
         if isinstance(app, Starlette):
             yield from (_Added(app, entry) for entry in app.user_middleware if _is_ours(entry))
-        for route in getattr(app, "routes", ()):
-            if isinstance(route, Mount):
-                yield from _walk(route.app)
+        for route in getattr(app, "routes", ()):  # FastAPI keeps included routers as they are
+            yield from _walk(getattr(route, "original_router", None) or getattr(route, "app", None))
         app = getattr(app, "app", None)
 
 
