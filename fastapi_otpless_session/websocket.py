@@ -104,9 +104,9 @@ class GuardedSocket:
         return self._request.is_offered and not message.get("subprotocol")
 
     def _watch(self) -> None:
-        """Start watching once the websocket is open and somebody has asked for its session."""
-        if self._watcher is None and self._is_open and isinstance(self._request.outcome, Session):
-            self._watcher = asyncio.create_task(self._look_again(self._request.outcome))
+        """Start watching once the websocket is open: somebody may ask for its session without another message."""
+        if self._watcher is None and self._is_open:
+            self._watcher = asyncio.create_task(self._look_again())
 
     async def _rechecked(self, session: Session) -> Session | SessionReason:
         try:
@@ -116,12 +116,16 @@ class GuardedSocket:
             telemetry.logger.exception("A websocket's session could not be looked at")
             return SessionReason.UNAVAILABLE
 
-    async def _look_again(self, session: Session) -> None:
+    async def _look_again(self) -> None:
+        session: Session | None = None
         while True:
             await asyncio.sleep(self._recheck)
             if self._is_closed or self._is_left:  # an application that goes on alone is no activity of anybody's
                 return
-            outcome = await self._rechecked(session)
+            asked = session or self._request.outcome
+            if not isinstance(asked, Session):
+                continue
+            outcome = await self._rechecked(asked)
             if isinstance(outcome, Session):
                 session = outcome
             elif outcome is not SessionReason.UNAVAILABLE:

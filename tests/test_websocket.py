@@ -258,6 +258,29 @@ def test_a_websocket_that_nobody_speaks_on_is_closed_too(sockets: Callable[..., 
     assert (closed.value.code, closed.value.reason) == (1008, "session_revoked")
 
 
+def test_a_websocket_whose_session_is_asked_for_while_it_waits_for_its_client_is_closed_too(
+    sockets: Callable[..., World],
+) -> None:
+    world, asked = sockets(), threading.Event()
+
+    @world.app.websocket("/waiting")
+    async def waiting(websocket: WebSocket) -> None:
+        await websocket.accept()
+        reader = asyncio.create_task(websocket.receive_text())
+        await asyncio.sleep(0)
+        await websocket.state.otpless.require()
+        asked.set()
+        await reader
+
+    user = world.sign_in()
+    with world.client.websocket_connect(SITE + "/waiting") as socket:
+        assert asked.wait(PATIENCE)
+        world.call(world.sessions.end, world.session_id(user))
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_text()
+    assert (closed.value.code, closed.value.reason) == (1008, "session_revoked")
+
+
 def test_an_open_websocket_survives_swaps_and_outages(sockets: Callable[..., World]) -> None:
     world = sockets()
     user = world.sign_in()
