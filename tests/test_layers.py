@@ -21,7 +21,7 @@ LAYERS = [
         *("strict_json", "wire", "tokens", "transport", "crowd", "patience", "flights", "loops", "lru", "freshness"),
         *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sqlite_writer"),
         *("stores.sql_schema", "stores.sql_link", "stores.sql"),
-        *("stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
+        *("stores.keepalive", "stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
     },
     {"http", "http_aiohttp", "body", "client", "breaker", "gate", "keys"},
     {
