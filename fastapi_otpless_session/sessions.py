@@ -254,8 +254,8 @@ class OtplessSessions:
 
         `fits` may look at the token and its remaining life and raise, before anything is stored. The same sign-in again
         is answered again; an ended session is not revived. Raises `SignInRefusedError`, `BodyRefusedError`, or
-        `NoVerdictError`. A sign-in that has begun is finished though whoever asked be cancelled, as
-        long as the event loop runs.
+        `NoVerdictError`. A sign-in that has begun is finished though whoever asked be cancelled, as long as the event
+        loop runs.
         """
         return await self._background.finish(lambda: self._counted_sign_in(user, fits))
 
@@ -353,7 +353,7 @@ class OtplessSessions:
         """Tell OTPLESS directly. Raises `NoVerdictError` where that does not end the session."""
         digest = self._vault.digest(token)
         known = row if row is not None and row.refresh_token else self._resolver.seen(digest)  # a stranger's has none
-        ours = known or await self._identified(token, digest)
+        ours = known or row or await self._identified(token, digest)
         if ours is None:
             return  # it was never anybody's
         verdict = await self._client.revoke_session(token, known=known is not None)
