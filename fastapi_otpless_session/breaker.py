@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 
 FAILURES_IN_A_ROW = 5
-WINDOW_SECONDS = 10.0
+WINDOW_SECONDS = 10
 WINDOW_CALLS = 20
 PROBE_SECONDS = 1.0
 LONGEST_PAUSE = 10.0
@@ -60,13 +61,22 @@ class Breakers:
             self._known.failed(began_at, retry_after)
 
 
+@dataclass(slots=True)
+class _Second:
+    """How many calls ended in a second of the clock's: thousands take no more memory, or time, than one."""
+
+    number: int
+    calls: int = 0
+    failures: int = 0
+
+
 class Breaker:
     """Opens on 5 failures in a row, or on half of at least 20 calls in 10 s; then lets a probe through each second."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._row = 0
-        self._outcomes: deque[tuple[float, bool]] = deque()
+        self._window: deque[_Second] = deque()
         self._next_probe: float | None = None
         self._opened_at = -inf
         self._recovered_at = -inf
@@ -96,7 +106,7 @@ class Breaker:
         if self._next_probe is not None:
             if began_at < self._opened_at:
                 return
-            self._outcomes.clear()
+            self._window.clear()
             self._recovered_at = self._clock()
         self._row = 0
         self._next_probe = None
@@ -117,14 +127,17 @@ class Breaker:
             self._hold_back(PROBE_SECONDS)
 
     def _remember(self, *, ok: bool) -> None:
-        now = self._clock()
-        self._outcomes.append((now, ok))
-        while self._outcomes and self._outcomes[0][0] < now - WINDOW_SECONDS:
-            self._outcomes.popleft()
+        window, number = self._window, int(self._clock())
+        if not window or window[-1].number != number:
+            window.append(_Second(number))
+            while window[0].number <= number - WINDOW_SECONDS:
+                window.popleft()
+        window[-1].calls += 1
+        window[-1].failures += not ok
 
     def _half_failed(self) -> bool:
-        failures = sum(not ok for _, ok in self._outcomes)
-        return len(self._outcomes) >= WINDOW_CALLS and failures * 2 >= len(self._outcomes)
+        calls = sum(second.calls for second in self._window)
+        return calls >= WINDOW_CALLS and 2 * sum(second.failures for second in self._window) >= calls
 
     def _hold_back(self, seconds: float) -> None:
         now = self._clock()

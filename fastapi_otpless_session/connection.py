@@ -36,10 +36,15 @@ OPEN_MARK = "fastapi_otpless_session.open"
 class RequestSession:
     """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
 
-    __slots__ = (
-        *("_headers", "_is_safe", "_lock", "_max_age", "_offered", "_outcome", "_presented", "_scheme", "_served"),
-        *("has_new_token", "sessions", "transport", "was_asked_for"),
-    )
+    _presented: Presented | None = None
+    _served: Copy | Stranger | None = None
+    _outcome: Session | SessionReason | None = None
+    _lock: asyncio.Lock | None = None
+    _max_age: float | None = None
+    was_asked_for: bool = False
+    """Whether anybody has asked for the session."""
+    has_new_token: bool = False
+    """Whether the response is to bring a new token."""
 
     def __init__(
         self,
@@ -55,15 +60,6 @@ class RequestSession:
         self._scheme = scope.get("scheme", "")
         self._is_safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         self._offered = offered
-        self._presented: Presented | None = None
-        self._served: Copy | Stranger | None = None
-        self._outcome: Session | SessionReason | None = None
-        self._lock: asyncio.Lock | None = None
-        self._max_age: float | None = None
-        self.was_asked_for: bool = False
-        """Whether anybody has asked for the session."""
-        self.has_new_token: bool = False
-        """Whether the response is to bring a new token."""
 
     @property
     def presented(self) -> Presented:
@@ -174,10 +170,9 @@ class RequestSession:
         if not self.was_asked_for:
             self.was_asked_for = True
             self._presented = presented = self.transport.find(self._headers, self._offered)
-            self._outcome = self._refusal(presented)
-            if self._outcome is None:
-                token, known_only = presented.token or "", presented.is_cookie_only
-                self._served = self.sessions.at_once(token, known_only=known_only)
+            self._outcome = reason = self._refusal(presented)
+            if reason is None and presented.token is not None:
+                self._served = self.sessions.at_once(presented.token, known_only=presented.is_cookie_only)
         return self._served is not None
 
     def at_once(self) -> Session | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import KeysView
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
@@ -38,14 +39,10 @@ class Endings:
         self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
         self._signed_out: Lru[bytes, bool] = Lru(REMEMBERED)
         self._unwritten: Lru[str, SessionRow] = Lru(REMEMBERED)
-
-    def is_over(self, session_id: str) -> bool:
-        """Whether this worker knows that a session has ended."""
-        return session_id in self._known
-
-    def is_signed_out(self, digest: bytes) -> bool:
-        """Whether a token was signed out in this worker while the store could not take note of it."""
-        return digest in self._signed_out
+        self.over: KeysView[str] = self._known.keys
+        """The ids of the sessions that this worker knows to have ended."""
+        self.signed_out: KeysView[bytes] = self._signed_out.keys
+        """The digests of tokens that were signed out in this worker while the store could not take note of it."""
 
     def reason(self, session_id: str) -> SessionReason | None:
         """Return why a session ended, if this worker knows that it has."""
@@ -57,7 +54,7 @@ class Endings:
 
     async def note_signed_out(self, digest: bytes, row: SessionRow) -> None:
         """Remember a token that was signed out without the store, and its session, to be written when it can be."""
-        was_active = not self.is_over(row.session_id)
+        was_active = row.session_id not in self.over
         self._signed_out.put(digest, True)
         self._unwritten.put(row.session_id, row)
         self.note(row.session_id, SessionReason.REVOKED)
@@ -90,7 +87,7 @@ class Endings:
 
     async def _end(self, row: SessionRow, reason: EndReason, why: SignOutReason) -> SessionRow:
         ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
-        was_active = row.state is State.ACTIVE and not self.is_over(row.session_id)
+        was_active = row.state is State.ACTIVE and row.session_id not in self.over
         self.note(row.session_id, ended_reason(ended))
         if was_active and ended.end_reason is reason:
             await self._events.signed_out(ended, why)

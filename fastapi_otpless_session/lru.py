@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, KeysView
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -16,6 +16,8 @@ class Lru(Generic[K, V]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._entries: OrderedDict[K, V] = OrderedDict()
+        self.keys: KeysView[K] = self._entries.keys()
+        """What there is, at any time. Asking is no use of an entry."""
 
     def get(self, key: K) -> V | None:
         """Return an entry, which counts as its use."""
@@ -39,6 +41,3 @@ class Lru(Generic[K, V]):
     def drop(self, key: K) -> None:
         """Forget an entry."""
         self._entries.pop(key, None)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._entries  # asking is no use of it

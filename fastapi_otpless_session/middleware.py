@@ -57,7 +57,7 @@ class OtplessSessionMiddleware:
         put_session(request, scope)
 
         is_required = transport.is_required(scope, self._root_path)
-        if is_required and is_preflight(scope):
+        if is_required and scope["method"] == "OPTIONS" and is_preflight(scope["headers"]):
             is_required, send = False, _to_preflight(send, has_cors=self._has_cors())
         has_started = False
 
@@ -67,7 +67,7 @@ class OtplessSessionMiddleware:
             if message["type"] == "http.response.start":
                 has_started = True
                 if request.was_asked_for:  # written in a copy: an application may send one message to many clients
-                    message = {**message, "headers": transport.varied(message.get("headers", ()))}
+                    message = transport.varied(message)
                     if request.has_new_token:
                         return _send_swapped(request, message, send)
             return send(message)
@@ -152,7 +152,7 @@ class OtplessSessionMiddleware:
 
         async def send_varied(message: Message) -> None:
             if "headers" in message:
-                message = {**message, "headers": request.transport.varied(message["headers"])}
+                message = request.transport.varied(message)
             await send(message)
 
         if DENIAL_EXTENSION in scope.get("extensions", {}):

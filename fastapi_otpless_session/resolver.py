@@ -129,12 +129,12 @@ class Resolver:
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`."""
         digest = self._digest(token) if self._has_quiet_time and len(token) <= TOKEN_LIMIT else None
-        if digest is None or self._endings.is_signed_out(digest):
+        if digest is None or digest in self._endings.signed_out:
             return None
         copy = self._copies.get(digest)
         if copy is None:
             return None if known_only else self._stranger_at_once(digest)
-        if self._endings.is_over(copy.row.session_id):
+        if copy.row.session_id in self._endings.over:
             return None
         at = self._monotonic()
         if copy.first_duty <= copy.offset + at:  # the store need not be asked, then
@@ -146,7 +146,7 @@ class Resolver:
 
     def _stranger_at_once(self, digest: bytes) -> Stranger | None:
         stranger = self._strangers.at_once(digest)
-        return None if stranger is None or self._endings.is_over(stranger.session_id) else stranger
+        return None if stranger is None or stranger.session_id in self._endings.over else stranger
 
     def _unchanged_at(self, digest: bytes, copy: Copy, at: float) -> float | None:
         """Return the store's time if a row is as its copy has it, now at `at` by the worker's monotonic clock."""
@@ -162,7 +162,7 @@ class Resolver:
         if digest is None:
             return SessionReason.INVALID
         asked = _Asked(token, digest, known_only, max_age)
-        if self._endings.is_signed_out(digest):
+        if digest in self._endings.signed_out:
             came_from("memory")
             return SessionReason.REVOKED
         try:
@@ -191,7 +191,7 @@ class Resolver:
         """
         digest = self._digest(session.token.get_secret_value())
         copy = None if digest is None else self._copies.get(digest)
-        if digest is None or copy is None or copy.row.session_id != session.id or self._endings.is_over(session.id):
+        if digest is None or copy is None or copy.row.session_id != session.id or session.id in self._endings.over:
             return None
         now = self._unchanged_at(digest, copy, self._monotonic())
         return None if now is None else copy.row.expires_at - now
@@ -228,7 +228,7 @@ class Resolver:
             return False
         at = self._monotonic()
         is_as_read = at - copy.at < self._store_ttl or self._unchanged_at(asked.digest, copy, at) is not None
-        return is_as_read and not self._endings.is_over(copy.row.session_id)
+        return is_as_read and copy.row.session_id not in self._endings.over
 
     async def _with_others(
         self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
@@ -260,7 +260,7 @@ class Resolver:
     def _is_believed(self, copy: Copy) -> bool:
         """Whether this worker's own copy will do: one that is old, or that says that it is over, is read again."""
         row, at = copy.row, self._monotonic()
-        if at - copy.at >= self._store_ttl or self._endings.is_over(row.session_id) or not copy.first_duty:
+        if at - copy.at >= self._store_ttl or row.session_id in self._endings.over or not copy.first_duty:
             return False
         now = copy.offset + at
         return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)

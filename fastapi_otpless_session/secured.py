@@ -59,8 +59,8 @@ class Secured(SecurityDependency, Generic[T]):
     async def __call__(
         self,
         connection: HTTPConnection,
-        _header: Annotated[None, Depends(_header)] = None,
-        _cookie: Annotated[None, Depends(_cookie)] = None,
+        _header: Annotated[None, Depends(_header, scope="function")] = None,  # so FastAPI need not find out
+        _cookie: Annotated[None, Depends(_cookie, scope="function")] = None,
     ) -> T:
         """Return what `ask` does."""
         return await self._ask(connection)

@@ -220,7 +220,7 @@ class Strangers:
 
     def has_admitted(self, digest: bytes) -> bool:
         """Whether a token was admitted as a stranger's."""
-        return digest in self._seen
+        return digest in self._seen.keys
 
     def forget(self, digest: bytes) -> None:
         """Ask anew the next time."""

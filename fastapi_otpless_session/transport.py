@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi_otpless_session.errors import ChannelUnreadError, CookieTooLargeError
 from fastapi_otpless_session.settings import OtplessSettings
@@ -42,7 +43,8 @@ class Channel(StrEnum):
     SUBPROTOCOL = "subprotocol"
 
 
-class Presented(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Presented:
     """The credentials of one request: each distinct token with its channels."""
 
     tokens: Mapping[str, frozenset[Channel]]
@@ -220,22 +222,21 @@ class Transport:
         """Return the `Set-Cookie` value that deletes the session cookie: the same attributes, no life."""
         return f"{self._cookie}=; Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT{self._attributes}".encode()
 
-    def varied(self, headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-        """Return a response's headers with a note that it depends on the channels that were looked at."""
-        noted = [*headers]
-        for key, _ in noted:
-            if key.lower() == b"vary":
-                add_to_list(noted, b"vary", self._vary)
-                return noted
-        noted.append(self._vary_header)
-        return noted
+    def varied(self, start: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a copy of a response's start with a note that it depends on the channels that were looked at."""
+        headers = [*start.get("headers", ())]
+        for name, _ in headers:
+            if name.lower() == b"vary":
+                add_to_list(headers, b"vary", self._vary)
+                break
+        else:
+            headers.append(self._vary_header)
+        return {**start, "headers": headers}
 
 
-def is_preflight(scope: Mapping[str, Any]) -> bool:
-    """Whether a browser asks what a page of another origin may send. It sends no credentials with that."""
-    return scope.get("method") == "OPTIONS" and {b"origin", b"access-control-request-method"} <= {
-        name for name, _ in scope["headers"]
-    }
+def is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether an OPTIONS asks for a browser what a page of another origin may send. It carries no credentials."""
+    return {b"origin", b"access-control-request-method"} <= {name for name, _ in headers}
 
 
 def _attributes(settings: OtplessSettings) -> str:

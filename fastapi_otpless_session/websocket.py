@@ -93,9 +93,7 @@ class GuardedSocket:
 
     async def _written(self, message: Message) -> Message:
         """Return the message with what is ours in its headers, as one that the application will not send again."""
-        message = {**message}
-        if self._request.was_asked_for:
-            message["headers"] = self._request.transport.varied(message.get("headers", ()))
+        message = self._request.transport.varied(message) if self._request.was_asked_for else {**message}
         if self._request.has_new_token:
             await self._request.write(message)
         return message

@@ -10,6 +10,7 @@ import logging
 import socket
 import ssl
 import threading
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -631,6 +632,22 @@ async def test_failures_that_are_spread_out_do_not_open_the_breaker(mocked: Otpl
     assert route.call_count == 60
 
 
+async def test_what_is_known_of_otpless_takes_no_more_memory_for_thousands_of_calls_a_second(clock: Clock) -> None:
+    client = OtplessClient(settings_for(), http=Answering(), monotonic=clock)
+    kept = []
+    for calls in (100, 5_000):
+        tracemalloc.start()
+        try:
+            for _ in range(calls):
+                clock.advance(1e-4)
+                assert await client.validate_session("a.b.c") is Verdict.VALID
+            gc.collect()
+            kept.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert kept[1] < kept[0] + 5_000  # a byte a call
+
+
 async def test_callers_that_give_up_on_a_call_without_an_answer_open_the_breaker_and_hasty_ones_do_not(
     clock: Clock,
 ) -> None:
@@ -648,6 +665,20 @@ async def test_callers_that_give_up_on_a_call_without_an_answer_open_the_breaker
     assert len(puppet.calls) == 35
     with pytest.raises(UpstreamError, match="has been failing"):
         await call
+
+
+class Answering:
+    """An `HttpSender` whose calls all are answered at once, that the session is valid."""
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        assert (request.method, deadline > 0) == ("POST", True)
+        return GOOD
+
+    async def open(self) -> None:
+        """Nothing to make."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
 
 
 @dataclass

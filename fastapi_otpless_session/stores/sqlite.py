@@ -471,7 +471,8 @@ class _Connections:
             failing.pop_all()
 
     def read(self, query: str, values: tuple[Any, ...]) -> Any:
-        self._refuse_if_inherited()
+        if self in _inherited:
+            raise StoreError(_FORKED)
         with self._lock:
             return self._reader.execute(query, values).fetchone()
 
