@@ -21,11 +21,13 @@ class Lru(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         """Return an entry, which counts as its use."""
-        try:
-            self._entries.move_to_end(key)
-            return self._entries[key]
-        except KeyError:
-            return None
+        value = self._entries.get(key)
+        if value is not None:
+            try:
+                self._entries.move_to_end(key)
+            except KeyError:  # another thread has just dropped it
+                return None
+        return value
 
     def put(self, key: K, value: V) -> None:
         """Keep an entry, dropping the least recently used where there are too many."""

@@ -107,7 +107,7 @@ class Resolver:
         self._client = client
         self._vault = vault
         # Most requests bring the token of one of the last. To look its digest up saves a twentieth of a bare route.
-        self._digest = lru_cache(DIGESTS_REMEMBERED)(self._digest_of)
+        self._digest = lru_cache(DIGESTS_REMEMBERED)(vault.digest)
         self._refresher = refresher
         self._strangers = strangers
         self._endings = endings
@@ -122,12 +122,11 @@ class Resolver:
         self._store_ttl = settings.store_ttl
         self._patience = settings.refresh_timeout + LANDING_SECONDS
 
-    def _digest_of(self, token: str) -> bytes | None:
-        """Return the digest of what has the shape of a token."""
-        return self._vault.digest(token) if tokens.is_token(token) else None
-
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
-        """Return a session that may be served without waiting for anybody or writing; None: `resolve`."""
+        """Return a session that may be served without waiting for anybody or writing; None: `resolve`.
+
+        What is known by its digest was seen to have the shape of a token.
+        """
         digest = self._digest(token) if self._has_quiet_time and len(token) <= TOKEN_LIMIT else None
         if digest is None or digest in self._endings.signed_out:
             return None
@@ -158,9 +157,9 @@ class Resolver:
     async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
         came_from("token")
-        digest = self._digest(token) if len(token) <= TOKEN_LIMIT else None
-        if digest is None:
+        if not tokens.is_token(token):
             return SessionReason.INVALID
+        digest = self._digest(token)
         asked = _Asked(token, digest, known_only, max_age)
         if digest in self._endings.signed_out:
             came_from("memory")
@@ -190,8 +189,8 @@ class Resolver:
         It takes a look at the row, however long a copy may be believed.
         """
         digest = self._digest(session.token.get_secret_value())
-        copy = None if digest is None else self._copies.get(digest)
-        if digest is None or copy is None or copy.row.session_id != session.id or session.id in self._endings.over:
+        copy = self._copies.get(digest)
+        if copy is None or copy.row.session_id != session.id or session.id in self._endings.over:
             return None
         now = self._unchanged_at(digest, copy, self._monotonic())
         return None if now is None else copy.row.expires_at - now
@@ -454,9 +453,8 @@ class Resolver:
             self._endings.note(row.session_id, outcome)
             return outcome
         claims, now = tokens.read_claims(outcome.token), max(current.now, outcome.row.validated_at)
-        digest = self._digest(outcome.token) if outcome.committed else None
-        if digest is not None:  # each answer that hands the token out looks at its row again
-            self._copies.keep(digest, outcome.row, claims, now, began_at)
+        if outcome.committed:  # each answer that hands the token out looks at its row again
+            self._copies.keep(self._digest(outcome.token), outcome.row, claims, now, began_at)
         return Current(outcome.row, outcome.token, claims, now, outcome.row.validated_at, refreshed=outcome.committed)
 
     async def _stranger(self, asked: _Asked) -> Session | SessionReason:

@@ -180,7 +180,7 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
 
     with _faults_are_503():
         session = await otpless.sessions.sign_in(user, fits=fits)
-        for token in otpless.presented.tokens:
+        for token, _ in otpless.presented.tokens:
             await otpless.sessions.replace(token, session)
     response = JSONResponse(SessionBody.of(session).model_dump(mode="json"))
     otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), lives[-1])
@@ -190,7 +190,7 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
 async def logout(otpless: _Request) -> Response:
     """Sign out: here at once and on every worker, then at OTPLESS. Signing out twice is no error."""
     has_failed = False
-    for token, channels in otpless.presented.tokens.items():
+    for token, channels in otpless.presented.tokens:
         try:
             await otpless.sessions.sign_out(token, known_only=channels == {Channel.COOKIE})
         except NoVerdictError:

@@ -92,8 +92,11 @@ def _has_shape(text: str) -> bool:
 
 
 def digest(client_id: str, token: str) -> bytes:
-    """Return the 32 bytes under which a token is known: SHA-256 over the client id and the token."""
-    return hashlib.sha256(f"{len(client_id)}:{client_id}:{token}".encode()).digest()
+    """Return the 32 bytes under which a token is known: SHA-256 over the client id and the token.
+
+    Any text has one, even what a server made of bytes that are none.
+    """
+    return hashlib.sha256(f"{len(client_id)}:{client_id}:{token}".encode("utf-8", "surrogatepass")).digest()
 
 
 @lru_cache(CLAIMS_REMEMBERED)  # one request reads a token up to three times, and so does a herd that brings it

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi_otpless_session.errors import ChannelUnreadError, CookieTooLargeError
 from fastapi_otpless_session.settings import OtplessSettings
@@ -43,11 +42,10 @@ class Channel(StrEnum):
     SUBPROTOCOL = "subprotocol"
 
 
-@dataclass(frozen=True, slots=True)
-class Presented:
+class Presented(NamedTuple):
     """The credentials of one request: each distinct token with its channels."""
 
-    tokens: Mapping[str, frozenset[Channel]]
+    tokens: tuple[tuple[str, frozenset[Channel]], ...] = ()
     channels: frozenset[Channel] = frozenset()
     """All channels that carried something."""
     in_conflict: bool = False
@@ -65,7 +63,7 @@ class Presented:
 AUTHORIZATION, HEADER, COOKIE, OFFERED = (frozenset({channel}) for channel in Channel)
 """Each channel alone. They are made once, for an enum's member takes its time to hash."""
 Seen = list[tuple[str, frozenset[Channel]]]
-NOTHING = Presented({})
+NOTHING = Presented()
 
 
 class Transport:
@@ -111,31 +109,31 @@ class Transport:
         return self._alone(only_name, only_value) if only_name else NOTHING
 
     def _read_alone(self, name: bytes, value: bytes) -> Presented:
-        return self._together([(name, value)], ())
+        return _presented(self._read(self._names[name], value))
+
+    def _read(self, channel: frozenset[Channel], value: bytes) -> Seen:
+        """Return the tokens in a header of a channel. One that is empty is nothing, but its name occurred."""
+        text = value.decode("latin-1")
+        if channel is HEADER:
+            return [(text.strip(" \t"), HEADER)]
+        if channel is AUTHORIZATION:
+            return [(_bearer(text), AUTHORIZATION)]
+        return [
+            (token.strip(" \t"), COOKIE)
+            for name, is_pair, token in [pair.partition("=") for pair in text.split(";")]
+            if is_pair and name.strip(" \t") == self._cookie
+        ]
 
     def _together(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str]) -> Presented:
         seen: Seen = [(token, OFFERED) for token in offered if token]
-        bearers: list[str] = []
+        bearers: Seen = []
         for name, value in headers:
             channel = self._names.get(name)
-            if channel is None:
-                continue
-            text = value.decode("latin-1")
-            if channel is HEADER:
-                seen.append((text.strip(" \t"), HEADER))
-            elif channel is AUTHORIZATION:
-                bearers.append(_bearer(text))
-            else:
-                seen += [(token, COOKIE) for token in self._cookies(text)]
-        if any(bearers):  # else they are other API keys, however many
-            seen += [(token, AUTHORIZATION) for token in bearers]
-        return _presented(seen) if seen else NOTHING
-
-    def _cookies(self, header: str) -> Iterable[str]:
-        for pair in header.split(";"):
-            name, separator, value = pair.partition("=")
-            if separator and name.strip(" \t") == self._cookie:
-                yield value.strip(" \t")
+            if channel is not None:
+                (bearers if channel is AUTHORIZATION else seen).extend(self._read(channel, value))
+        if any(token for token, _ in bearers):  # else they are other API keys, however many
+            seen += bearers
+        return _presented(seen)
 
     def take_subprotocols(self, scope: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
         """Take the tokens that a websocket offers as subprotocols out of the scope; return both.
@@ -258,7 +256,7 @@ def _bearer(value: str) -> str:
 def _presented(seen: Seen) -> Presented:
     if len(seen) == 1:  # as a rule
         ((only, channel),) = seen
-        return Presented({only: channel}, channel, token=only, is_cookie_only=channel is COOKIE) if only else NOTHING
+        return Presented((*seen,), channel, token=only, is_cookie_only=channel is COOKIE) if only else NOTHING
     tokens: dict[str, frozenset[Channel]] = {}
     for token, channel in seen:
         if token in tokens:
@@ -269,7 +267,7 @@ def _presented(seen: Seen) -> Presented:
     channels = frozenset[Channel]().union(*tokens.values())
     in_conflict = is_repeated or len(tokens) > 1
     counts = None if in_conflict or not tokens else next(iter(tokens))
-    return Presented(tokens, channels, in_conflict, counts, is_cookie_only=channels == COOKIE)
+    return Presented((*tokens.items(),), channels, in_conflict, counts, is_cookie_only=channels == COOKIE)
 
 
 def _parted(subprotocols: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -98,7 +98,7 @@ class OverridingMiddleware:
 
 class _CarriesOne(Transport):
     def find(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str] = ()) -> Presented:
-        return Presented({TOKEN: HEADER}, HEADER, token=TOKEN)
+        return Presented(((TOKEN, HEADER),), HEADER, token=TOKEN)
 
 
 def _summary(session: Session) -> SessionSummary:
