@@ -6,7 +6,9 @@ The records that applications see do have the token; the last ones that were mad
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
 
@@ -104,7 +106,9 @@ class Copies(Lru[bytes, Copy]):
 class Duties:
     """When something is to be done about a session that is served: by the store's clock, from its row."""
 
-    def __init__(self, settings: OtplessSettings) -> None:
+    def __init__(self, settings: OtplessSettings, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._unwritten: Lru[str, float] = Lru(REMEMBERED)
         self._validation_ttl = settings.validation_ttl
         self._ahead = settings.refresh_ahead
         self._idle = settings.idle_timeout
@@ -118,7 +122,17 @@ class Duties:
 
     def is_to_end(self, row: SessionRow, now: float) -> bool:
         """Whether our own limits, on top of OTPLESS's, are up."""
-        return is_over(self.ends_at(row), now)
+        if not is_over(self.ends_at(row), now):
+            return False
+        unwritten = self._unwritten.get(row.session_id)
+        if unwritten is None:
+            return True
+        seen_at = max(row.last_seen_at, now - (self._monotonic() - unwritten))
+        return is_over(self.ends_at(replace(row, last_seen_at=seen_at)), now)
+
+    def note_unwritten(self, session_id: str) -> None:
+        """Note that somebody is here now, where an outage keeps that from being written: they are not idle."""
+        self._unwritten.put(session_id, self._monotonic())
 
     def ends_at(self, row: SessionRow) -> float:
         """Return when our own limits are up."""

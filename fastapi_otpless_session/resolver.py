@@ -20,6 +20,7 @@ from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events
+from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, ended_reason, named
 from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
@@ -40,6 +41,7 @@ from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
 DIGESTS_REMEMBERED = 200
+REMEMBERED = 10_000
 NOTED_SECONDS = 1.0
 """How much older than known here the "valid" in the store may be: it is not written with every request."""
 LANDING_SECONDS = 0.25
@@ -77,8 +79,6 @@ class _Asked(NamedTuple):
     digest: bytes
     known_only: bool
     max_age: float | None
-    refused_generation: int | None = None
-    """The generation of which OTPLESS has just said no."""
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""
@@ -121,6 +121,8 @@ class Resolver:
         self._has_quiet_time = settings.validation_ttl > 0
         self._store_ttl = settings.store_ttl
         self._patience = settings.refresh_timeout + LANDING_SECONDS
+        self._refused: Lru[str, int] = Lru(REMEMBERED)
+        """The generations of sessions that OTPLESS said no to. A refresh that gets no answer leaves that as it is."""
 
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`.
@@ -201,8 +203,6 @@ class Resolver:
             current = await self._from_copy(asked, copy)
             if current is not None:
                 return current.session()
-            asked = asked._replace(refused_generation=copy.row.generation)
-            self._copies.drop(asked.digest)  # it would be served in an outage
         if copy is not None and self._may_wait_with_others(asked, copy):
             outcome = await self._overheard(_crowd(asked, copy.row))
             if outcome is not None:
@@ -215,7 +215,7 @@ class Resolver:
             telemetry.logger.warning("No verdict: %s", error)
             if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
                 return reason
-            return self._while_store_is_down(asked, copy if asked.refused_generation is None else None)
+            return self._while_store_is_down(asked, copy)
         if found is None:
             self._copies.drop(asked.digest)
             return await self._stranger(asked)
@@ -262,7 +262,8 @@ class Resolver:
         if at - copy.at >= self._store_ttl or row.session_id in self._endings.over or not copy.first_duty:
             return False
         now = copy.offset + at
-        return not is_over(row.token_expires_at, now) and not self._duties.is_to_end(row, now)
+        is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
+        return not is_over_now and not self._is_refused(row)
 
     async def _from_copy(self, asked: _Asked, copy: Copy) -> Current | None:
         """Return what a copy that is believed is good for; None: OTPLESS refuses its token.
@@ -294,7 +295,7 @@ class Resolver:
         is_dead = is_over(row.token_expires_at, now)
         if standing is Standing.CURRENT and asked.max_age is None:
             fresh = self._copies.of(row, claims, now, read_at)
-            if asked.refused_generation is None and fresh.is_quiet(now):  # as a rule; what follows would find that out
+            if fresh.is_quiet(now) and not self._is_refused(row):  # as a rule; what follows would find that out
                 self._copies.put(asked.digest, fresh)
                 return fresh.session(asked.token)
             if is_dead:  # it tells who comes next that nothing has changed
@@ -316,8 +317,7 @@ class Resolver:
         if not row.is_confirmed and is_dead:
             outcome = await self._refreshed_and_confirmed(current)
         else:
-            is_refused = asked.refused_generation == row.generation
-            outcome = await self._allowed(current, asked.max_age, is_refused=is_refused)
+            outcome = await self._allowed(current, asked.max_age)
         if isinstance(outcome, SessionReason):
             if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
                 self._copies.drop(asked.digest)
@@ -345,14 +345,12 @@ class Resolver:
             return SessionReason.INVALID
         return await self._allowed(current, max_age)
 
-    async def _allowed(
-        self, current: Current, max_age: float | None, *, is_refused: bool = False
-    ) -> Current | SessionReason:
+    async def _allowed(self, current: Current, max_age: float | None) -> Current | SessionReason:
         """Judge an active session by our limits and by OTPLESS's word, refreshing it where that word is no."""
         if self._duties.is_to_end(current.row, current.now):
             await self._endings.end_refused(current.row, EndReason.EXPIRED)
             return SessionReason.EXPIRED
-        is_dead = is_refused or is_over(current.row.token_expires_at, current.now)
+        is_dead = self._is_refused(current.row) or is_over(current.row.token_expires_at, current.now)
         settled = None if is_dead else await self._settled(current, max_age)
         outcome = settled or await self._waited_for_refresh(current)
         return outcome if isinstance(outcome, SessionReason) else await self._seen(outcome)
@@ -375,6 +373,7 @@ class Resolver:
                 verdict = await self._ask(current, anew=max_age is not None)
         except NoVerdictError:
             if how is not Freshness.DUE:
+                await self._seen(current)  # whoever comes is not idle, whether OTPLESS answers or not
                 raise
             return current._replace(stale=True)
         if verdict is not Verdict.VALID:
@@ -394,9 +393,22 @@ class Resolver:
 
     async def _validate(self, current: Current) -> Verdict:
         verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
-        if verdict is Verdict.VALID and self._is_worth_noting(current):
-            await touch(self._store, current.row, validated=True)
+        if verdict is not Verdict.VALID:
+            self._refused.put(current.row.session_id, current.row.generation)
+            self._doubt(current.token)
+        elif self._is_worth_noting(current):
+            await touch(self._store, self._duties, current.row, validated=True)
         return verdict
+
+    def _doubt(self, token: str) -> None:
+        """Have a token's row read before its copy is believed again."""
+        copy = self._copies.get(self._digest(token))
+        if copy is not None:
+            copy.doubt()
+
+    def _is_refused(self, row: SessionRow) -> bool:
+        """Whether OTPLESS said no to a row's current token."""
+        return self._refused.get(row.session_id) == row.generation
 
     def _is_worth_noting(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
@@ -405,18 +417,12 @@ class Resolver:
 
     async def _revalidate(self, current: Current) -> None:
         """Ask behind the request; a "not valid" goes straight into the refresh, and is shared."""
-        digest, is_refused = self._vault.digest(current.token), False
         try:
-            is_refused = await self._ask(current) is not Verdict.VALID
-            if is_refused:
+            if await self._ask(current) is not Verdict.VALID:
                 await self._refresh_behind(current)
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
-        copy = self._copies.get(digest)
-        if is_refused:
-            self._copies.drop(digest)  # it would be served in an outage
-        elif copy is not None:  # the row has moved on
-            copy.doubt()
+        self._doubt(current.token)  # the row has moved on
 
     async def _refresh_behind(self, current: Current) -> None:
         """Refresh behind the request, from the row as it is now: what was believed has no refresh token."""
@@ -429,8 +435,12 @@ class Resolver:
 
     async def _waited_for_refresh(self, current: Current) -> Current | SessionReason:
         came_from("refresh")
-        with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
-            return await self._refreshed(current)
+        try:
+            with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
+                return await self._refreshed(current)
+        except NoVerdictError:
+            await self._seen(current)
+            raise
 
     async def _refreshed(self, current: Current) -> Current | SessionReason:
         row, led, began_at = current.row, False, self._monotonic()
@@ -500,23 +510,26 @@ class Resolver:
         row = current.row
         if not self._duties.is_to_be_noted(row, current.now):
             return current
-        await self._background.start(("seen", row.session_id), lambda: touch(self._store, row, validated=False))
+        await self._background.start(
+            ("seen", row.session_id), lambda: touch(self._store, self._duties, row, validated=False)
+        )
         return current._replace(row=replace(row, last_seen_at=current.now))
 
     def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""
         came_from("memory")
-        if asked.max_age is not None or not self._settings.stale_if_error:
-            return SessionReason.UNAVAILABLE
+        longest = self._settings.stale_if_error if asked.max_age is None else 0
         if copy is None:
             stranger = None if asked.known_only else self._strangers.while_store_is_down(asked.digest)
-            if stranger is None:
+            if stranger is None or not longest:
                 return SessionReason.UNAVAILABLE
             return self._endings.reason(stranger.session_id) or stranger.session(asked.token)
         row, at = copy.row, self._monotonic()
         age, now = at - copy.at, copy.offset + at
-        is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
-        if age > self._settings.stale_if_error or is_over_now:
+        if self._is_refused(row) or self._duties.is_to_end(row, now):
+            return SessionReason.UNAVAILABLE
+        self._duties.note_unwritten(row.session_id)
+        if not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
         return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
 

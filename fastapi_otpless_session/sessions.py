@@ -104,7 +104,7 @@ class OtplessSessions:
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         self._events = events = Events(self._hooks, background, clock)
         self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
-        duties = Duties(settings)
+        duties = Duties(settings, monotonic)
         self._strangers = strangers = Strangers(
             store=store,
             client=client,

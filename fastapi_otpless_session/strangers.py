@@ -167,7 +167,11 @@ class Strangers:
             return look.ended
         if seen is None:
             return await self._waited_for(token, digest, claims, max_age)
-        outcome = await self._validated(token, digest, seen.stranger, max_age)
+        try:
+            outcome = await self._validated(token, digest, seen.stranger, max_age)
+        except NoVerdictError:
+            await self._noted(look)  # whoever comes is not idle, whether OTPLESS answers or not
+            raise
         if isinstance(outcome, Stranger) and (outcome is seen.stranger or outcome.stale):  # else it has a newer look
             look = await self._noted(look)
             if not outcome.stale:  # an outage of the store is bridged since then
@@ -187,9 +191,12 @@ class Strangers:
         seen = self._seen.get(digest)
         if seen is None:
             return None
-        age = self._monotonic() - seen.look.at
-        is_over_now = is_over(min(seen.stranger.claims.expires_at, seen.look.ends_at), seen.look.now + age)
-        return None if age > self._settings.stale_if_error or is_over_now else replace(seen.stranger, stale=True)
+        stranger, look, age = seen.stranger, seen.look, self._monotonic() - seen.look.at
+        if is_over(look.ends_at, look.now + age):
+            return None
+        self._duties.note_unwritten(stranger.session_id)
+        is_over_now = is_over(stranger.claims.expires_at, look.now + age)
+        return None if age > self._settings.stale_if_error or is_over_now else replace(stranger, stale=True)
 
     async def identify(self, token: str, digest: bytes) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
@@ -274,7 +281,9 @@ class Strangers:
         if row is None:
             return look
         if self._duties.is_to_be_noted(row, look.now):
-            await self._background.start(("seen", row.session_id), partial(touch, self._store, row, validated=False))
+            await self._background.start(
+                ("seen", row.session_id), partial(touch, self._store, self._duties, row, validated=False)
+            )
             row = replace(row, last_seen_at=look.now)
         return look._replace(
             row=None, ends_at=self._duties.ends_at(row), to_be_noted_at=self._duties.to_be_noted_at(row)
@@ -359,11 +368,12 @@ class Strangers:
         return reason
 
 
-async def touch(store: SessionStore, row: SessionRow, *, validated: bool) -> None:
-    """Have it written that a session was seen, and that OTPLESS called it valid; a fault is logged only."""
+async def touch(store: SessionStore, duties: Duties, row: SessionRow, *, validated: bool) -> None:
+    """Have it written that a session was seen, and that OTPLESS called it valid; a fault ends nobody."""
     try:
         await store.touch(row.session_id, row.generation, validated=validated)
     except StoreError as error:
+        duties.note_unwritten(row.session_id)
         telemetry.logger.warning("Not noted: %s", error)
 
 

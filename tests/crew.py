@@ -79,6 +79,9 @@ class FailingStore(SqliteStore):
         self._check("find")
         return await super().find(digest)
 
+    def unchanged_at(self, digest: bytes, row: SessionRow) -> float | None:
+        return None if "unchanged_at" in self.failing else super().unchanged_at(digest, row)
+
     async def get(self, session_id: str) -> SessionRow | None:
         self._check("get")
         return await super().get(session_id)

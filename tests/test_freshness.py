@@ -258,3 +258,84 @@ def test_whoever_keeps_coming_is_not_idle(make_world: Callable[..., World], rene
     for _ in range(5):
         world.clock.advance(60)
         assert world.get("/orders", token).status_code == 200
+
+
+OUTAGES: dict[str, Callable[[Emulator, FailingStore], None]] = {
+    "OTPLESS": lambda otpless, _: otpless.add_fault(Fault("status")),
+    "the store": lambda _, store: store.fail("find", "get", "unchanged_at", "touch", "end", "confirm"),
+    "the store's disk": lambda _, store: store.fail("touch", "end", "confirm", "take_lease", "commit"),
+}
+
+
+@pytest.mark.parametrize("down", OUTAGES)
+async def test_whoever_keeps_coming_in_an_outage_is_not_idle_and_who_stays_away_is(clock: Clock, down: str) -> None:
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store], idle_timeout=600) as world:
+        worker = world.workers[0]
+        away = await worker.sign_in(OtplessUser.model_validate(otpless.sign_in(mobile="919876543210")))
+        for token in (world.token, away.token.get_secret_value()):
+            assert isinstance(await asked_for(worker, token), Session)
+        OUTAGES[down](otpless, store)
+        for _ in range(40):
+            clock.advance(30)
+            assert await asked_for(worker, world.token) is not SessionReason.EXPIRED
+            await settle()
+        otpless.clear_faults()
+        store.fail()
+        clock.advance(30)
+        assert isinstance(await asked_for(worker, world.token), Session)
+        assert await asked_for(worker, away.token.get_secret_value()) is SessionReason.EXPIRED
+    await store.close()
+
+
+REFRESHES = "get-new-session-token"
+
+
+async def test_a_no_of_otpless_counts_though_the_refresh_after_it_gets_no_answer(clock: Clock) -> None:
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store]) as world:
+        worker = world.workers[0]
+        clock.advance(100)
+        otpless.expire(world.session_id)
+        otpless.add_fault(Fault("status", path=REFRESHES))
+        assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
+        otpless.add_fault(Fault("status"))
+        clock.advance(5)
+        assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE  # and not stale
+        otpless.clear_faults()
+        clock.advance(5)
+        session = await asked_for(worker, world.token)
+        assert isinstance(session, Session)
+        assert session.refreshed
+    await store.close()
+
+
+async def test_a_no_that_is_learned_behind_a_request_lets_nobody_in_meanwhile(clock: Clock) -> None:
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store]) as world:
+        worker = world.workers[0]
+        clock.advance(31)
+        otpless.revoke(world.session_id)
+        otpless.add_fault(Fault("status", path=REFRESHES))
+        assert isinstance(await asked_for(worker, world.token), Session)
+        for _ in range(6):
+            await settle()
+            clock.advance(4)
+            assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
+        otpless.clear_faults()
+        clock.advance(4)
+        assert await asked_for(worker, world.token) is SessionReason.EXPIRED
+    await store.close()
+
+
+async def test_a_no_to_a_question_for_now_lets_nobody_in_as_fresh(clock: Clock) -> None:
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store]) as world:
+        worker = world.workers[0]
+        assert isinstance(await asked_for(worker, world.token), Session)
+        otpless.revoke(world.session_id)
+        otpless.add_fault(Fault("status", path=REFRESHES))
+        clock.advance(5)
+        assert await worker.resolve(world.token, max_age=0) is SessionReason.UNAVAILABLE
+        assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
+    await store.close()
