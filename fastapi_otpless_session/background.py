@@ -7,8 +7,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi_otpless_session.errors import NoVerdictError
-from fastapi_otpless_session.flights import Flights
+from fastapi_otpless_session.flights import Flights, result_of
 from fastapi_otpless_session.loops import PerLoop
 
 T = TypeVar("T")
@@ -61,9 +60,7 @@ class Background:
         loop = self._loops.there() or await self._loops.get()
         task = loop.flights.start(object(), work)
         await asyncio.wait([task])
-        if task.cancelled():
-            raise NoVerdictError("the application is stopping")
-        result: T = task.result()
+        result: T = result_of(task)
         return result
 
     def ask(
@@ -100,7 +97,8 @@ class Background:
         loop = await self._loops.get()
         task = loop.flights.start(key, work)
         if loop.housekeeping is None:
-            await asyncio.shield(task)
+            await asyncio.wait([task])
+            result_of(task)
 
     async def detach(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something that no request can wait for, lifespan or not."""

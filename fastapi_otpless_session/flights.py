@@ -7,7 +7,6 @@ cancels its own waiting only. What may as well be asked again (a validation) is 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Hashable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
@@ -85,7 +84,7 @@ class Flights(Generic[T]):
         task, crowd = self._started(key, work)
         if not task.done():
             _check(await crowd.join(seconds))
-        return task.result()
+        return result_of(task)
 
     async def ask(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Do `work` in the caller's own task, and give whoever asks for `key` meanwhile the same.
@@ -124,8 +123,9 @@ class Flights(Generic[T]):
 
     async def drain(self, seconds: float = 0) -> None:
         """Let what is under way finish, for `seconds` at most; cancel the rest. Nothing is started any more then."""
-        ends_at = time.monotonic() + seconds
-        while self._tasks and (left := ends_at - time.monotonic()) > 0:  # what finishes may start more
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + seconds
+        while self._tasks and (left := ends_at - loop.time()) > 0:  # what finishes may start more
             await asyncio.wait({task for task, _ in self._tasks.values()}, timeout=left)
         self._is_drained = True
         for task in (pending := {task for task, _ in self._tasks.values()}):
@@ -147,6 +147,13 @@ class Flights(Generic[T]):
         if error is not None and not isinstance(error, OtplessSessionError):
             logger.error("Work behind requests failed", exc_info=error)
         self._tasks.pop(key)[1].let_go()
+
+
+def result_of(task: asyncio.Task[T]) -> T:
+    """Return what a task that is done gave. Raises what it raised, and `NoVerdictError` where stopping cut it off."""
+    if task.cancelled():
+        raise NoVerdictError("the application is stopping")
+    return task.result()
 
 
 def _check(is_there: bool) -> None:

@@ -29,7 +29,7 @@ from fastapi_otpless_session.errors import (
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
-from fastapi_otpless_session.resolver import Current, Resolver, claims_for
+from fastapi_otpless_session.resolver import LANDING_SECONDS, Current, Resolver, claims_for
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
 from fastapi_otpless_session.settings import OtplessSettings
@@ -44,6 +44,8 @@ from fastapi_otpless_session.wire import Verdict
 DETAILS_REMEMBERED = 1_000
 UNKNOWN_LIFETIME = 30 * 86_400.0
 """How long the ended row of a session that was not signed in here is kept: no refresh token tells."""
+DRAIN_FACTOR = 2
+"""How often `REFRESH_TIMEOUT` stopping may take: a refresh waits so long for another's, then makes its own call."""
 HOUSEKEEPING_SECONDS = 2.0
 MEASURE_EVERY = 5
 PURGE_EVERY = 30
@@ -98,7 +100,7 @@ class OtplessSessions:
         self._vault = vault = Vault(settings)
         self.is_open: bool = False
         self._clock = clock
-        self._background = background = Background(drain=settings.refresh_timeout)
+        self._background = background = Background(drain=DRAIN_FACTOR * settings.refresh_timeout + LANDING_SECONDS)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
         self._hooks = {name: hook for name, hook in hooks.items() if hook}

@@ -16,6 +16,7 @@ from crew import STRICT, FailingStore, Workers, close, files
 from fleet_members import Turnstile, until
 from processes import PATIENCE
 from simulated import LoopTime, Stalls, hurry, settle
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import (
     NoVerdictError,
@@ -841,4 +842,64 @@ async def test_a_sign_out_without_the_store_holds_for_the_sessions_older_tokens_
         store.fail("find", "get", "end")
         await worker.sign_out(newer.token.get_secret_value())
         assert await worker.resolve(world.token) is SessionReason.REVOKED
+    await store.close()
+
+
+class Held:
+    """Stands before the emulator and keeps each refresh waiting until it is let go."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.count = 0
+        self.let_go = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].endswith("get-new-session-token"):
+            self.count += 1
+            await self.let_go.wait()
+        await self._app(scope, receive, send)
+
+
+async def test_closing_waits_for_a_call_that_first_waited_for_anothers_lease(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    emulator.app = held = Held(emulator.app)
+    async with Workers(emulator, clock, [store], request_timeout=3, refresh_timeout=3) as world:
+        time, worker = LoopTime(), world.workers[0]
+        clock.advance(DAY + 1)
+        lease = await store.take_lease(world.session_id, 1, "another", 60)
+        assert lease is not None
+        asked = asyncio.create_task(worker.resolve(world.token))
+        await settle()
+        closing = asyncio.create_task(worker.close())
+        clock.advance(2)
+        await store.release_lease(lease, answer_lost=False)
+        await time.advance(2)
+        assert held.count == 1
+        clock.advance(2)
+        await time.advance(2)
+        held.let_go.set()
+        assert await asked is SessionReason.UNAVAILABLE  # that took too long, and its token comes with the next request
+        await closing
+        row = await store.get(world.session_id)
+        assert row is not None
+        assert (row.state, row.generation) == (State.ACTIVE, 2)
+    await store.close()
+
+
+async def test_whoever_waits_for_a_refresh_that_closing_ends_gets_no_verdict(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        time, worker = LoopTime(), world.workers[0]
+        clock.advance(DAY + 1)
+        await store.take_lease(world.session_id, 1, "another", DAY)
+        first = asyncio.create_task(worker.resolve(world.token))
+        await settle()
+        closing = asyncio.create_task(worker.close())
+        await settle()
+        await time.advance(15)
+        late = asyncio.create_task(worker.resolve(world.token))
+        await settle()
+        await time.advance(8)
+        assert [await first, await late] == [SessionReason.UNAVAILABLE] * 2
+        await closing
     await store.close()
