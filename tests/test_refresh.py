@@ -871,6 +871,7 @@ async def test_closing_waits_for_a_call_that_first_waited_for_anothers_lease(clo
         asked = asyncio.create_task(worker.resolve(world.token))
         await settle()
         closing = asyncio.create_task(worker.close())
+        await settle()
         clock.advance(2)
         await store.release_lease(lease, answer_lost=False)
         await time.advance(2)
