@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
+from threading import Lock
 
 FAILURES_IN_A_ROW = 5
 WINDOW_SECONDS = 10
@@ -71,10 +72,14 @@ class _Second:
 
 
 class Breaker:
-    """Opens on 5 failures in a row, or on half of at least 20 calls in 10 s; then lets a probe through each second."""
+    """Opens on 5 failures in a row, or on half of at least 20 calls in 10 s; then lets a probe through each second.
+
+    Safe to use from several threads, as event loops have them.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
+        self._lock = Lock()
         self._row = 0
         self._window: deque[_Second] = deque()
         self._next_probe: float | None = None
@@ -88,43 +93,49 @@ class Breaker:
 
     def refuses(self) -> bool:
         """Whether a call would be turned away now; asking does not use up the probe."""
-        return self._next_probe is not None and self._clock() < self._next_probe
+        next_probe = self._next_probe
+        return next_probe is not None and self._clock() < next_probe
 
     def admit(self) -> bool:
         """Whether a call may be made now. While open, one call each second may: the probe."""
-        if self.refuses():
-            return False
-        if self._next_probe is not None:
-            self._next_probe = self._clock() + PROBE_SECONDS
-        return True
+        if self._next_probe is None:  # as a rule
+            return True
+        with self._lock:
+            if self.refuses():
+                return False
+            if self._next_probe is not None:
+                self._next_probe = self._clock() + PROBE_SECONDS
+            return True
 
     def succeeded(self, began_at: float) -> None:
         """Take note of a call that OTPLESS answered sensibly.
 
         One that began before this opened is old news: others are under way when OTPLESS asks to be left alone.
         """
-        if self._next_probe is not None:
-            if began_at < self._opened_at:
-                return
-            self._window.clear()
-            self._recovered_at = self._clock()
-        self._row = 0
-        self._next_probe = None
-        self._remember(ok=True)
+        with self._lock:
+            if self._next_probe is not None:
+                if began_at < self._opened_at:
+                    return
+                self._window.clear()
+                self._recovered_at = self._clock()
+            self._row = 0
+            self._next_probe = None
+            self._remember(ok=True)
 
     def failed(self, began_at: float, retry_after: float | None = None) -> None:
         """Take note of a failed call, and of how many seconds OTPLESS asked to be left alone.
 
         One that began before OTPLESS recovered is old news: calls that hung in an outage end seconds after it.
         """
-        if began_at < self._recovered_at:
-            return
-        self._row += 1
-        self._remember(ok=False)
-        if retry_after:
-            self._hold_back(min(retry_after, LONGEST_PAUSE))
-        elif self._row >= FAILURES_IN_A_ROW or self._half_failed():
-            self._hold_back(PROBE_SECONDS)
+        with self._lock:
+            if began_at < self._recovered_at:
+                return
+            self._row += 1
+            self._remember(ok=False)
+            if retry_after:
+                self._hold_back(min(retry_after, LONGEST_PAUSE))
+            elif self._row >= FAILURES_IN_A_ROW or self._half_failed():
+                self._hold_back(PROBE_SECONDS)
 
     def _remember(self, *, ok: bool) -> None:
         window, number = self._window, int(self._clock())

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import lru_cache
-from sys import intern
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -34,6 +33,7 @@ ID_LIMIT = 256
 CLAIMS_REMEMBERED = 100
 HEADERS_REMEMBERED = 100
 SHAPES_REMEMBERED = 100
+ISSUERS_REMEMBERED = 8
 ALGORITHM = "RS256"
 RS256 = RSAAlgorithm(RSAAlgorithm.SHA256)
 SHORTEST_KEY_BITS = 2048
@@ -200,12 +200,17 @@ def _claims(payload: dict[str, Any]) -> Claims:
         user_id=_id(payload, "userId"),
         name=_text(payload, "name"),
         email=_text(payload, "email"),
-        issuer=intern(_text(payload, "iss") or "") or None,  # it is the same in ten thousand tokens
+        issuer=_shared(_text(payload, "iss")),
         has_audience="aud" in payload,
         issued_at=_second(payload.get("iat")),
         expires_at=expires_at,
         others=MappingProxyType({k: v for k, v in payload.items() if k not in OWN_CLAIMS}),
     )
+
+
+@lru_cache(ISSUERS_REMEMBERED)  # ten thousand tokens say the same; `sys.intern` would keep for ever what anybody says
+def _shared(issuer: str | None) -> str | None:
+    return issuer
 
 
 def _text(payload: dict[str, Any], name: str) -> str | None:

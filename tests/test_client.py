@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import gzip
+import itertools
 import json
 import logging
 import socket
 import ssl
+import sys
 import threading
 import tracemalloc
 import warnings
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,7 @@ from certificates import CERTIFICATE, KEY, write_certificate
 from conftest import Clock
 from simulated import LoopTime, settle
 
+from fastapi_otpless_session.breaker import Breakers
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.emulator.faults import FaultKind
@@ -726,6 +730,28 @@ async def test_calls_that_hung_in_an_outage_do_not_open_the_breaker_again_after_
     await settle()
     puppet.calls[31].set_result(GOOD)
     assert await after is Verdict.VALID
+
+
+def test_a_breaker_may_be_told_of_calls_by_several_threads_at_once() -> None:
+    numbers = itertools.count()
+    breakers = Breakers(lambda: float(next(numbers)))  # a second passes each time that anybody looks
+
+    def hammer(_: int) -> None:
+        for number in range(50_000):
+            if breakers.of(known=True).admit():
+                began_at = float(next(numbers))
+                if number % 2:
+                    breakers.succeeded(began_at)
+                else:
+                    breakers.failed(began_at, known=True)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            assert [*threads.map(hammer, range(THREADS))] == [None] * THREADS
+    finally:
+        sys.setswitchinterval(before)
 
 
 async def test_calls_that_wait_for_a_place_when_the_breaker_opens_are_not_made(clock: Clock) -> None:

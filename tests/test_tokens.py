@@ -7,6 +7,8 @@ import hashlib
 import hmac
 import json
 import math
+import secrets
+import sys
 from functools import cache
 from typing import Any
 
@@ -488,3 +490,16 @@ def test_printed_keys_differ_and_hold_32_bytes() -> None:
     printed = {tokens.new_key() for _ in range(5)}
     assert len(printed) == 5
     assert {len(base64.urlsafe_b64decode(key + "=")) for key in printed} == {32}
+
+
+def test_what_anybody_may_write_into_a_token_is_no_text_that_python_keeps_for_ever() -> None:
+    """Some versions of Python never free what was interned. An issuer is kept once all the same."""
+    issuer = f"https://issuer.example/{secrets.token_hex()}"
+    header = {"alg": "RS256", "kid": KID}
+    first, second = (
+        tokens.read_claims(unsigned(header, {**CLAIMS, "iss": issuer, "jti": name})) for name in ("a", "b")
+    )
+    another = "".join(issuer)
+    assert sys.intern(another) is another
+    assert first.issuer is second.issuer
+    assert first.issuer == another
