@@ -93,7 +93,7 @@ class Refresher:
         self._room = PerLoop(lambda: asyncio.Semaphore(settings.max_upstream))
         self._pending: dict[str, _Rotated] = {}
         self._in_vain: Lru[str, float] = Lru(REMEMBERED)
-        """When a session's new token was over as it came: each try makes a generation, and no token that is served."""
+        """When a session's new token was over as it came. Nothing else would keep each request from asking again."""
 
     async def refresh(self, row: SessionRow) -> Refreshed | SessionReason:
         """Return the session's next token, or why there is none; `INVALID`: the row cannot be read here.
@@ -204,7 +204,11 @@ class Refresher:
         that was `used`: OTPLESS may not take that again.
         """
         claims, refresh_claims = check_pair(pair, row.session_id, row.user_id)
-        check_life(claims.expires_at if pair.refresh_token == used else refresh_claims.expires_at, now)
+        try:
+            check_life(claims.expires_at if pair.refresh_token == used else refresh_claims.expires_at, now)
+        except UpstreamError:
+            self._in_vain.put(row.session_id, self._monotonic())
+            raise
         return _Rotated(row, lease, pair, self._vault.rotation(pair, claims, refresh_claims), now)
 
     async def _with_time_left(self, lease: Lease) -> tuple[Lease, float]:

@@ -904,3 +904,19 @@ async def test_whoever_waits_for_a_refresh_that_closing_ends_gets_no_verdict(clo
         assert [await first, await late] == [SessionReason.UNAVAILABLE] * 2
         await closing
     await store.close()
+
+
+async def test_a_store_whose_clock_is_ahead_of_each_new_token_does_not_have_otpless_asked_by_each_request(
+    clock: Clock,
+) -> None:
+    emulator, ahead = Emulator(clock=clock), Clock()
+    store = FailingStore(None, clock=ahead)
+    async with Workers(emulator, clock, [store]) as world:
+        ahead.advance(2 * DAY)
+        for _ in range(20):
+            assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
+        assert emulator.count("get-new-session-token") == 1
+        clock.advance(10)
+        assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
+        assert emulator.count("get-new-session-token") == 2
+    await store.close()
