@@ -6,13 +6,14 @@ import asyncio
 import math
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
 from conftest import add_routes, make_settings
 from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.testclient import TestClient
+from pydantic import Field, SecretStr, model_validator
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -449,6 +450,50 @@ def test_settings_in_code_are_kept_but_for_what_would_leave_the_process() -> Non
         assert otpless.settings.client_id != "real"
         with pytest.raises(ValueError, match="token_sources \\(header\\), not 'cookie'"):
             otpless.sign_in(client, channel="cookie")
+
+
+class ShopSettings(OtplessSettings):
+    """An application's settings in one: ours, and fields of its own, checked and named in its own way."""
+
+    admins: tuple[str, ...] = ("nobody",)
+    key: str = Field(default="none", validation_alias="SHOP_KEY")
+
+    @model_validator(mode="after")
+    def _as_deployed(self) -> Self:
+        if not self.cookie_secure:
+            raise ValueError("the shop's cookies are for https")
+        return self
+
+
+def shop_app() -> tuple[FastAPI, ShopSettings]:
+    settings = ShopSettings(client_id="real", client_secret=SecretStr("real"), header_name="X-Shop", admins=("asha",))
+    app = bare_app()
+    app.add_middleware(OtplessSessionMiddleware, settings=settings)
+    return app, settings
+
+
+def test_settings_with_fields_of_the_applications_own_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_KEY", "of the deployment")
+    app, settings = shop_app()
+    monkeypatch.setenv("SHOP_KEY", "another")
+    with use_emulator(app, validation_ttl=7, admins=("ravi",)) as otpless:
+        client = TestClient(app)
+        otpless.sign_in(client, channel="header")
+        assert "X-Shop" in client.headers
+        assert client.get("/orders").status_code == 200
+        found = otpless.settings
+    assert isinstance(found, ShopSettings)
+    assert (found.key, found.admins, found.validation_ttl) == ("of the deployment", ("ravi",), 7)
+    assert (found.client_id, found.cookie_secure) == (EmulatorSettings().client_id, False)
+    assert (settings.client_id, settings.admins) == ("real", ("asha",))
+
+
+def test_a_wrong_setting_beside_fields_of_the_applications_own_is_said_so() -> None:
+    app, _ = shop_app()
+    with pytest.raises(ConfigurationError, match=r"no such setting: admin$"), use_emulator(app, admin=("ravi",)):
+        pass
+    with pytest.raises(ConfigurationError, match="OTPLESS_VALIDATION_TTL"), use_emulator(app, validation_ttl=-1):
+        pass
 
 
 # Wrong use

@@ -9,6 +9,7 @@ import pytest
 from conftest import add_routes, make_settings
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.testclient import WebSocketDenialResponse
 
@@ -19,6 +20,7 @@ from fastapi_otpless_session import (
     Identity,
     MiddlewareMissingError,
     OtplessSessionMiddleware,
+    OtplessSettings,
     Session,
     SessionDetails,
     SessionReason,
@@ -218,6 +220,24 @@ def test_the_names_that_the_code_gives_to_cookie_and_header_hold() -> None:
     with override_session(app):
         assert client.post("/auth/logout").headers["set-cookie"].startswith("shop=;")
         assert "X-Shop" in client.get("/auth/client.js").text
+
+
+def test_settings_with_fields_of_the_applications_own_keep_them() -> None:
+    class ShopSettings(OtplessSettings):
+        admins: tuple[str, ...] = ()
+
+    app = FastAPI()
+    settings = ShopSettings(client_id="real", client_secret=SecretStr("real"), header_name="X-Shop", admins=("asha",))
+    app.add_middleware(OtplessSessionMiddleware, settings=settings)
+
+    @app.get("/admins")
+    async def admins(sessions: Sessions) -> Any:
+        return sessions.settings.admins if isinstance(sessions.settings, ShopSettings) else None
+
+    client = routed(app)
+    with override_session(app):
+        assert "X-Shop" in client.get("/auth/client.js").text
+        assert client.get("/admins").json() == ["asha"]
 
 
 @pytest.mark.parametrize("expires_in", [math.inf, math.nan, 1e20, -1e20])
