@@ -151,6 +151,47 @@ def test_signing_in_again_ends_the_session_before(client: TestClient, sign_in: S
     assert code(client.get("/orders", headers={"X-Session-Token": first.token})) == "session_revoked"
 
 
+@pytest.mark.parametrize("channel", ["cookie", "header", "authorization"])
+@pytest.mark.parametrize("next_channel", ["cookie", "header", "authorization"])
+def test_signing_in_again_ends_the_session_before_on_whatever_channel_it_was(
+    client: TestClient, sign_in: SignIn, channel: Channel, next_channel: Channel
+) -> None:
+    first = sign_in(client, channel=channel)
+    second = sign_in(client, channel=next_channel)
+    assert [device["id"] for device in client.get("/auth/sessions").json()] == [second.session_id]
+    assert code(TestClient(APP).get("/orders", headers={"X-Session-Token": first.token})) == "session_revoked"
+
+
+def test_all_the_sessions_that_a_client_carries_are_ended(client: TestClient, sign_in: SignIn) -> None:
+    carried = [sign_in(user_id="MO-7"), sign_in(user_id="MO-8")]
+    client.headers.update({"X-Session-Token": carried[0].token, "Authorization": f"bearer {carried[1].token}"})
+    sign_in(client, user_id="MO-9")
+    assert client.get("/orders").json()["user"] == "MO-9"
+    for user in carried:
+        answer = TestClient(APP).get("/orders", headers={"X-Session-Token": user.token})
+        assert code(answer) == "session_revoked"
+
+
+@pytest.mark.parametrize("channel", ["cookie", "header"])
+@pytest.mark.parametrize("key", ["Bearer sk-live-123", "Basic dXNlcjpwYXNz", "Bearer "])
+def test_a_key_of_another_api_stays_on_the_client(
+    client: TestClient, sign_in: SignIn, channel: Channel, key: str
+) -> None:
+    client.headers["Authorization"] = key
+    for user_id in ("MO-7", "MO-8"):
+        sign_in(client, user_id=user_id, channel=channel)
+        assert client.headers["Authorization"] == key
+        assert client.get("/orders").json()["user"] == user_id
+
+
+def test_a_token_in_a_header_that_is_not_looked_at_is_another_apis() -> None:
+    with use_emulator(APP, token_sources="cookie") as otpless:
+        client = TestClient(APP, headers={"Authorization": "Bearer a.b.c"})
+        otpless.sign_in(client)
+        assert client.headers["Authorization"] == "Bearer a.b.c"
+        assert client.get("/orders").status_code == 200
+
+
 def test_the_routers_own_sign_out_signs_the_client_out(client: TestClient, sign_in: SignIn) -> None:
     sign_in(client)
     assert client.post("/auth/logout").status_code == 204
