@@ -52,6 +52,14 @@ async def ws(websocket: WebSocket, session: CurrentSession) -> None:
     await websocket.close()
 
 
+@APP.websocket("/open")
+async def stay_open(websocket: WebSocket, session: CurrentSession) -> None:
+    await websocket.accept()
+    await websocket.send_text(session.user_id)
+    async for _ in websocket.iter_text():
+        pass
+
+
 @pytest.fixture
 def otpless_app() -> FastAPI:
     return APP
@@ -291,6 +299,15 @@ def test_a_revoked_and_a_signed_out_session_are_told_apart(
     assert code(client.get("/orders")) == "session_expired"
     otpless_emulator.sign_out(sign_in(client))
     assert code(client.get("/orders")) == "session_revoked"
+
+
+def test_an_open_websocket_is_closed_after_the_recheck_that_the_test_sets() -> None:
+    with use_emulator(APP, websocket_recheck=0.05) as otpless, TestClient(APP) as client:
+        user = otpless.sign_in(client)
+        with client.websocket_connect("/open") as websocket:
+            assert websocket.receive_text() == "MO-1"
+            otpless.revoke(user)
+            assert websocket.receive() == {"type": "websocket.close", "code": 1008, "reason": "session_expired"}
 
 
 def test_while_otpless_is_down_sessions_go_stale_then_unavailable_and_are_back_at_once(

@@ -165,7 +165,10 @@ class EmulatedOtpless:
         self._run(self._client.validate_session(NOBODY))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, for application, store and OTPLESS. Raises ValueError where it would go back."""
+        """Let time pass, for application, store and OTPLESS. Raises ValueError where it would go back.
+
+        What sleeps is not woken: an open websocket's session is looked at after `websocket_recheck` real seconds.
+        """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be 0 or more, not {seconds!r}: time does not go back")
         self._clock.advance(seconds)
