@@ -6,13 +6,14 @@ import asyncio
 import math
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
 from conftest import add_routes, make_settings
 from fastapi import APIRouter, FastAPI, WebSocket
 from fastapi.testclient import TestClient
+from pydantic import Field, SecretStr, model_validator
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -49,6 +50,14 @@ async def ws(websocket: WebSocket, session: CurrentSession) -> None:
     await websocket.accept()
     await websocket.send_text(session.user_id)
     await websocket.close()
+
+
+@APP.websocket("/open")
+async def stay_open(websocket: WebSocket, session: CurrentSession) -> None:
+    await websocket.accept()
+    await websocket.send_text(session.user_id)
+    async for _ in websocket.iter_text():
+        pass
 
 
 @pytest.fixture
@@ -150,6 +159,47 @@ def test_signing_in_again_ends_the_session_before(client: TestClient, sign_in: S
     assert code(client.get("/orders", headers={"X-Session-Token": first.token})) == "session_revoked"
 
 
+@pytest.mark.parametrize("channel", ["cookie", "header", "authorization"])
+@pytest.mark.parametrize("next_channel", ["cookie", "header", "authorization"])
+def test_signing_in_again_ends_the_session_before_on_whatever_channel_it_was(
+    client: TestClient, sign_in: SignIn, channel: Channel, next_channel: Channel
+) -> None:
+    first = sign_in(client, channel=channel)
+    second = sign_in(client, channel=next_channel)
+    assert [device["id"] for device in client.get("/auth/sessions").json()] == [second.session_id]
+    assert code(TestClient(APP).get("/orders", headers={"X-Session-Token": first.token})) == "session_revoked"
+
+
+def test_all_the_sessions_that_a_client_carries_are_ended(client: TestClient, sign_in: SignIn) -> None:
+    carried = [sign_in(user_id="MO-7"), sign_in(user_id="MO-8")]
+    client.headers.update({"X-Session-Token": carried[0].token, "Authorization": f"bearer {carried[1].token}"})
+    sign_in(client, user_id="MO-9")
+    assert client.get("/orders").json()["user"] == "MO-9"
+    for user in carried:
+        answer = TestClient(APP).get("/orders", headers={"X-Session-Token": user.token})
+        assert code(answer) == "session_revoked"
+
+
+@pytest.mark.parametrize("channel", ["cookie", "header"])
+@pytest.mark.parametrize("key", ["Bearer sk-live-123", "Basic dXNlcjpwYXNz", "Bearer "])
+def test_a_key_of_another_api_stays_on_the_client(
+    client: TestClient, sign_in: SignIn, channel: Channel, key: str
+) -> None:
+    client.headers["Authorization"] = key
+    for user_id in ("MO-7", "MO-8"):
+        sign_in(client, user_id=user_id, channel=channel)
+        assert client.headers["Authorization"] == key
+        assert client.get("/orders").json()["user"] == user_id
+
+
+def test_a_token_in_a_header_that_is_not_looked_at_is_another_apis() -> None:
+    with use_emulator(APP, token_sources="cookie") as otpless:
+        client = TestClient(APP, headers={"Authorization": "Bearer a.b.c"})
+        otpless.sign_in(client)
+        assert client.headers["Authorization"] == "Bearer a.b.c"
+        assert client.get("/orders").status_code == 200
+
+
 def test_the_routers_own_sign_out_signs_the_client_out(client: TestClient, sign_in: SignIn) -> None:
     sign_in(client)
     assert client.post("/auth/logout").status_code == 204
@@ -249,6 +299,15 @@ def test_a_revoked_and_a_signed_out_session_are_told_apart(
     assert code(client.get("/orders")) == "session_expired"
     otpless_emulator.sign_out(sign_in(client))
     assert code(client.get("/orders")) == "session_revoked"
+
+
+def test_an_open_websocket_is_closed_after_the_recheck_that_the_test_sets() -> None:
+    with use_emulator(APP, websocket_recheck=0.05) as otpless, TestClient(APP) as client:
+        user = otpless.sign_in(client)
+        with client.websocket_connect("/open") as websocket:
+            assert websocket.receive_text() == "MO-1"
+            otpless.revoke(user)
+            assert websocket.receive() == {"type": "websocket.close", "code": 1008, "reason": "session_expired"}
 
 
 def test_while_otpless_is_down_sessions_go_stale_then_unavailable_and_are_back_at_once(
@@ -449,6 +508,50 @@ def test_settings_in_code_are_kept_but_for_what_would_leave_the_process() -> Non
         assert otpless.settings.client_id != "real"
         with pytest.raises(ValueError, match="token_sources \\(header\\), not 'cookie'"):
             otpless.sign_in(client, channel="cookie")
+
+
+class ShopSettings(OtplessSettings):
+    """An application's settings in one: ours, and fields of its own, checked and named in its own way."""
+
+    admins: tuple[str, ...] = ("nobody",)
+    key: str = Field(default="none", validation_alias="SHOP_KEY")
+
+    @model_validator(mode="after")
+    def _as_deployed(self) -> Self:
+        if not self.cookie_secure:
+            raise ValueError("the shop's cookies are for https")
+        return self
+
+
+def shop_app() -> tuple[FastAPI, ShopSettings]:
+    settings = ShopSettings(client_id="real", client_secret=SecretStr("real"), header_name="X-Shop", admins=("asha",))
+    app = bare_app()
+    app.add_middleware(OtplessSessionMiddleware, settings=settings)
+    return app, settings
+
+
+def test_settings_with_fields_of_the_applications_own_keep_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_KEY", "of the deployment")
+    app, settings = shop_app()
+    monkeypatch.setenv("SHOP_KEY", "another")
+    with use_emulator(app, validation_ttl=7, admins=("ravi",)) as otpless:
+        client = TestClient(app)
+        otpless.sign_in(client, channel="header")
+        assert "X-Shop" in client.headers
+        assert client.get("/orders").status_code == 200
+        found = otpless.settings
+    assert isinstance(found, ShopSettings)
+    assert (found.key, found.admins, found.validation_ttl) == ("of the deployment", ("ravi",), 7)
+    assert (found.client_id, found.cookie_secure) == (EmulatorSettings().client_id, False)
+    assert (settings.client_id, settings.admins) == ("real", ("asha",))
+
+
+def test_a_wrong_setting_beside_fields_of_the_applications_own_is_said_so() -> None:
+    app, _ = shop_app()
+    with pytest.raises(ConfigurationError, match=r"no such setting: admin$"), use_emulator(app, admin=("ravi",)):
+        pass
+    with pytest.raises(ConfigurationError, match="OTPLESS_VALIDATION_TTL"), use_emulator(app, validation_ttl=-1):
+        pass
 
 
 # Wrong use

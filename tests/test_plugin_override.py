@@ -9,7 +9,9 @@ import pytest
 from conftest import add_routes, make_settings
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.testclient import WebSocketDenialResponse
 
 from fastapi_otpless_session import (
@@ -19,6 +21,7 @@ from fastapi_otpless_session import (
     Identity,
     MiddlewareMissingError,
     OtplessSessionMiddleware,
+    OtplessSettings,
     Session,
     SessionDetails,
     SessionReason,
@@ -27,7 +30,7 @@ from fastapi_otpless_session import (
     current_session,
     fresh_within,
 )
-from fastapi_otpless_session.testing import override_session
+from fastapi_otpless_session.testing import override_session, use_emulator
 
 
 def somebody_elses() -> Session:
@@ -210,6 +213,106 @@ def test_what_is_mounted_in_the_application_has_the_session_too(app: FastAPI) ->
         assert TestClient(app).get("/inner/orders").json()["user"] == "MO-7"
 
 
+def plain(inner: FastAPI) -> Any:
+    return inner
+
+
+def wrapped(inner: FastAPI) -> Any:
+    return OtplessSessionMiddleware(inner)
+
+
+def added(inner: FastAPI) -> Any:
+    inner.add_middleware(OtplessSessionMiddleware)
+    return inner
+
+
+def twice(inner: FastAPI) -> Any:
+    return CORSMiddleware(wrapped(added(inner)), allow_origins=["*"])
+
+
+@pytest.mark.parametrize("make", [plain, added, wrapped, twice])
+def test_what_is_mounted_has_the_session_wherever_its_middleware_is(app: FastAPI, make: Any) -> None:
+    inner = add_routes(FastAPI())
+    mounted = make(inner)
+    app.mount("/inner", mounted)
+    app.mount("/again", mounted)
+    inner.dependency_overrides[current_session] = somebody_elses
+    before = [(list(one.user_middleware), dict(one.dependency_overrides)) for one in (app, inner)]
+    client = TestClient(app)
+
+    def users() -> list[Any]:
+        return [client.get(f"{folder}/orders").json().get("user") for folder in ("", "/inner", "/again")]
+
+    def fail() -> None:
+        with override_session(app, "MO-8"):
+            assert users() == ["MO-8"] * 3
+            raise ZeroDivisionError
+
+    for _ in range(2):
+        with override_session(app, "MO-7"):
+            assert users() == ["MO-7"] * 3
+            with pytest.raises(ZeroDivisionError):
+                fail()
+            assert users() == ["MO-7"] * 3
+            with override_session(app, None):
+                assert users() == [None] * 3
+            assert users() == ["MO-7"] * 3
+        assert [(list(one.user_middleware), dict(one.dependency_overrides)) for one in (app, inner)] == before
+    inner.dependency_overrides.clear()
+    for path in ("/inner/orders", "/again/orders"):
+        with pytest.raises((ConfigurationError, MiddlewareMissingError)):
+            client.get(path)
+
+
+def test_a_sign_out_in_what_is_mounted_holds_everywhere() -> None:
+    app, inner = add_routes(FastAPI()), FastAPI()
+    for one in (app, inner):
+        one.add_middleware(OtplessSessionMiddleware)
+    app.mount("/inner", inner)
+    routed(inner)
+    client = TestClient(app)
+    with override_session(app):
+        assert client.get("/inner/auth/session").json()["user_id"] == "MO-1"
+        assert client.post("/inner/auth/logout").status_code == 204
+        assert client.get("/orders").json()["detail"]["code"] == "session_revoked"
+
+
+def test_a_mounted_applications_required_paths_let_all_through() -> None:
+    app, inner = FastAPI(), add_routes(FastAPI())
+    settings = make_settings(required_paths=["/**"], header_name="X-Shop")
+    app.mount("/inner", OtplessSessionMiddleware(inner, settings=settings))
+    routed(inner)
+    client = TestClient(app)
+    with override_session(app, None):
+        assert client.get("/inner/public").status_code == 200
+        with override_session(app):
+            assert "X-Shop" in client.get("/inner/auth/client.js").text
+    with use_emulator(app):
+        assert client.get("/inner/public").status_code == 401
+
+
+def test_the_emulator_is_back_after_an_override_and_the_application_after_both() -> None:
+    app, inner = add_routes(FastAPI()), add_routes(FastAPI())
+    app.add_middleware(OtplessSessionMiddleware)
+    app.mount("/inner", OtplessSessionMiddleware(inner))
+    client = TestClient(app)
+    paths = ("/orders", "/inner/orders")
+
+    def fail() -> None:
+        with use_emulator(app) as otpless:
+            otpless.sign_in(client, user_id="MO-7")
+            with override_session(app, "MO-8"):
+                assert [client.get(path).json()["user"] for path in paths] == ["MO-8"] * 2
+            assert [client.get(path).json()["user"] for path in paths] == ["MO-7"] * 2
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    for path in paths:
+        with pytest.raises(ConfigurationError, match="OTPLESS_CLIENT_ID"):
+            client.get(path)
+
+
 def test_the_names_that_the_code_gives_to_cookie_and_header_hold() -> None:
     app = FastAPI()
     settings = make_settings(cookie_name="shop", header_name="X-Shop")
@@ -218,6 +321,24 @@ def test_the_names_that_the_code_gives_to_cookie_and_header_hold() -> None:
     with override_session(app):
         assert client.post("/auth/logout").headers["set-cookie"].startswith("shop=;")
         assert "X-Shop" in client.get("/auth/client.js").text
+
+
+def test_settings_with_fields_of_the_applications_own_keep_them() -> None:
+    class ShopSettings(OtplessSettings):
+        admins: tuple[str, ...] = ()
+
+    app = FastAPI()
+    settings = ShopSettings(client_id="real", client_secret=SecretStr("real"), header_name="X-Shop", admins=("asha",))
+    app.add_middleware(OtplessSessionMiddleware, settings=settings)
+
+    @app.get("/admins")
+    async def admins(sessions: Sessions) -> Any:
+        return sessions.settings.admins if isinstance(sessions.settings, ShopSettings) else None
+
+    client = routed(app)
+    with override_session(app):
+        assert "X-Shop" in client.get("/auth/client.js").text
+        assert client.get("/admins").json() == ["asha"]
 
 
 @pytest.mark.parametrize("expires_in", [math.inf, math.nan, 1e20, -1e20])

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request
 
 from fastapi_otpless_session import ConfigurationError, OtplessSettings
+from fastapi_otpless_session.transport import Transport
 
 Channel = Literal["cookie", "header", "authorization"]
 
@@ -80,16 +81,18 @@ class Credentials:
 
     settings: OtplessSettings
 
-    def token(self, client: Client) -> str | None:
-        """Return the session token in a client's cookie jar."""
-        return next((cookie.value for cookie in self._cookies(client)), None)
+    def tokens(self, client: Client) -> list[str]:
+        """Return the session tokens that a client carries, as the application finds them in its requests."""
+        cookies = [("Cookie", f"{cookie.name}={cookie.value}") for cookie in self._cookies(client)]
+        headers = [(name, client.headers.get(name, "")) for name in (self.settings.header_name, "Authorization")]
+        return self._found([*cookies, *headers])
 
     def take(self, client: Client) -> None:
-        """Take what a client carries of sessions."""
+        """Take what a client carries of sessions. Another API's key in `Authorization` is none."""
         for cookie in self._cookies(client):
             client.cookies.jar.clear(cookie.domain, cookie.path, cookie.name)
         client.headers.pop(self.settings.header_name, None)
-        if client.headers.get("Authorization", "").startswith("Bearer "):
+        if self._found([("Authorization", client.headers.get("Authorization", ""))]):
             del client.headers["Authorization"]
 
     def give(self, client: Client, channel: Channel, token: str) -> None:
@@ -103,6 +106,10 @@ class Credentials:
             case "authorization":
                 client.headers["Authorization"] = f"Bearer {token}"
                 self._follow(client, "Authorization", "Bearer {}")
+
+    def _found(self, headers: list[tuple[str, str]]) -> list[str]:
+        presented = Transport(self.settings).find([(name.lower().encode(), value.encode()) for name, value in headers])
+        return [token for token, _ in presented.tokens]
 
     def _cookies(self, client: Client) -> list[Cookie]:
         return [cookie for cookie in client.cookies.jar if cookie.name == self.settings.cookie]
@@ -121,7 +128,7 @@ class Credentials:
                 'base_url="https://testserver", or leave cookie_secure false in tests.'
             )
         client.cookies.jar.extract_cookies(cast("Any", _Answer(self._header(token))), Request(url))  # noqa: S310
-        if self.token(client) is None:
+        if not self._cookies(client):
             raise ConfigurationError(
                 f"The cookie of {self.settings.cookie_domain or 'this application'} is not for {url}: "
                 "give the client a base_url in cookie_domain, or leave that out in tests."

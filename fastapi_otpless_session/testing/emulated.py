@@ -110,11 +110,12 @@ class EmulatedOtpless:
     ) -> SignedIn:
         """Sign a user in, and let `client` carry the session from now on.
 
-        Another session that it carried is ended, as the router does. `mobile` (digits with the country code) and
-        `email` are the identities in the session's details; one of them is needed. `expires_in` is how many seconds the
-        token lives at least, and those it is swapped for; 0 and less: it has expired already, and is swapped at the
-        next request for one that lives a minute. `channel`: "cookie", "header" (`X-Session-Token`) or
-        "authorization"; the first of them that the settings' `token_sources` allow. Swapped tokens are followed on all.
+        Another session that it carried is ended, as the router does; a key of another API in its `Authorization` stays,
+        unless the session goes there. `mobile` (digits with the country code) and `email` are the identities in the
+        session's details; one of them is needed. `expires_in` is how many seconds the token lives at least, and those
+        it is swapped for; 0 and less: it has expired already, and is swapped at the next request for one that lives a
+        minute. `channel`: "cookie", "header" (`X-Session-Token`) or "authorization"; the first of them that the
+        settings' `token_sources` allow. Swapped tokens are followed on all.
 
         Raises `ConfigurationError` where the client is another application's or cannot carry the cookie, ValueError
         for what no user or token can be, TypeError for what is no client, `UpstreamError` after `down()`.
@@ -127,8 +128,7 @@ class EmulatedOtpless:
         session = self._run(self._sign_in(user_id, name, email, mobile, expires_in))
         signed_in = SignedIn(session.user_id, session.id, session.token.get_secret_value())
         if client is not None:
-            carried = self._credentials.token(client)
-            if carried is not None:
+            for carried in self._credentials.tokens(client):
                 self._run(self.sessions.replace(carried, session))
             self._credentials.take(client)
             self._credentials.give(client, chosen, signed_in.token)
@@ -165,7 +165,10 @@ class EmulatedOtpless:
         self._run(self._client.validate_session(NOBODY))
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, for application, store and OTPLESS. Raises ValueError where it would go back."""
+        """Let time pass, for application, store and OTPLESS. Raises ValueError where it would go back.
+
+        What sleeps is not woken: an open websocket's session is looked at after `websocket_recheck` real seconds.
+        """
         if not 0 <= seconds < math.inf:
             raise ValueError(f"seconds must be 0 or more, not {seconds!r}: time does not go back")
         self._clock.advance(seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 
 from fastapi_otpless_session import (
     Identity,
+    OtplessSessionMiddleware,
     Session,
     SessionDetails,
     SessionReason,
@@ -26,7 +27,7 @@ from fastapi_otpless_session import (
 from fastapi_otpless_session.dependencies import made_by_fresh_within
 from fastapi_otpless_session.emulator import EmulatorSettings
 from fastapi_otpless_session.testing.overridden import TOKEN, OverriddenSessions, OverridingMiddleware
-from fastapi_otpless_session.testing.places import instead_of_middleware, places
+from fastapi_otpless_session.testing.places import applications, places, replaced
 from fastapi_otpless_session.testing.settings import settings_for_tests
 
 DAY = 86_400.0
@@ -60,11 +61,11 @@ def override_session(
         with override_session(app, user_id="MO-1") as session:
             assert client.get("/orders").status_code == 200
 
-    All dependencies, `request.state.otpless` and the router's routes show it. A sign-out, also
+    All dependencies, `request.state.otpless` and the router's routes show it, also in what is mounted. A sign-out, also
     through `Sessions`, holds for everybody until the block ends. Signing in, swapped tokens and `REQUIRED_PATHS` need
-    `use_emulator` instead: the middleware is taken off meanwhile. `user_id=None`: nobody is signed in, for `reason`.
-    `expires_in` is in seconds from now, and may be negative. `details` are made of `mobile` and `email` unless given.
-    Afterwards all is as before.
+    `use_emulator` instead: the middleware is taken off meanwhile, wherever it is. `user_id=None`: nobody is signed in,
+    for `reason`. `expires_in` is in seconds from now, and may be negative. `details` are made of `mobile` and `email`
+    unless given. Afterwards all is as before.
 
     Raises TypeError for what is not the FastAPI application itself, ValueError for an empty `user_id` or a time that
     no calendar holds.
@@ -91,10 +92,15 @@ def override_session(
             token=SecretStr(TOKEN),
         )
         details = details or _details(session, mobile)
-    own = next((place.settings for place in places(app) if place.settings is not None), None)
+    found = places(app, (OtplessSessionMiddleware, OverridingMiddleware))  # the latter where one block is in another
+    own = next((place.settings for place in found if place.settings is not None), None)
     settings = settings_for_tests(own, EmulatorSettings(), {})
     sessions = OverriddenSessions(settings, reason if session is None else session, details)
-    with instead_of_middleware(app, Middleware(OverridingMiddleware, sessions=sessions)), _own_dependencies(app):
+    with ExitStack() as stack:
+        stack.enter_context(replaced(app, found, Middleware(OverridingMiddleware, sessions=sessions)))
+        for each in applications(app):
+            if isinstance(each, FastAPI):
+                stack.enter_context(_own_dependencies(each))
         yield session
 
 

@@ -6,7 +6,7 @@ first use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,9 @@ class _Added:
     def using(self, sessions: OtplessSessions) -> AbstractContextManager[None]:
         kept: dict[str, Any] = {name: value for name, value in self.entry.kwargs.items() if name != "settings"}
         instead = Middleware(self.entry.cls, *self.entry.args, **{**kept, "sessions": sessions})
+        return self.replaced_by(instead)
+
+    def replaced_by(self, instead: Middleware) -> AbstractContextManager[None]:
         return _with_middleware(self.app, [instead if one is self.entry else one for one in self.app.user_middleware])
 
 
@@ -44,7 +47,7 @@ class _Added:
 class _Wrapped:
     """With `OtplessSessionMiddleware(app)`."""
 
-    middleware: OtplessSessionMiddleware
+    middleware: Any
 
     @property
     def sessions(self) -> OtplessSessions | None:
@@ -57,43 +60,58 @@ class _Wrapped:
     def _having(self, kind: type[Any]) -> Iterator[Any]:
         return (value for value in vars(self.middleware).values() if isinstance(value, kind))
 
-    @contextmanager
-    def using(self, sessions: OtplessSessions) -> Iterator[None]:
-        # The application holds this very object: it becomes one that was made with the other sessions.
-        attributes = vars(self.middleware)
-        before = dict(attributes)
+    def using(self, sessions: OtplessSessions) -> AbstractContextManager[None]:
         on_refusal = self.middleware._on_refusal  # noqa: SLF001 - what else it was made with
-        instead = type(self.middleware)(self.middleware.app, sessions=sessions, on_refusal=on_refusal)
-        attributes.update(vars(instead))
+        made_by: Any = type(self.middleware)
+        return self.replaced_by(Middleware(made_by, sessions=sessions, on_refusal=on_refusal))
+
+    @contextmanager
+    def replaced_by(self, instead: Middleware) -> Iterator[None]:
+        # The application holds this very object: it becomes one that was made in the other way.
+        before = type(self.middleware), dict(vars(self.middleware))
+        made = instead.cls(self.middleware.app, *instead.args, **instead.kwargs)
+        self._become(type(made), vars(made))
         try:
             yield
         finally:
-            attributes.clear()
-            attributes.update(before)
+            self._become(*before)
+
+    def _become(self, kind: type[Any], attributes: Mapping[str, Any]) -> None:
+        self.middleware.__class__ = kind
+        vars(self.middleware).clear()
+        vars(self.middleware).update(attributes)
 
 
 Place = _Added | _Wrapped
 
 
-def places(app: object) -> list[Place]:
-    """Return where the middleware is: on the application, on what wraps it, on what is mounted in it."""
-    return list(_walk(app))
+def places(app: object, kinds: tuple[type[Any], ...] = (OtplessSessionMiddleware,)) -> list[Place]:
+    """Return where the middleware is: on the application, on what wraps it, on what is mounted in it.
+
+    `kinds`: the classes to look for.
+    """
+    return [place for one in applications(app) for place in _places_on(one, kinds)]
 
 
-def _walk(app: object) -> Iterator[Place]:
+def applications(app: object) -> Iterator[object]:
+    """Return an application, what it wraps, and what is mounted in it."""
     while app is not None:
-        if isinstance(app, OtplessSessionMiddleware):
-            yield _Wrapped(app)
-        if isinstance(app, Starlette):
-            yield from (_Added(app, entry) for entry in app.user_middleware if _is_ours(entry))
+        yield app
         for route in getattr(app, "routes", ()):  # FastAPI keeps included routers as they are
-            yield from _walk(getattr(route, "original_router", None) or getattr(route, "app", None))
+            yield from applications(getattr(route, "original_router", None) or getattr(route, "app", None))
         app = getattr(app, "app", None)
 
 
-def _is_ours(entry: Middleware) -> bool:
+def _places_on(app: object, kinds: tuple[type[Any], ...]) -> Iterator[Place]:
+    if isinstance(app, kinds):
+        yield _Wrapped(app)
+    if isinstance(app, Starlette):
+        yield from (_Added(app, entry) for entry in app.user_middleware if _is_one_of(entry, kinds))
+
+
+def _is_one_of(entry: Middleware, kinds: tuple[type[Any], ...]) -> bool:
     made_by: object = entry.cls
-    return isinstance(made_by, type) and issubclass(made_by, OtplessSessionMiddleware)
+    return isinstance(made_by, type) and issubclass(made_by, kinds)
 
 
 def existing_places(app: object) -> list[Place]:
@@ -117,12 +135,15 @@ def using(found: list[Place], sessions: OtplessSessions) -> Iterator[None]:
         yield
 
 
-def instead_of_middleware(app: Starlette, entry: Middleware) -> AbstractContextManager[None]:
-    """Put an entry in the middleware's place, or outermost where there is none; afterwards all is as before."""
-    goes = [one for one in app.user_middleware if _is_ours(one) or one.cls is entry.cls]
-    first = goes[0] if goes else None
-    kept = [entry if one is first else one for one in app.user_middleware if one is first or one not in goes]
-    return _with_middleware(app, kept if goes else [entry, *kept])
+@contextmanager
+def replaced(app: Starlette, found: list[Place], instead: Middleware) -> Iterator[None]:
+    """Put other middleware in all those places, and outermost on the application where that has none."""
+    with ExitStack() as stack:
+        if not any(isinstance(place, _Added) and place.app is app for place in found):
+            stack.enter_context(_with_middleware(app, [instead, *app.user_middleware]))
+        for place in found:
+            stack.enter_context(place.replaced_by(instead))
+        yield
 
 
 @contextmanager

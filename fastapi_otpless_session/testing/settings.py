@@ -34,10 +34,18 @@ def settings_for_tests(
 ) -> OtplessSettings:
     """Return `own` settings (None: the defaults) with the emulator in OTPLESS's place, and `changes` on top.
 
-    Raises `ConfigurationError`.
+    Where `own` are of an application's subclass, so are those returned. Its fields are taken as they are: to check them
+    once more might read variables, or refuse what is for tests only. Raises `ConfigurationError`.
     """
-    kept = {name: getattr(own, name) for name in type(own).model_fields} if own is not None else {}
-    return _SettingsForTests(**{"_env_file": None, **kept, **_for_tests(emulator, kept), **changes})
+    ours = OtplessSettings.model_fields
+    theirs = type(own).model_fields.keys() - ours if own is not None else set()
+    kept = {name: getattr(own, name) for name in ours} if own is not None else {}
+    wanted = {name: value for name, value in changes.items() if name not in theirs}
+    checked = _SettingsForTests(**{"_env_file": None, **kept, **_for_tests(emulator, kept), **wanted})
+    if own is None:
+        return checked
+    update = {name: changes[name] for name in theirs & changes.keys()}
+    return own.model_copy(update={**update, **{name: getattr(checked, name) for name in ours}})
 
 
 def _for_tests(emulator: EmulatorSettings, kept: Mapping[str, Any]) -> dict[str, Any]:
