@@ -351,6 +351,20 @@ def test_a_server_that_is_not_there_is_a_problem_and_its_password_is_not_shown(e
     assert password not in found.out + found.err
 
 
+@pytest.mark.parametrize("credentials", ["shop", "shop:"])
+def test_a_user_without_a_password_is_no_secret(examine: Examine, credentials: str) -> None:
+    url = f"postgresql://{credentials}@127.0.0.1:{steady_port()}/shop"
+    found = examine(app=APP, OTPLESS_STORE_URL=url, OTPLESS_REQUIRED_PATHS="/shop/orders")
+    assert "/shop/orders in OTPLESS_REQUIRED_PATHS" in found.text("required-paths")
+
+
+@pytest.mark.parametrize("written", ["or%2Fders", "or/ders"], ids=["as in the URL", "as it is meant"])
+def test_a_password_is_blotted_out_wherever_it_stands(examine: Examine, written: str) -> None:
+    url = f"redis://:or%2Fders@127.0.0.1:{steady_port()}"
+    found = examine(app=APP, OTPLESS_STORE_URL=url, OTPLESS_REQUIRED_PATHS=f"/{written}")
+    assert found.checks["required-paths"]["finding"].startswith("/*** in ")
+
+
 def test_a_redis_is_written_and_its_clock_compared(examine: Examine, redis_server: RedisServer) -> None:
     found = examine(OTPLESS_STORE_URL=redis_server.url)
     assert found["store"] == found["store-clock"] == found["store-shared"] == "ok"
