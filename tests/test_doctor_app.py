@@ -45,6 +45,7 @@ def add_cors(**values):
 """
 TRUST = {"OTPLESS_TRUSTED_ORIGINS": "https://shop.example"}
 CLEAR = {"OTPLESS_COOKIE_SECURE": "false"}
+BEARER = {"OTPLESS_TOKEN_SOURCES": "authorization,cookie"}
 
 
 # The application
@@ -256,6 +257,20 @@ app.user_middleware.reverse()
             {"OTPLESS_REQUIRED_PATHS": "/**"},
         ),
         ("cors-headers", "skipped", f"{CORS}\nadd_cors()", {"OTPLESS_TOKEN_SOURCES": "cookie"}),
+        ("cors-headers", "ok", f"{CORS}\nadd_cors(allow_headers=['Authorization'])", BEARER),
+        ("cors-headers", "problem", f"{CORS}\nadd_cors()", BEARER),
+        (
+            "cors-headers",
+            "problem",
+            f"{CORS}\nadd_cors(allow_headers=['Authorization'], expose_headers=['X-Page'])",
+            BEARER,
+        ),
+        (
+            "cors-headers",
+            "ok",
+            f"{CORS}\nadd_cors()",
+            {"OTPLESS_TOKEN_SOURCES": "authorization,header,cookie"},
+        ),
         ("cors-origins", "warning", f"{CORS}\nadd_cors(allow_origins=['*'])", {"OTPLESS_TRUSTED_ORIGINS": ""}),
         ("unknown-tokens", "ok", "", {"OTPLESS_TOKEN_SOURCES": "cookie"}),
         ("exempt-paths", "warning", "", {"OTPLESS_EXEMPT_PATHS": "/auth/**"}),
@@ -266,6 +281,14 @@ def test_an_application_and_its_settings_have_to_agree(
 ) -> None:
     found = examine(app=f"{APP}\n{text}", **{**TRUST, **variables})
     assert found[check] == status, found.text(check)
+
+
+def test_the_header_that_pages_send_the_token_in_is_to_be_allowed_and_the_one_they_get_it_in_exposed(
+    examine: Examine,
+) -> None:
+    cors = f"{CORS}\nadd_cors(allow_headers=[], expose_headers=['X-Page'])"
+    fix = examine(app=f"{APP}\n{cors}", **TRUST, **BEARER).text("cors-headers")
+    assert 'CORSMiddleware(allow_headers=[..., "Authorization"], expose_headers=[..., "X-Session-Token"])' in fix
 
 
 def test_a_host_that_is_turned_away_is_no_sites(examine: Examine) -> None:
@@ -521,6 +544,15 @@ def test_a_running_site_says_whether_its_proxy_keeps_the_host(
         found = examine("--site", f"{site}{path}", app=APP)
     assert found["same-origin"] == status
     assert says in found.text("same-origin")
+
+
+def test_the_host_that_nginx_is_told_to_pass_on_has_its_port(examine: Examine) -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+    app.include_router(create_session_router(), prefix="/auth")
+    with serving(behind_proxy(app, b"upstream:8000")) as site:  # nginx's $host has none
+        advice = examine("--site", site, app=APP).text("same-origin")
+    assert "proxy_set_header Host $http_host;" in advice
 
 
 def test_a_site_that_does_not_run_is_a_warning(examine: Examine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi_otpless_session.doctor.application import Application, Layer
 from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem, skipped, warning
@@ -117,25 +117,29 @@ async def cors_order(setup: Setup) -> Outcome:
 
 
 async def cors_headers(setup: Setup) -> Outcome:
-    """CORS lets our header through, both ways."""
+    """CORS lets tokens through, both ways: in by the header that is a source, and out by ours, whichever it was."""
     _, cors = _cors(setup)
-    settings, header = setup.settings, setup.settings.header_name
-    if {"header", "authorization"}.isdisjoint(settings.token_sources):
+    header, sources = setup.settings.header_name, setup.settings.token_sources
+    if {"header", "authorization"}.isdisjoint(sources):
         return skipped("Only the cookie carries tokens.")
+    sent = header if "header" in sources else "Authorization"
     allowed, exposed = _texts(cors.arguments.get("allow_headers")), _exposed(cors)
-    lacking = {
-        "allow_headers": ("pages of other origins cannot send it", not _has(allowed, header)),
-        "expose_headers": ("its list overwrites ours, and pages never see a swapped token", not _has(exposed, header)),
-    }
-    if not exposed:  # without a list of its own, CORSMiddleware leaves ours alone
-        del lacking["expose_headers"]
-    missing = {name: effect for name, (effect, is_missing) in lacking.items() if is_missing}
-    if not missing:
-        return ok(f"CORSMiddleware lets {header} in and out.")
-    finding = f"CORSMiddleware lacks {header} in {' and '.join(missing)}: {'; '.join(missing.values())}."
-    arguments = ", ".join(f'{name}=[..., "{header}"]' for name in missing)
+    lacking = {}
+    if not _has(allowed, sent):
+        lacking["allow_headers"] = (sent, "pages of other origins cannot send it")
+    if exposed and not _has(exposed, header):  # without a list of its own, CORSMiddleware leaves ours alone
+        lacking["expose_headers"] = (header, "its list overwrites ours, and pages never see a swapped token")
+    if not lacking:
+        return ok(f"CORSMiddleware lets tokens in, by {sent}, and out, by {header}.")
+    return _hidden(lacking, by_cookie=setup.uses_cookie and bool(cors.arguments.get("allow_credentials")))
+
+
+def _hidden(lacking: Mapping[str, tuple[str, str]], *, by_cookie: bool) -> Outcome:
+    """Name the headers that arguments of CORS lack, with what that does."""
+    names = " and ".join(f"{header} in {argument}" for argument, (header, _) in lacking.items())
+    finding = f"CORSMiddleware lacks {names}: {'; '.join(effect for _, effect in lacking.values())}."
+    arguments = ", ".join(f'{argument}=[..., "{header}"]' for argument, (header, _) in lacking.items())
     fix = f"CORSMiddleware({arguments})"
-    by_cookie = setup.uses_cookie and bool(cors.arguments.get("allow_credentials"))
     return warning(finding, f"{fix}, unless these pages have cookies only.") if by_cookie else problem(finding, fix)
 
 
