@@ -123,6 +123,18 @@ BEARER = {"OTPLESS_TOKEN_SOURCES": "authorization,cookie"}
         pytest.param(
             "cors-origins",
             "problem",
+            f"{CORS}\nadd_cors(allow_origins=['https://shop.example/'])",
+            id="an origin with a slash at its end",
+        ),
+        pytest.param(
+            "cors-origins",
+            "ok",
+            f"{CORS}\nadd_cors(allow_origins=['https://shop.example/', 'https://shop.example'])",
+            id="an origin with and without a slash",
+        ),
+        pytest.param(
+            "cors-origins",
+            "problem",
             f"{CORS}\nadd_cors(allow_origins=['*'], allow_credentials=True)",
             id="everybody with credentials",
         ),
@@ -289,6 +301,14 @@ def test_the_header_that_pages_send_the_token_in_is_to_be_allowed_and_the_one_th
     cors = f"{CORS}\nadd_cors(allow_headers=[], expose_headers=['X-Page'])"
     fix = examine(app=f"{APP}\n{cors}", **TRUST, **BEARER).text("cors-headers")
     assert 'CORSMiddleware(allow_headers=[..., "Authorization"], expose_headers=[..., "X-Session-Token"])' in fix
+
+
+@pytest.mark.parametrize("written", ["https://shop.example/", "https://Shop.example", "https://shop.example:443"])
+def test_an_origin_that_browsers_write_otherwise_is_told_as_they_write_it(examine: Examine, written: str) -> None:
+    cors = f"{CORS}\nadd_cors(allow_origins=[{written!r}, 'https://a.example'])"
+    says = examine(app=f"{APP}\n{cors}", OTPLESS_TRUSTED_ORIGINS=f"{written},https://a.example").text("cors-origins")
+    assert f"{written} in allow_origins never matches" in says
+    assert says.endswith('CORSMiddleware(allow_origins=["https://shop.example", "https://a.example"])')
 
 
 def test_a_host_that_is_turned_away_is_no_sites(examine: Examine) -> None:
@@ -646,6 +666,20 @@ def test_an_origin_that_is_not_trusted_cannot_sign_out() -> None:
     assert other_origin(with_cors(make_settings())).post("/auth/logout").status_code == 403
     trusting = make_settings(trusted_origins=["https://shop.example"])
     assert other_origin(with_cors(trusting)).post("/auth/logout").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("origin", "matches"),
+    [
+        ("https://shop.example", True),
+        ("https://shop.example/", False),
+        ("https://Shop.example", False),
+        ("https://shop.example:443", False),
+    ],
+)
+def test_cors_compares_origins_letter_by_letter(origin: str, matches: bool) -> None:
+    answer = other_origin(with_cors(make_settings(), allow_origins=[origin])).get("/orders")
+    assert ("access-control-allow-origin" in answer.headers) is matches
 
 
 @pytest.mark.parametrize("allowed", [["X-Session-Token"], []], ids=["allowed", "not allowed"])

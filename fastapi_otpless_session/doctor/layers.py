@@ -11,6 +11,7 @@ from fastapi_otpless_session.doctor.setup import Setup
 OURS = "OtplessSessionMiddleware"
 ADD = f"app.add_middleware({OURS})"
 STATE_ATTRIBUTE = "otpless"
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 HOOKS = ("on_sign_in", "on_refresh", "on_sign_out", "on_reuse")
 
 
@@ -144,7 +145,7 @@ def _hidden(lacking: Mapping[str, tuple[str, str]], *, by_cookie: bool) -> Outco
 
 
 async def cors_origins(setup: Setup) -> Outcome:
-    """Origins that may read answers may also sign in."""
+    """Origins are written as browsers send them, and those that may read answers may also sign in."""
     _, cors = _cors(setup)
     allowed = _texts(cors.arguments.get("allow_origins"))
     if "*" in allowed and cors.arguments.get("allow_credentials"):
@@ -152,9 +153,11 @@ async def cors_origins(setup: Setup) -> Outcome:
             'CORSMiddleware has allow_origins=["*"] with allow_credentials: any site reads what the cookie gives.',
             "Name the origins, in allow_origins and in OTPLESS_TRUSTED_ORIGINS.",
         )
+    if (unheard := _unheard(allowed)) is not None:
+        return unheard
     trusted = setup.settings.trusted_origins
     site = setup.known_site.origin if setup.known_site else None
-    missing = [each for each in allowed if each.rstrip("/").lower() not in {*trusted, site, "*"}]
+    missing = [each for each in map(_as_sent, allowed) if each not in {*trusted, site, "*"}]
     if missing and setup.app.sign_in is not None:
         return problem(
             f"CORSMiddleware allows {', '.join(missing)}, which OTPLESS_TRUSTED_ORIGINS does not have: "
@@ -167,6 +170,19 @@ async def cors_origins(setup: Setup) -> Outcome:
             "Name them in OTPLESS_TRUSTED_ORIGINS.",
         )
     return ok("The origins that CORSMiddleware allows are trusted.")
+
+
+def _unheard(allowed: Sequence[str]) -> Outcome | None:
+    """Name origins that no browser writes so: CORS compares them as they are."""
+    unheard = [each for each in allowed if _as_sent(each) not in allowed]
+    if not unheard:
+        return None
+    names = ", ".join(f'"{origin}"' for origin in dict.fromkeys(map(_as_sent, allowed)))
+    return problem(
+        f"{', '.join(unheard)} in allow_origins never matches: CORSMiddleware compares letter by letter, and browsers "
+        "send scheme and host in small letters, without a path, a slash or the scheme's own port.",
+        f"CORSMiddleware(allow_origins=[{names}])",
+    )
 
 
 async def trusted_hosts(setup: Setup) -> Outcome:
@@ -216,6 +232,13 @@ def _texts(value: object) -> Sequence[str]:
     if isinstance(value, str):
         return [value]
     return [str(each) for each in value] if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def _as_sent(origin: str) -> str:
+    """Write an origin as browsers do; what is none of the web, such as `null`, stays as it is."""
+    scheme, _, place = origin.lower().partition("://")
+    port = DEFAULT_PORTS.get(scheme)
+    return origin if port is None else f"{scheme}://{place.partition('/')[0].removesuffix(port)}"
 
 
 def _is_host(host: str, pattern: str) -> bool:
