@@ -38,6 +38,7 @@ from starlette.middleware.cors import CORSMiddleware
 def add_cors(**values):
     app.add_middleware(CORSMiddleware, **{
         "allow_origins": ["https://shop.example"],
+        "allow_methods": ["*"],
         "allow_headers": ["Content-Type", "X-Session-Token"],
         "expose_headers": ["X-Session-Token"],
         **values,
@@ -112,6 +113,26 @@ BEARER = {"OTPLESS_TOKEN_SOURCES": "authorization,cookie"}
             "warning",
             f"{CORS}\nadd_cors(expose_headers=['X-Page'], allow_credentials=True)",
             id="header not exposed, but there are cookies",
+        ),
+        pytest.param("cors-methods", "skipped", "", id="no CORS, no methods"),
+        pytest.param("cors-methods", "ok", f"{CORS}\nadd_cors()", id="all methods"),
+        pytest.param(
+            "cors-methods", "ok", f"{CORS}\nadd_cors(allow_methods=['POST', 'DELETE'])", id="the router's methods"
+        ),
+        pytest.param("cors-methods", "problem", f"{CORS}\nadd_cors(allow_methods=['GET'])", id="no POST"),
+        pytest.param("cors-methods", "problem", f"{CORS}\nadd_cors(allow_methods=['post', 'delete'])", id="in letters"),
+        pytest.param("cors-methods", "warning", f"{CORS}\nadd_cors(allow_methods=['GET', 'POST'])", id="no DELETE"),
+        pytest.param(
+            "cors-methods",
+            "problem",
+            "from starlette.middleware.cors import CORSMiddleware\napp = CORSMiddleware(app, allow_origins=['*'])",
+            id="no POST, by what is wrapped around",
+        ),
+        pytest.param(
+            "cors-methods",
+            "skipped",
+            f"app = FastAPI(); app.add_middleware(OtplessSessionMiddleware)\n{CORS}\nadd_cors(allow_methods=['GET'])",
+            id="no router, no methods",
         ),
         pytest.param("cors-origins", "ok", f"{CORS}\nadd_cors()", id="a trusted origin"),
         pytest.param(
@@ -309,6 +330,12 @@ def test_an_origin_that_browsers_write_otherwise_is_told_as_they_write_it(examin
     says = examine(app=f"{APP}\n{cors}", OTPLESS_TRUSTED_ORIGINS=f"{written},https://a.example").text("cors-origins")
     assert f"{written} in allow_origins never matches" in says
     assert says.endswith('CORSMiddleware(allow_origins=["https://shop.example", "https://a.example"])')
+
+
+def test_the_methods_that_pages_of_other_origins_lack_are_named(examine: Examine) -> None:
+    says = examine(app=f"{APP}\n{CORS}\nadd_cors(allow_methods=['GET'])", **TRUST).text("cors-methods")
+    assert "CORSMiddleware lacks POST and DELETE in allow_methods" in says
+    assert says.endswith('CORSMiddleware(allow_methods=["*"]), or ["GET", "POST", "DELETE"]')
 
 
 def test_a_host_that_is_turned_away_is_no_sites(examine: Examine) -> None:
@@ -666,6 +693,17 @@ def test_an_origin_that_is_not_trusted_cannot_sign_out() -> None:
     assert other_origin(with_cors(make_settings())).post("/auth/logout").status_code == 403
     trusting = make_settings(trusted_origins=["https://shop.example"])
     assert other_origin(with_cors(trusting)).post("/auth/logout").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("login", "POST"), ("logout", "POST"), ("sessions/1", "DELETE")], ids=["in", "out", "a device"]
+)
+@pytest.mark.parametrize("allowed", [["*"], ["POST", "DELETE"], ["GET"], ["post", "delete"]], ids=",".join)
+def test_a_method_that_is_not_allowed_fails_the_preflight(path: str, method: str, allowed: list[str]) -> None:
+    app = with_cors(make_settings(), allow_methods=allowed)
+    preflight = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": "content-type"}
+    answer = other_origin(app).options(f"/auth/{path}", headers=preflight)
+    assert (answer.status_code == 200) is not {"*", method}.isdisjoint(allowed)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ OURS = "OtplessSessionMiddleware"
 ADD = f"app.add_middleware({OURS})"
 STATE_ATTRIBUTE = "otpless"
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+ROUTER_METHODS = ("POST", "DELETE")
+"""What the router's routes take beside GET."""
 HOOKS = ("on_sign_in", "on_refresh", "on_sign_out", "on_reuse")
 
 
@@ -142,6 +144,23 @@ def _hidden(lacking: Mapping[str, tuple[str, str]], *, by_cookie: bool) -> Outco
     arguments = ", ".join(f'{argument}=[..., "{header}"]' for argument, (header, _) in lacking.items())
     fix = f"CORSMiddleware({arguments})"
     return warning(finding, f"{fix}, unless these pages have cookies only.") if by_cookie else problem(finding, fix)
+
+
+async def cors_methods(setup: Setup) -> Outcome:
+    """CORS lets the router's methods through: by itself it allows GET alone."""
+    _, cors = _cors(setup)
+    if setup.app.sign_in is None:
+        return skipped("There is no router whose methods could be allowed.")
+    allowed = _texts(cors.arguments.get("allow_methods"))
+    missing = [] if "*" in allowed else [method for method in ROUTER_METHODS if method not in allowed]
+    if not missing:
+        return ok("CORSMiddleware lets the router's methods through.")
+    judged, effect = (problem, "sign in or out") if "POST" in missing else (warning, "end one of a user's sessions")
+    names = ", ".join(f'"{method}"' for method in [*allowed, *missing])
+    return judged(
+        f"CORSMiddleware lacks {' and '.join(missing)} in allow_methods: pages of other origins cannot {effect}.",
+        f'CORSMiddleware(allow_methods=["*"]), or [{names}]',
+    )
 
 
 async def cors_origins(setup: Setup) -> Outcome:
