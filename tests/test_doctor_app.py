@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -361,6 +362,27 @@ def test_path_globs_that_match_no_route_are_named(examine: Examine) -> None:
     assert found.checks["exempt-paths"]["finding"].startswith("/faq in ")
 
 
+@pytest.mark.skipif(not hasattr(FastAPI, "frontend"), reason="a newer FastAPI's")
+@pytest.mark.parametrize(
+    ("glob", "text", "status"),
+    [
+        ("/shop/**", "app.frontend('/shop', directory='.')", "ok"),
+        ("/shop", "app.frontend('/shop', directory='.')", "ok"),
+        ("/shop/css/*", "app.frontend('/shop', directory='.')", "ok"),
+        ("/shops/**", "app.frontend('/shop', directory='.')", "problem"),
+        ("/anything/**", "app.frontend('/', directory='.')", "ok"),
+        ("/tea/shop/**", "tea.frontend('/shop', directory='.'); app.include_router(tea, prefix='/tea')", "ok"),
+        ("/shop/**", "tea.frontend('/shop', directory='.'); app.include_router(tea, prefix='/tea')", "problem"),
+        ("/tea/**", "tea.frontend('/', directory='.'); app.include_router(tea, prefix='/tea')", "ok"),
+        ("/inner/shop/**", "inner.frontend('/shop', directory='.'); app.mount('/inner', inner)", "ok"),
+    ],
+)
+def test_a_path_glob_meets_a_frontend(examine: Examine, glob: str, text: str, status: str) -> None:
+    routers = "from fastapi import APIRouter\ntea, inner = APIRouter(), FastAPI()"
+    found = examine(app=f"{APP}\n{routers}\n{text}", OTPLESS_REQUIRED_PATHS=glob)
+    assert found["required-paths"] == status, found.text("required-paths")
+
+
 @pytest.mark.parametrize(
     ("glob", "route", "meet"),
     [
@@ -619,6 +641,18 @@ def test_a_refusal_that_redirects_to_what_is_refused_has_no_end() -> None:
     )
     with pytest.raises(httpx2.TooManyRedirects):
         TestClient(app).get("/orders")
+
+
+@pytest.mark.skipif(not hasattr(FastAPI, "frontend"), reason="a newer FastAPI's")
+def test_a_frontend_can_be_required_to_have_a_session(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("Tea")
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(required_paths=["/shop/**"]))
+    app.frontend("/shop", directory=tmp_path)
+    app.frontend("/open", directory=tmp_path)
+    client = TestClient(app)
+    assert client.get("/shop/index.html").status_code == 401
+    assert client.get("/open/index.html").status_code == 200
 
 
 def test_a_session_that_fastapi_misreads_is_a_422() -> None:

@@ -112,7 +112,7 @@ def view(app: Any) -> Application:
     layers = [*wrappers, *map(_layer, getattr(app, "user_middleware", ()))]
     mounted: dict[str, Application] = {}
     places, websockets = [], False
-    for place, route in _walk(getattr(app, "routes", ()), "", mounted):
+    for place, route in _walk(app, "", mounted):
         places.append(place)
         websockets = websockets or isinstance(route, WebSocketRoute)
     return Application(tuple(layers), tuple(places), websockets, mounted, _failure(app), app)
@@ -145,22 +145,22 @@ def _attributes(wrapper: object) -> dict[str, Any]:
     return dict(getattr(wrapper, "__dict__", {}))
 
 
-def _walk(
-    routes: Iterable[BaseRoute], prefix: str, mounted: dict[str, Application]
-) -> Iterator[tuple[Place, BaseRoute]]:
-    for path, route in _flat(routes):
+def _walk(app: Any, prefix: str, mounted: dict[str, Application]) -> Iterator[tuple[Place, BaseRoute]]:
+    for path, route in _flat(getattr(app, "routes", ())):
         if isinstance(route, Mount | Host):
             at = prefix + (route.path if isinstance(route, Mount) else "")
-            app = _unwrapped(route.app)
-            if hasattr(app, "user_middleware"):
+            within = _unwrapped(route.app)
+            if hasattr(within, "user_middleware"):
                 mounted[at or "/"] = view(route.app)
-            inner = list(_walk(getattr(app, "routes", ()), at, mounted))
+            inner = list(_walk(within, at, mounted))
             yield from inner or [(Place(at, is_open=True), route)]
         else:
             place = Place(
                 prefix + path, is_sign_in=isinstance(route, SignInRoute), is_misread=_is_misread(_dependant(route))
             )
             yield place, route
+    for path, route in _frontends(app):
+        yield Place(prefix + path, is_open=True), route
 
 
 def _unwrapped(app: Any) -> Any:
@@ -179,6 +179,15 @@ def _flat(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
     else:
         for context in contexts(list(routes)):
             yield str(context.path or ""), context.original_route
+
+
+def _frontends(app: Any) -> Iterator[tuple[str, BaseRoute]]:
+    """Name what `app.frontend(...)` serves, by its paths: newer versions of FastAPI keep it apart from the routes."""
+    kept = getattr(getattr(app, "router", app), "_iter_low_priority_routes", None)
+    for context in kept() if kept is not None else ():
+        group = getattr(context, "original_route", context)
+        for route in getattr(group, "routes", ()):
+            yield f"{getattr(context, 'frontend_prefix', '')}{route.path}".rstrip("/"), route
 
 
 def _path(route: BaseRoute) -> str:
