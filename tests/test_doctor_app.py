@@ -28,6 +28,7 @@ from fastapi_otpless_session import (
     OtplessSettings,
     Session,
     create_session_router,
+    current_session,
 )
 from fastapi_otpless_session.doctor.application import Place, view
 from fastapi_otpless_session.doctor.places import meets
@@ -205,6 +206,43 @@ BEARER = {"OTPLESS_TOKEN_SOURCES": "authorization,cookie"}
 def test_what_is_wrong_with_an_application_is_found(examine: Examine, check: str, status: str, text: str) -> None:
     found = examine(app=f"{APP}\n{text}", **TRUST)
     assert found[check] == status, found.text(check)
+
+
+ASKING = """
+from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi_otpless_session import *
+
+def user(session: FreshSession): ...
+def visitor(session: OptionalSession): ...
+
+app = FastAPI(dependencies=[{of_all}])
+app.add_middleware(OtplessSessionMiddleware)
+shop = APIRouter(dependencies=[{of_router}])
+shop.include_router(create_session_router(), prefix="/auth", dependencies=[{of_inclusion}])
+app.include_router(shop, prefix="/shop")
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "status"),
+    [
+        ("of_all", "Depends(current_session)", "problem"),
+        ("of_router", "Depends(current_session)", "problem"),
+        ("of_inclusion", "Depends(current_session)", "problem"),
+        ("of_all", "Security(current_session)", "problem"),
+        ("of_all", "Depends(fresh_session)", "problem"),
+        ("of_all", "Depends(fresh_within(60))", "problem"),
+        ("of_all", "Depends(current_session_details)", "problem"),
+        ("of_all", "Depends(user)", "problem"),
+        ("of_all", "Depends(optional_session)", "ok"),
+        ("of_inclusion", "Depends(visitor)", "ok"),
+        ("of_all", "", "ok"),
+    ],
+)
+def test_a_sign_in_that_asks_for_a_session_is_a_problem(examine: Examine, place: str, asked: str, status: str) -> None:
+    found = examine(app=ASKING.format(**{"of_all": "", "of_router": "", "of_inclusion": "", place: asked}))
+    assert found["router"] == status, found.text("router")
+    assert "POST /shop/auth/login" in found.text("router")
 
 
 @pytest.mark.parametrize("hook", ["on_sign_in", "on_refresh", "on_sign_out", "on_reuse"])
@@ -653,6 +691,14 @@ def test_a_frontend_can_be_required_to_have_a_session(tmp_path: Path) -> None:
     client = TestClient(app)
     assert client.get("/shop/index.html").status_code == 401
     assert client.get("/open/index.html").status_code == 200
+
+
+def test_a_sign_in_that_asks_for_a_session_is_a_401() -> None:
+    app = FastAPI(dependencies=[Depends(current_session)])
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+    app.include_router(create_session_router(), prefix="/auth")
+    answer = TestClient(app).post("/auth/login", json={})
+    assert (answer.status_code, answer.json()["detail"]["code"]) == (401, "session_missing")
 
 
 def test_a_session_that_fastapi_misreads_is_a_422() -> None:
