@@ -436,6 +436,38 @@ def test_a_store_of_the_applications_own_is_tried_too(examine: Examine, tmp_path
     assert examine(app=app)["store"] == "problem"
 
 
+MADE_IN_CODE = """
+from fastapi import FastAPI
+from fastapi_otpless_session import *
+
+app = FastAPI()
+app.add_middleware(OtplessSessionMiddleware, sessions=OtplessSessions(store=open_store("{url}")))
+"""
+
+
+def test_memory_that_was_given_in_code_is_not_taken_for_the_settings_file(examine: Examine, tmp_path: Path) -> None:
+    (tmp_path / "sessions.db").write_bytes(b"no database" * 100)  # what STORE_URL names, and nobody uses
+    found = examine(app=MADE_IN_CODE.format(url="memory://"))
+    assert found["store"] == "ok", found.text("store")
+    assert "The store (memory)" in found.text("store")
+    assert found["store-shared"] == "warning"
+    assert examine(app=MADE_IN_CODE.format(url="memory://"), WEB_CONCURRENCY="4")["store-shared"] == "problem"
+
+
+def test_a_file_that_was_given_in_code_is_the_one_that_is_looked_at_and_not_made(
+    examine: Examine, tmp_path: Path
+) -> None:
+    app = MADE_IN_CODE.format(url=f"sqlite:///{tmp_path}/given.db")
+    for variables in ({}, {"OTPLESS_STORE_URL": "memory://"}):
+        found = examine(app=app, **variables)
+        assert found["store"] == found["store-shared"] == "ok"
+        assert "given.db" in found.text("store")
+        assert "given.db" in found.text("store-shared")
+    assert list(tmp_path.glob("*.db*")) == []
+    (tmp_path / "given.db").write_bytes(b"no database" * 100)
+    assert examine(app=app)["store"] == "problem"
+
+
 def test_memory_is_fine_for_one_process_only(examine: Examine) -> None:
     assert examine(OTPLESS_STORE_URL="memory://")["store-shared"] == "warning"
     found = examine(OTPLESS_STORE_URL="memory://", WEB_CONCURRENCY="4")
