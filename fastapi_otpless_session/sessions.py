@@ -148,6 +148,11 @@ class OtplessSessions:
         return self._store
 
     @property
+    def owns_store(self) -> bool:
+        """Whether the store was made here, by `STORE_URL`, and is closed here; one that was given is not."""
+        return self._owns_store
+
+    @property
     def hooks(self) -> Mapping[str, Hook]:
         """The hooks that were given, as the arguments that they were: `on_sign_in` and so on."""
         return {f"on_{name}": hook for name, hook in self._hooks.items()}

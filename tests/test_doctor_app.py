@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -27,6 +28,7 @@ from fastapi_otpless_session import (
     OtplessSettings,
     Session,
     create_session_router,
+    current_session,
 )
 from fastapi_otpless_session.doctor.application import Place, view
 from fastapi_otpless_session.doctor.places import meets
@@ -38,6 +40,7 @@ from starlette.middleware.cors import CORSMiddleware
 def add_cors(**values):
     app.add_middleware(CORSMiddleware, **{
         "allow_origins": ["https://shop.example"],
+        "allow_methods": ["*"],
         "allow_headers": ["Content-Type", "X-Session-Token"],
         "expose_headers": ["X-Session-Token"],
         **values,
@@ -45,6 +48,7 @@ def add_cors(**values):
 """
 TRUST = {"OTPLESS_TRUSTED_ORIGINS": "https://shop.example"}
 CLEAR = {"OTPLESS_COOKIE_SECURE": "false"}
+BEARER = {"OTPLESS_TOKEN_SOURCES": "authorization,cookie"}
 
 
 # The application
@@ -112,12 +116,44 @@ CLEAR = {"OTPLESS_COOKIE_SECURE": "false"}
             f"{CORS}\nadd_cors(expose_headers=['X-Page'], allow_credentials=True)",
             id="header not exposed, but there are cookies",
         ),
+        pytest.param("cors-methods", "skipped", "", id="no CORS, no methods"),
+        pytest.param("cors-methods", "ok", f"{CORS}\nadd_cors()", id="all methods"),
+        pytest.param(
+            "cors-methods", "ok", f"{CORS}\nadd_cors(allow_methods=['POST', 'DELETE'])", id="the router's methods"
+        ),
+        pytest.param("cors-methods", "problem", f"{CORS}\nadd_cors(allow_methods=['GET'])", id="no POST"),
+        pytest.param("cors-methods", "problem", f"{CORS}\nadd_cors(allow_methods=['post', 'delete'])", id="in letters"),
+        pytest.param("cors-methods", "warning", f"{CORS}\nadd_cors(allow_methods=['GET', 'POST'])", id="no DELETE"),
+        pytest.param(
+            "cors-methods",
+            "problem",
+            "from starlette.middleware.cors import CORSMiddleware\napp = CORSMiddleware(app, allow_origins=['*'])",
+            id="no POST, by what is wrapped around",
+        ),
+        pytest.param(
+            "cors-methods",
+            "skipped",
+            f"app = FastAPI(); app.add_middleware(OtplessSessionMiddleware)\n{CORS}\nadd_cors(allow_methods=['GET'])",
+            id="no router, no methods",
+        ),
         pytest.param("cors-origins", "ok", f"{CORS}\nadd_cors()", id="a trusted origin"),
         pytest.param(
             "cors-origins",
             "problem",
             f"{CORS}\nadd_cors(allow_origins=['https://a.example'])",
             id="an origin not trusted",
+        ),
+        pytest.param(
+            "cors-origins",
+            "problem",
+            f"{CORS}\nadd_cors(allow_origins=['https://shop.example/'])",
+            id="an origin with a slash at its end",
+        ),
+        pytest.param(
+            "cors-origins",
+            "ok",
+            f"{CORS}\nadd_cors(allow_origins=['https://shop.example/', 'https://shop.example'])",
+            id="an origin with and without a slash",
         ),
         pytest.param(
             "cors-origins",
@@ -170,6 +206,43 @@ CLEAR = {"OTPLESS_COOKIE_SECURE": "false"}
 def test_what_is_wrong_with_an_application_is_found(examine: Examine, check: str, status: str, text: str) -> None:
     found = examine(app=f"{APP}\n{text}", **TRUST)
     assert found[check] == status, found.text(check)
+
+
+ASKING = """
+from fastapi import APIRouter, Depends, FastAPI, Security
+from fastapi_otpless_session import *
+
+def user(session: FreshSession): ...
+def visitor(session: OptionalSession): ...
+
+app = FastAPI(dependencies=[{of_all}])
+app.add_middleware(OtplessSessionMiddleware)
+shop = APIRouter(dependencies=[{of_router}])
+shop.include_router(create_session_router(), prefix="/auth", dependencies=[{of_inclusion}])
+app.include_router(shop, prefix="/shop")
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "asked", "status"),
+    [
+        ("of_all", "Depends(current_session)", "problem"),
+        ("of_router", "Depends(current_session)", "problem"),
+        ("of_inclusion", "Depends(current_session)", "problem"),
+        ("of_all", "Security(current_session)", "problem"),
+        ("of_all", "Depends(fresh_session)", "problem"),
+        ("of_all", "Depends(fresh_within(60))", "problem"),
+        ("of_all", "Depends(current_session_details)", "problem"),
+        ("of_all", "Depends(user)", "problem"),
+        ("of_all", "Depends(optional_session)", "ok"),
+        ("of_inclusion", "Depends(visitor)", "ok"),
+        ("of_all", "", "ok"),
+    ],
+)
+def test_a_sign_in_that_asks_for_a_session_is_a_problem(examine: Examine, place: str, asked: str, status: str) -> None:
+    found = examine(app=ASKING.format(**{"of_all": "", "of_router": "", "of_inclusion": "", place: asked}))
+    assert found["router"] == status, found.text("router")
+    assert "POST /shop/auth/login" in found.text("router")
 
 
 @pytest.mark.parametrize("hook", ["on_sign_in", "on_refresh", "on_sign_out", "on_reuse"])
@@ -256,6 +329,20 @@ app.user_middleware.reverse()
             {"OTPLESS_REQUIRED_PATHS": "/**"},
         ),
         ("cors-headers", "skipped", f"{CORS}\nadd_cors()", {"OTPLESS_TOKEN_SOURCES": "cookie"}),
+        ("cors-headers", "ok", f"{CORS}\nadd_cors(allow_headers=['Authorization'])", BEARER),
+        ("cors-headers", "problem", f"{CORS}\nadd_cors()", BEARER),
+        (
+            "cors-headers",
+            "problem",
+            f"{CORS}\nadd_cors(allow_headers=['Authorization'], expose_headers=['X-Page'])",
+            BEARER,
+        ),
+        (
+            "cors-headers",
+            "ok",
+            f"{CORS}\nadd_cors()",
+            {"OTPLESS_TOKEN_SOURCES": "authorization,header,cookie"},
+        ),
         ("cors-origins", "warning", f"{CORS}\nadd_cors(allow_origins=['*'])", {"OTPLESS_TRUSTED_ORIGINS": ""}),
         ("unknown-tokens", "ok", "", {"OTPLESS_TOKEN_SOURCES": "cookie"}),
         ("exempt-paths", "warning", "", {"OTPLESS_EXEMPT_PATHS": "/auth/**"}),
@@ -266,6 +353,28 @@ def test_an_application_and_its_settings_have_to_agree(
 ) -> None:
     found = examine(app=f"{APP}\n{text}", **{**TRUST, **variables})
     assert found[check] == status, found.text(check)
+
+
+def test_the_header_that_pages_send_the_token_in_is_to_be_allowed_and_the_one_they_get_it_in_exposed(
+    examine: Examine,
+) -> None:
+    cors = f"{CORS}\nadd_cors(allow_headers=[], expose_headers=['X-Page'])"
+    fix = examine(app=f"{APP}\n{cors}", **TRUST, **BEARER).text("cors-headers")
+    assert 'CORSMiddleware(allow_headers=[..., "Authorization"], expose_headers=[..., "X-Session-Token"])' in fix
+
+
+@pytest.mark.parametrize("written", ["https://shop.example/", "https://Shop.example", "https://shop.example:443"])
+def test_an_origin_that_browsers_write_otherwise_is_told_as_they_write_it(examine: Examine, written: str) -> None:
+    cors = f"{CORS}\nadd_cors(allow_origins=[{written!r}, 'https://a.example'])"
+    says = examine(app=f"{APP}\n{cors}", OTPLESS_TRUSTED_ORIGINS=f"{written},https://a.example").text("cors-origins")
+    assert f"{written} in allow_origins never matches" in says
+    assert says.endswith('CORSMiddleware(allow_origins=["https://shop.example", "https://a.example"])')
+
+
+def test_the_methods_that_pages_of_other_origins_lack_are_named(examine: Examine) -> None:
+    says = examine(app=f"{APP}\n{CORS}\nadd_cors(allow_methods=['GET'])", **TRUST).text("cors-methods")
+    assert "CORSMiddleware lacks POST and DELETE in allow_methods" in says
+    assert says.endswith('CORSMiddleware(allow_methods=["*"]), or ["GET", "POST", "DELETE"]')
 
 
 def test_a_host_that_is_turned_away_is_no_sites(examine: Examine) -> None:
@@ -289,6 +398,27 @@ def test_path_globs_that_match_no_route_are_named(examine: Examine) -> None:
     assert found.checks["required-paths"]["finding"].startswith("/ordres/** in ")
     assert found["exempt-paths"] == "warning"
     assert found.checks["exempt-paths"]["finding"].startswith("/faq in ")
+
+
+@pytest.mark.skipif(not hasattr(FastAPI, "frontend"), reason="a newer FastAPI's")
+@pytest.mark.parametrize(
+    ("glob", "text", "status"),
+    [
+        ("/shop/**", "app.frontend('/shop', directory='.')", "ok"),
+        ("/shop", "app.frontend('/shop', directory='.')", "ok"),
+        ("/shop/css/*", "app.frontend('/shop', directory='.')", "ok"),
+        ("/shops/**", "app.frontend('/shop', directory='.')", "problem"),
+        ("/anything/**", "app.frontend('/', directory='.')", "ok"),
+        ("/tea/shop/**", "tea.frontend('/shop', directory='.'); app.include_router(tea, prefix='/tea')", "ok"),
+        ("/shop/**", "tea.frontend('/shop', directory='.'); app.include_router(tea, prefix='/tea')", "problem"),
+        ("/tea/**", "tea.frontend('/', directory='.'); app.include_router(tea, prefix='/tea')", "ok"),
+        ("/inner/shop/**", "inner.frontend('/shop', directory='.'); app.mount('/inner', inner)", "ok"),
+    ],
+)
+def test_a_path_glob_meets_a_frontend(examine: Examine, glob: str, text: str, status: str) -> None:
+    routers = "from fastapi import APIRouter\ntea, inner = APIRouter(), FastAPI()"
+    found = examine(app=f"{APP}\n{routers}\n{text}", OTPLESS_REQUIRED_PATHS=glob)
+    assert found["required-paths"] == status, found.text("required-paths")
 
 
 @pytest.mark.parametrize(
@@ -523,6 +653,15 @@ def test_a_running_site_says_whether_its_proxy_keeps_the_host(
     assert says in found.text("same-origin")
 
 
+def test_the_host_that_nginx_is_told_to_pass_on_has_its_port(examine: Examine) -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+    app.include_router(create_session_router(), prefix="/auth")
+    with serving(behind_proxy(app, b"upstream:8000")) as site:  # nginx's $host has none
+        advice = examine("--site", site, app=APP).text("same-origin")
+    assert "proxy_set_header Host $http_host;" in advice
+
+
 def test_a_site_that_does_not_run_is_a_warning(examine: Examine) -> None:
     found = examine("--site", f"http://127.0.0.1:{steady_port()}", app=APP)
     assert found["same-origin"] == "warning"
@@ -540,6 +679,26 @@ def test_a_refusal_that_redirects_to_what_is_refused_has_no_end() -> None:
     )
     with pytest.raises(httpx2.TooManyRedirects):
         TestClient(app).get("/orders")
+
+
+@pytest.mark.skipif(not hasattr(FastAPI, "frontend"), reason="a newer FastAPI's")
+def test_a_frontend_can_be_required_to_have_a_session(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("Tea")
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings(required_paths=["/shop/**"]))
+    app.frontend("/shop", directory=tmp_path)
+    app.frontend("/open", directory=tmp_path)
+    client = TestClient(app)
+    assert client.get("/shop/index.html").status_code == 401
+    assert client.get("/open/index.html").status_code == 200
+
+
+def test_a_sign_in_that_asks_for_a_session_is_a_401() -> None:
+    app = FastAPI(dependencies=[Depends(current_session)])
+    app.add_middleware(OtplessSessionMiddleware, settings=make_settings())
+    app.include_router(create_session_router(), prefix="/auth")
+    answer = TestClient(app).post("/auth/login", json={})
+    assert (answer.status_code, answer.json()["detail"]["code"]) == (401, "session_missing")
 
 
 def test_a_session_that_fastapi_misreads_is_a_422() -> None:
@@ -614,6 +773,31 @@ def test_an_origin_that_is_not_trusted_cannot_sign_out() -> None:
     assert other_origin(with_cors(make_settings())).post("/auth/logout").status_code == 403
     trusting = make_settings(trusted_origins=["https://shop.example"])
     assert other_origin(with_cors(trusting)).post("/auth/logout").status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("login", "POST"), ("logout", "POST"), ("sessions/1", "DELETE")], ids=["in", "out", "a device"]
+)
+@pytest.mark.parametrize("allowed", [["*"], ["POST", "DELETE"], ["GET"], ["post", "delete"]], ids=",".join)
+def test_a_method_that_is_not_allowed_fails_the_preflight(path: str, method: str, allowed: list[str]) -> None:
+    app = with_cors(make_settings(), allow_methods=allowed)
+    preflight = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": "content-type"}
+    answer = other_origin(app).options(f"/auth/{path}", headers=preflight)
+    assert (answer.status_code == 200) is not {"*", method}.isdisjoint(allowed)
+
+
+@pytest.mark.parametrize(
+    ("origin", "matches"),
+    [
+        ("https://shop.example", True),
+        ("https://shop.example/", False),
+        ("https://Shop.example", False),
+        ("https://shop.example:443", False),
+    ],
+)
+def test_cors_compares_origins_letter_by_letter(origin: str, matches: bool) -> None:
+    answer = other_origin(with_cors(make_settings(), allow_origins=[origin])).get("/orders")
+    assert ("access-control-allow-origin" in answer.headers) is matches
 
 
 @pytest.mark.parametrize("allowed", [["X-Session-Token"], []], ids=["allowed", "not allowed"])

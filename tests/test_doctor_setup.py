@@ -351,6 +351,20 @@ def test_a_server_that_is_not_there_is_a_problem_and_its_password_is_not_shown(e
     assert password not in found.out + found.err
 
 
+@pytest.mark.parametrize("credentials", ["shop", "shop:"])
+def test_a_user_without_a_password_is_no_secret(examine: Examine, credentials: str) -> None:
+    url = f"postgresql://{credentials}@127.0.0.1:{steady_port()}/shop"
+    found = examine(app=APP, OTPLESS_STORE_URL=url, OTPLESS_REQUIRED_PATHS="/shop/orders")
+    assert "/shop/orders in OTPLESS_REQUIRED_PATHS" in found.text("required-paths")
+
+
+@pytest.mark.parametrize("written", ["or%2Fders", "or/ders"], ids=["as in the URL", "as it is meant"])
+def test_a_password_is_blotted_out_wherever_it_stands(examine: Examine, written: str) -> None:
+    url = f"redis://:or%2Fders@127.0.0.1:{steady_port()}"
+    found = examine(app=APP, OTPLESS_STORE_URL=url, OTPLESS_REQUIRED_PATHS=f"/{written}")
+    assert found.checks["required-paths"]["finding"].startswith("/*** in ")
+
+
 def test_a_redis_is_written_and_its_clock_compared(examine: Examine, redis_server: RedisServer) -> None:
     found = examine(OTPLESS_STORE_URL=redis_server.url)
     assert found["store"] == found["store-clock"] == found["store-shared"] == "ok"
@@ -419,6 +433,38 @@ def test_a_store_of_the_applications_own_is_tried_too(examine: Examine, tmp_path
     assert "The store (OwnStore)" in found.text("store")
     assert found["store-shared"] == "skipped"
     (tmp_path / "own.db").write_bytes(b"no database" * 100)
+    assert examine(app=app)["store"] == "problem"
+
+
+MADE_IN_CODE = """
+from fastapi import FastAPI
+from fastapi_otpless_session import *
+
+app = FastAPI()
+app.add_middleware(OtplessSessionMiddleware, sessions=OtplessSessions(store=open_store("{url}")))
+"""
+
+
+def test_memory_that_was_given_in_code_is_not_taken_for_the_settings_file(examine: Examine, tmp_path: Path) -> None:
+    (tmp_path / "sessions.db").write_bytes(b"no database" * 100)  # what STORE_URL names, and nobody uses
+    found = examine(app=MADE_IN_CODE.format(url="memory://"))
+    assert found["store"] == "ok", found.text("store")
+    assert "The store (memory)" in found.text("store")
+    assert found["store-shared"] == "warning"
+    assert examine(app=MADE_IN_CODE.format(url="memory://"), WEB_CONCURRENCY="4")["store-shared"] == "problem"
+
+
+def test_a_file_that_was_given_in_code_is_the_one_that_is_looked_at_and_not_made(
+    examine: Examine, tmp_path: Path
+) -> None:
+    app = MADE_IN_CODE.format(url=f"sqlite:///{tmp_path}/given.db")
+    for variables in ({}, {"OTPLESS_STORE_URL": "memory://"}):
+        found = examine(app=app, **variables)
+        assert found["store"] == found["store-shared"] == "ok"
+        assert "given.db" in found.text("store")
+        assert "given.db" in found.text("store-shared")
+    assert list(tmp_path.glob("*.db*")) == []
+    (tmp_path / "given.db").write_bytes(b"no database" * 100)
     assert examine(app=app)["store"] == "problem"
 
 

@@ -12,6 +12,12 @@ from fastapi.dependencies.models import Dependant
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Host, Mount, Route, WebSocketRoute
 
+from fastapi_otpless_session.dependencies import (
+    current_session,
+    current_session_details,
+    fresh_session,
+    made_by_fresh_within,
+)
 from fastapi_otpless_session.middleware import OtplessSessionMiddleware
 from fastapi_otpless_session.router import SignInRoute
 from fastapi_otpless_session.session import Session, SessionDetails
@@ -52,6 +58,8 @@ class Place:
     """Whether everything below it belongs to it, too."""
     is_misread: bool = False
     """Whether FastAPI takes the session that it asks for to be a part of the request."""
+    needs_session: bool = False
+    """Whether one of its dependencies, wherever that was added, refuses who has no session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,7 @@ def view(app: Any) -> Application:
     layers = [*wrappers, *map(_layer, getattr(app, "user_middleware", ()))]
     mounted: dict[str, Application] = {}
     places, websockets = [], False
-    for place, route in _walk(getattr(app, "routes", ()), "", mounted):
+    for place, route in _walk(app, "", mounted):
         places.append(place)
         websockets = websockets or isinstance(route, WebSocketRoute)
     return Application(tuple(layers), tuple(places), websockets, mounted, _failure(app), app)
@@ -145,22 +153,20 @@ def _attributes(wrapper: object) -> dict[str, Any]:
     return dict(getattr(wrapper, "__dict__", {}))
 
 
-def _walk(
-    routes: Iterable[BaseRoute], prefix: str, mounted: dict[str, Application]
-) -> Iterator[tuple[Place, BaseRoute]]:
-    for path, route in _flat(routes):
+def _walk(app: Any, prefix: str, mounted: dict[str, Application]) -> Iterator[tuple[Place, BaseRoute]]:
+    for path, route, asked in _flat(getattr(app, "routes", ())):
         if isinstance(route, Mount | Host):
             at = prefix + (route.path if isinstance(route, Mount) else "")
-            app = _unwrapped(route.app)
-            if hasattr(app, "user_middleware"):
+            within = _unwrapped(route.app)
+            if hasattr(within, "user_middleware"):
                 mounted[at or "/"] = view(route.app)
-            inner = list(_walk(getattr(app, "routes", ()), at, mounted))
+            inner = list(_walk(within, at, mounted))
             yield from inner or [(Place(at, is_open=True), route)]
         else:
-            place = Place(
-                prefix + path, is_sign_in=isinstance(route, SignInRoute), is_misread=_is_misread(_dependant(route))
-            )
-            yield place, route
+            is_sign_in = isinstance(route, SignInRoute)
+            yield Place(prefix + path, is_sign_in, is_misread=_is_misread(asked), needs_session=_refuses(asked)), route
+    for path, route in _frontends(app):
+        yield Place(prefix + path, is_open=True), route
 
 
 def _unwrapped(app: Any) -> Any:
@@ -170,22 +176,34 @@ def _unwrapped(app: Any) -> Any:
     return app
 
 
-def _flat(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
-    """Name all routes with their paths. Newer versions of FastAPI keep an included router as one route."""
+def _flat(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, BaseRoute, Dependant | None]]:
+    """Name all routes with their paths, and what each asks for, its routers' and its application's dependencies too.
+
+    Newer versions of FastAPI keep an included router as one route.
+    """
     contexts: Any = getattr(fastapi.routing, "iter_route_contexts", None)
     if contexts is None:
         for route in routes:
-            yield _path(route), route
+            yield _path(route), route, _dependant(route)
     else:
         for context in contexts(list(routes)):
-            yield str(context.path or ""), context.original_route
+            yield str(context.path or ""), context.original_route, _dependant(context)
+
+
+def _frontends(app: Any) -> Iterator[tuple[str, BaseRoute]]:
+    """Name what `app.frontend(...)` serves, by its paths: newer versions of FastAPI keep it apart from the routes."""
+    kept = getattr(getattr(app, "router", app), "_iter_low_priority_routes", None)
+    for context in kept() if kept is not None else ():
+        group = getattr(context, "original_route", context)
+        for route in getattr(group, "routes", ()):
+            yield f"{getattr(context, 'frontend_prefix', '')}{route.path}".rstrip("/"), route
 
 
 def _path(route: BaseRoute) -> str:
     return route.path if isinstance(route, Route | WebSocketRoute | Mount) else ""
 
 
-def _dependant(route: BaseRoute) -> Dependant | None:
+def _dependant(route: object) -> Dependant | None:
     """What a route of FastAPI's asks for; others ask for nothing."""
     found = getattr(route, "dependant", None)
     return found if isinstance(found, Dependant) else None
@@ -199,6 +217,14 @@ def _is_misread(asked: Dependant | None) -> bool:
     types = [get_args(call)[0] for call in called if get_origin(call) is Annotated]
     types += [field.field_info.annotation for field in asked.body_params]
     return any(_is_ours(each) for each in types) or any(map(_is_misread, asked.dependencies))
+
+
+def _refuses(asked: Dependant | None) -> bool:
+    """Whether a dependency, or what that depends on in turn, refuses who has no session."""
+    if asked is None:
+        return False
+    refusing: list[Any] = [current_session, fresh_session, current_session_details, *made_by_fresh_within.values()]
+    return any(each.call in refusing or _refuses(each) for each in asked.dependencies)
 
 
 def _is_ours(annotation: Any) -> bool:

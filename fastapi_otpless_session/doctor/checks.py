@@ -30,6 +30,7 @@ CHECKS: dict[str, Check] = {
     "middleware-order": layers.order,
     "cors-order": layers.cors_order,
     "cors-headers": layers.cors_headers,
+    "cors-methods": layers.cors_methods,
     "cors-origins": layers.cors_origins,
     "trusted-hosts": layers.trusted_hosts,
     "router": places.router,

@@ -126,10 +126,14 @@ def _keys(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _passwords(url: str) -> Iterator[str]:
-    """What stands before an @: the whole of it, and the password alone, as it is written and as it is meant."""
+    """What stands before an @: the whole of it, and the password alone, as it is written and as it is meant.
+
+    A user's name alone is no secret, and often a word that the report needs.
+    """
     credentials = url.rpartition("@")[0].partition("://")[2]
     password = credentials.partition(":")[2]
-    yield from (credentials, password, unquote(password))
+    if password:
+        yield from (credentials, password, unquote(password))
 
 
 def _bare(text: str) -> str:

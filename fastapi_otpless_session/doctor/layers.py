@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi_otpless_session.doctor.application import Application, Layer
 from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem, skipped, warning
@@ -11,6 +11,9 @@ from fastapi_otpless_session.doctor.setup import Setup
 OURS = "OtplessSessionMiddleware"
 ADD = f"app.add_middleware({OURS})"
 STATE_ATTRIBUTE = "otpless"
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+ROUTER_METHODS = ("POST", "DELETE")
+"""What the router's routes take beside GET."""
 HOOKS = ("on_sign_in", "on_refresh", "on_sign_out", "on_reuse")
 
 
@@ -117,30 +120,51 @@ async def cors_order(setup: Setup) -> Outcome:
 
 
 async def cors_headers(setup: Setup) -> Outcome:
-    """CORS lets our header through, both ways."""
+    """CORS lets tokens through, both ways: in by the header that is a source, and out by ours, whichever it was."""
     _, cors = _cors(setup)
-    settings, header = setup.settings, setup.settings.header_name
-    if {"header", "authorization"}.isdisjoint(settings.token_sources):
+    header, sources = setup.settings.header_name, setup.settings.token_sources
+    if {"header", "authorization"}.isdisjoint(sources):
         return skipped("Only the cookie carries tokens.")
+    sent = header if "header" in sources else "Authorization"
     allowed, exposed = _texts(cors.arguments.get("allow_headers")), _exposed(cors)
-    lacking = {
-        "allow_headers": ("pages of other origins cannot send it", not _has(allowed, header)),
-        "expose_headers": ("its list overwrites ours, and pages never see a swapped token", not _has(exposed, header)),
-    }
-    if not exposed:  # without a list of its own, CORSMiddleware leaves ours alone
-        del lacking["expose_headers"]
-    missing = {name: effect for name, (effect, is_missing) in lacking.items() if is_missing}
-    if not missing:
-        return ok(f"CORSMiddleware lets {header} in and out.")
-    finding = f"CORSMiddleware lacks {header} in {' and '.join(missing)}: {'; '.join(missing.values())}."
-    arguments = ", ".join(f'{name}=[..., "{header}"]' for name in missing)
+    lacking = {}
+    if not _has(allowed, sent):
+        lacking["allow_headers"] = (sent, "pages of other origins cannot send it")
+    if exposed and not _has(exposed, header):  # without a list of its own, CORSMiddleware leaves ours alone
+        lacking["expose_headers"] = (header, "its list overwrites ours, and pages never see a swapped token")
+    if not lacking:
+        return ok(f"CORSMiddleware lets tokens in, by {sent}, and out, by {header}.")
+    return _hidden(lacking, by_cookie=setup.uses_cookie and bool(cors.arguments.get("allow_credentials")))
+
+
+def _hidden(lacking: Mapping[str, tuple[str, str]], *, by_cookie: bool) -> Outcome:
+    """Name the headers that arguments of CORS lack, with what that does."""
+    names = " and ".join(f"{header} in {argument}" for argument, (header, _) in lacking.items())
+    finding = f"CORSMiddleware lacks {names}: {'; '.join(effect for _, effect in lacking.values())}."
+    arguments = ", ".join(f'{argument}=[..., "{header}"]' for argument, (header, _) in lacking.items())
     fix = f"CORSMiddleware({arguments})"
-    by_cookie = setup.uses_cookie and bool(cors.arguments.get("allow_credentials"))
     return warning(finding, f"{fix}, unless these pages have cookies only.") if by_cookie else problem(finding, fix)
 
 
+async def cors_methods(setup: Setup) -> Outcome:
+    """CORS lets the router's methods through: by itself it allows GET alone."""
+    _, cors = _cors(setup)
+    if setup.app.sign_in is None:
+        return skipped("There is no router whose methods could be allowed.")
+    allowed = _texts(cors.arguments.get("allow_methods"))
+    missing = [] if "*" in allowed else [method for method in ROUTER_METHODS if method not in allowed]
+    if not missing:
+        return ok("CORSMiddleware lets the router's methods through.")
+    judged, effect = (problem, "sign in or out") if "POST" in missing else (warning, "end one of a user's sessions")
+    names = ", ".join(f'"{method}"' for method in [*allowed, *missing])
+    return judged(
+        f"CORSMiddleware lacks {' and '.join(missing)} in allow_methods: pages of other origins cannot {effect}.",
+        f'CORSMiddleware(allow_methods=["*"]), or [{names}]',
+    )
+
+
 async def cors_origins(setup: Setup) -> Outcome:
-    """Origins that may read answers may also sign in."""
+    """Origins are written as browsers send them, and those that may read answers may also sign in."""
     _, cors = _cors(setup)
     allowed = _texts(cors.arguments.get("allow_origins"))
     if "*" in allowed and cors.arguments.get("allow_credentials"):
@@ -148,9 +172,11 @@ async def cors_origins(setup: Setup) -> Outcome:
             'CORSMiddleware has allow_origins=["*"] with allow_credentials: any site reads what the cookie gives.',
             "Name the origins, in allow_origins and in OTPLESS_TRUSTED_ORIGINS.",
         )
+    if (unheard := _unheard(allowed)) is not None:
+        return unheard
     trusted = setup.settings.trusted_origins
     site = setup.known_site.origin if setup.known_site else None
-    missing = [each for each in allowed if each.rstrip("/").lower() not in {*trusted, site, "*"}]
+    missing = [each for each in map(_as_sent, allowed) if each not in {*trusted, site, "*"}]
     if missing and setup.app.sign_in is not None:
         return problem(
             f"CORSMiddleware allows {', '.join(missing)}, which OTPLESS_TRUSTED_ORIGINS does not have: "
@@ -163,6 +189,19 @@ async def cors_origins(setup: Setup) -> Outcome:
             "Name them in OTPLESS_TRUSTED_ORIGINS.",
         )
     return ok("The origins that CORSMiddleware allows are trusted.")
+
+
+def _unheard(allowed: Sequence[str]) -> Outcome | None:
+    """Name origins that no browser writes so: CORS compares them as they are."""
+    unheard = [each for each in allowed if _as_sent(each) not in allowed]
+    if not unheard:
+        return None
+    names = ", ".join(f'"{origin}"' for origin in dict.fromkeys(map(_as_sent, allowed)))
+    return problem(
+        f"{', '.join(unheard)} in allow_origins never matches: CORSMiddleware compares letter by letter, and browsers "
+        "send scheme and host in small letters, without a path, a slash or the scheme's own port.",
+        f"CORSMiddleware(allow_origins=[{names}])",
+    )
 
 
 async def trusted_hosts(setup: Setup) -> Outcome:
@@ -212,6 +251,13 @@ def _texts(value: object) -> Sequence[str]:
     if isinstance(value, str):
         return [value]
     return [str(each) for each in value] if isinstance(value, list | tuple | set | frozenset) else []
+
+
+def _as_sent(origin: str) -> str:
+    """Write an origin as browsers do; what is none of the web, such as `null`, stays as it is."""
+    scheme, _, place = origin.lower().partition("://")
+    port = DEFAULT_PORTS.get(scheme)
+    return origin if port is None else f"{scheme}://{place.partition('/')[0].removesuffix(port)}"
 
 
 def _is_host(host: str, pattern: str) -> bool:

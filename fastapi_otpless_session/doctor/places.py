@@ -16,7 +16,15 @@ OPEN_END = "**"
 
 async def router(setup: Setup) -> Outcome:
     """People can sign in."""
-    paths = [place.path for place in setup.app.places if place.is_sign_in]
+    places = [place for place in setup.app.places if place.is_sign_in]
+    paths, closed = [place.path for place in places], [place.path for place in places if place.needs_session]
+    if closed:
+        return problem(
+            f"POST {', '.join(closed)} asks for a session itself, by a dependency of the application or of a router: "
+            "nobody without one can sign in.",
+            "Give that dependency to the routers that need a session, or name their paths in OTPLESS_REQUIRED_PATHS, "
+            "which leaves signing in open.",
+        )
     if len(paths) > 1:
         return warning(f"The router is there {len(paths)} times: {', '.join(paths)}.", "Include it once.")
     if paths:

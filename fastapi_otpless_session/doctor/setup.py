@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from fastapi_otpless_session.doctor.application import Application
 from fastapi_otpless_session.doctor.findings import NotApplicableError
 from fastapi_otpless_session.doctor.host import Host
-from fastapi_otpless_session.errors import ConfigurationError
 from fastapi_otpless_session.settings import OtplessSettings, is_loopback
 from fastapi_otpless_session.stores import SessionStore, open_store
 
@@ -79,15 +78,9 @@ class Setup:
 
     @property
     def own_store(self) -> SessionStore | None:
-        """The store that the application made itself, unless it is of the kind that the settings' URL names."""
+        """The store that the application made itself, whatever the settings' URL names."""
         sessions = self.known_app.sessions if self.known_app else None
-        if sessions is None:
-            return None
-        try:
-            named = open_store(self.settings.store_url.get_secret_value())
-        except ConfigurationError:  # its packages are missing, and nobody needs them
-            return sessions.store
-        return None if type(sessions.store) is type(named) else sessions.store
+        return None if sessions is None or sessions.owns_store else sessions.store
 
     def open_store(self) -> SessionStore:
         """Return the application's own store, or one like it, not yet opened. Raises `ConfigurationError`."""

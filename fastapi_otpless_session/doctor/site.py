@@ -11,7 +11,7 @@ from fastapi_otpless_session.doctor.setup import Setup
 
 REDIRECTS = range(300, 400)
 EVERYBODY = "*"
-HOST_RULE = "nginx: proxy_set_header Host $host; others: keep or preserve the host header."
+HOST_RULE = "nginx: proxy_set_header Host $http_host; others: keep or preserve the host header."
 SITE_ANSWERS = {
     401: "something before the application wants a sign-in of its own",
     404: "there is no such route",

@@ -19,6 +19,7 @@ from fastapi_otpless_session.doctor.setup import Setup
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store
 from fastapi_otpless_session.stores.base import SessionRow
+from fastapi_otpless_session.stores.sqlite import SqliteStore
 
 LIFE = 0.2
 """How many seconds the row lives that is written to see whether that works."""
@@ -66,14 +67,14 @@ async def store_clock(setup: Setup) -> Outcome:
 
 async def store_shared(setup: Setup) -> Outcome:
     """All workers and hosts of the application see the same sessions."""
-    if setup.own_store is not None:
-        return skipped("The application brings a store of its own; whether several hosts share it, it must know.")
     scheme, path = kind(setup), sqlite_path(setup)
     if scheme == "memory":
         return _memory(setup.host)
-    if path is None:
-        return ok("All workers and hosts share the store.")
-    return _sqlite(path, setup.host)
+    if path is not None:
+        return _sqlite(path, setup.host)
+    if setup.own_store is not None:
+        return skipped("The application brings a store of its own; whether several hosts share it, it must know.")
+    return ok("All workers and hosts share the store.")
 
 
 def _memory(host: Host) -> Outcome:
@@ -156,17 +157,21 @@ def _remove(scratch: Path) -> None:
 
 def kind(setup: Setup) -> str:
     """Return the scheme of the store's URL, or the name of the application's own."""
-    if setup.own_store is not None:
-        return type(setup.own_store).__name__
-    return setup.settings.store_url.get_secret_value().partition("://")[0]
+    own = setup.own_store
+    if own is None:
+        return setup.settings.store_url.get_secret_value().partition("://")[0]
+    if type(own) is SqliteStore:
+        return "memory" if own.path is None else "sqlite"
+    return type(own).__name__
 
 
 def sqlite_path(setup: Setup) -> Path | None:
     """Return the absolute path of a SQLite file."""
+    own = setup.own_store
+    if own is not None:
+        return Path(own.path).absolute() if type(own) is SqliteStore and own.path is not None else None
     scheme, _, rest = setup.settings.store_url.get_secret_value().partition("://")
-    if setup.own_store is not None or scheme != "sqlite" or not rest[1:]:
-        return None
-    return Path(unquote(rest[1:])).absolute()
+    return Path(unquote(rest[1:])).absolute() if scheme == "sqlite" and rest[1:] else None
 
 
 def _folder_trouble(path: Path) -> Outcome | None:

@@ -149,6 +149,11 @@ class SqliteStore:
         self._finalizer: weakref.finalize[[], SqliteStore] | None = None
         self._opening = Lock()
 
+    @property
+    def path(self) -> str | None:
+        """The file, as it was given; None where it is memory."""
+        return self._path
+
     async def open(self) -> None:
         """Create or check the file. Raises `StoreError` where it cannot be used."""
         if self._connections is not None:
