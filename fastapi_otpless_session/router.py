@@ -144,7 +144,11 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
     `GET /client.js` for frontends that keep the token themselves.
     """
     router = APIRouter(
-        tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)], responses=_ALL
+        tags=[*tags],
+        include_in_schema=include_in_schema,
+        dependencies=[Depends(_same_origin)],
+        responses=_ALL,
+        default_response_class=JSONResponse,  # said here, or it would be the application's, which may be HTML
     )
     router.get("/session", dependencies=[Depends(_required), Depends(_unstored)])(read_session)
     router.get("/sessions", dependencies=[Depends(_unstored)])(list_sessions)
