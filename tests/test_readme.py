@@ -258,6 +258,19 @@ class TestQuestions:
             assert client.get("/orders").headers["x-user"] == user_id
             assert client.get("/openapi.json").headers["x-user"] == "nobody"
 
+    def test_a_router_s_routes_all_need_a_session_and_one_can_sign_in(self, emulator: Emulator) -> None:
+        with _client(_app("all-our-routes-need-a-session")) as client:
+            assert client.get("/orders").json()["detail"]["code"] == "session_missing"
+            _sign_in(client, emulator)
+            assert client.get("/orders").status_code == 200
+
+    def test_of_an_application_that_needs_a_session_nobody_could_get_one(self, emulator: Emulator) -> None:
+        app = FastAPI(dependencies=[Depends(current_session)])
+        app.add_middleware(OtplessSessionMiddleware)
+        app.include_router(create_session_router(), prefix="/auth")
+        with _client(app) as client:
+            assert client.post("/auth/login", json=emulator.sign_in()).status_code == 401
+
     def test_the_documentation_names_cookie_and_header_as_the_settings_do(self) -> None:
         app = _app("docs-and-openapijson-give-another-name-for-the-cookie")
         schemes = _client(app).get("/openapi.json").json()["components"]["securitySchemes"]
