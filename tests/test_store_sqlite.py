@@ -906,7 +906,8 @@ async def test_what_memory_held_is_gone_after_closing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "written"), [("plain.db", "plain.db"), ("with space.db", "with%20space.db"), ("ä.db", "ä.db")]
+    ("name", "written"),
+    [("plain.db", "plain.db"), ("with space.db", "with%20space.db"), ("ä.db", "ä.db"), ("what?#.db", "what%3F%23.db")],
 )
 async def test_a_file_is_named_as_in_a_url(path: Path, name: str, written: str) -> None:
     store = open_store(f"sqlite:///{path.parent}/{written}")
@@ -919,6 +920,12 @@ async def test_a_file_is_named_as_in_a_url(path: Path, name: str, written: str) 
 def test_an_address_without_a_file_is_refused_with_what_to_write(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"OTPLESS_STORE_URL: .*sqlite:///file\.db"):
         open_store(url)
+
+
+@pytest.mark.parametrize("name", ["sessions.db?timeout=30", "sessions.db#sessions", "/var/lib/shop/s.db?mode=ro", "?"])
+def test_an_address_with_options_is_refused_rather_than_a_file_made_of_that_name(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"OTPLESS_STORE_URL: sqlite:/// takes no options; .*%3F.*%23"):
+        open_store(f"sqlite:///{name}")
 
 
 @pytest.mark.parametrize("url", ["mysql://user:canary@host/db", "canary", "redis:canary@host", ""])
