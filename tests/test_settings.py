@@ -78,6 +78,7 @@ WRITTEN: list[tuple[str, str, Any]] = [
     ("TRUSTED_ORIGINS", "https://a.example, https://B.example:8443/", ("https://a.example", "https://b.example:8443")),
     ("TRUSTED_ORIGINS", '["https://a.example"]', ("https://a.example",)),
     ("TRUSTED_ORIGINS", "[]", ()),
+    ("TRUSTED_ORIGINS", "https://xn--bcher-kva.example", ("https://xn--bcher-kva.example",)),
     ("TRUSTED_ORIGINS", "HTTPS://a.example:443,http://b.example:80", ("https://a.example", "http://b.example")),
     ("ACCEPT_UNKNOWN_TOKENS", "0", False),
     ("VALIDATION_TTL", "0", 0.0),
@@ -151,6 +152,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("TRUSTED_ORIGINS", "example.com", "https://host"),
     ("TRUSTED_ORIGINS", "https://example.com/path", "https://host"),
     ("TRUSTED_ORIGINS", "null", "https://host"),
+    ("TRUSTED_ORIGINS", "https://a.example,https://bücher.example", "'https://bücher.example': write the host as"),
+    ("TRUSTED_ORIGINS", f"https://{CANARY}@bücher.example", "https://host"),
     ("TRUSTED_ORIGINS", "*", "https://host"),
     *(
         ("TRUSTED_ORIGINS", text, "https://host")
