@@ -531,7 +531,10 @@ if in_a_child(sign_in_too):
 
 
 def said_by(script: str, path: Path) -> list[str]:
-    command = [sys.executable, "-c", script, f"sqlite:///{path}"]
+    forks_though_there_are_threads = (
+        "ignore:This process:DeprecationWarning"  # Python 3.12 warns; that is what is tried
+    )
+    command = [sys.executable, "-W", forks_though_there_are_threads, "-c", script, f"sqlite:///{path}"]
     ran = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE, text=True)  # noqa: S603
     assert ran.stderr == ""
     return ran.stdout.splitlines()
