@@ -406,7 +406,9 @@ def _origin(text: str) -> str:
         shown = "one of them" if "@" in text else repr(text)  # what stands before an @ may be a password
         raise ValueError(f"{shown} is not an origin; write https://host or https://host:port")
     if not text.isascii():  # what can be compared is what is sent
-        raise ValueError(f"{text!r}: write the host as browsers send it, in ASCII, such as https://xn--bcher-kva.example")
+        raise ValueError(
+            f"{text!r}: write the host as browsers send it, in ASCII, such as https://xn--bcher-kva.example"
+        )
     default = ":443" if text.lower().startswith("https:") else ":80"
     return text.rstrip("/").lower().removesuffix(default)
 
