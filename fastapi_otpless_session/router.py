@@ -144,7 +144,11 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
     `GET /client.js` for frontends that keep the token themselves.
     """
     router = APIRouter(
-        tags=[*tags], include_in_schema=include_in_schema, dependencies=[Depends(_same_origin)], responses=_ALL
+        tags=[*tags],
+        include_in_schema=include_in_schema,
+        dependencies=[Depends(_same_origin)],
+        responses=_ALL,
+        default_response_class=JSONResponse,  # said here, or it would be the application's, which may be HTML
     )
     router.get("/session", dependencies=[Depends(_required), Depends(_unstored)])(read_session)
     router.get("/sessions", dependencies=[Depends(_unstored)])(list_sessions)
@@ -248,8 +252,9 @@ async def end_session(otpless: _Request, session: _Session, session_id: str) -> 
 
 
 async def read_client_script(request: Request, otpless: _Request) -> Response:
-    """Return the client script for the header channel, with the name that the header has here."""
-    script = client_script(otpless.sessions.settings.header_name)
+    """Return the client script for the header channel, which sends its token where one is looked for here."""
+    settings = otpless.sessions.settings
+    script = client_script(settings.header_name, as_bearer="header" not in settings.token_sources)
     if script.is_known_to(request.headers.get("if-none-match", "")):
         return Response(status_code=304, headers=script.headers)
     return Response(script.body, headers=script.headers, media_type="text/javascript")

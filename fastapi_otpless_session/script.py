@@ -16,6 +16,7 @@ MAX_AGE = 300
 # Read with the module: a request does not wait for the disk.
 _SOURCE = (files("fastapi_otpless_session") / "static" / "client.js").read_text("utf-8")
 _HEADER_AS_WRITTEN = 'HEADER = "X-Session-Token"'
+_BEARER_AS_WRITTEN = "AS_BEARER = false"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class ClientScript:
 
 
 @lru_cache(maxsize=8)
-def client_script(header_name: str) -> ClientScript:
-    """Return the script for a header's name."""
-    body = _SOURCE.replace(_HEADER_AS_WRITTEN, f"HEADER = {json.dumps(header_name)}").encode()
+def client_script(header_name: str, *, as_bearer: bool = False) -> ClientScript:
+    """Return the script for a header's name; `as_bearer`: tokens are sent in `Authorization`, and only come in ours."""
+    source = _SOURCE.replace(_HEADER_AS_WRITTEN, f"HEADER = {json.dumps(header_name)}")
+    body = source.replace(_BEARER_AS_WRITTEN, f"AS_BEARER = {json.dumps(as_bearer)}").encode()
     return ClientScript(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')

@@ -54,6 +54,15 @@ NEARLY = 0.85
 ALMOST = 0.92
 """The same for names that don't begin as ours: in the shortest two letters have changed places, and other libraries'
 variables end as ours do."""
+SLIPS_IN_GLOBS = (
+    (re.compile(r"\{[A-Za-z_]\w*(:\w+)?\}"), "write * for a path parameter, or a final /** for a {name:path}"),
+    (re.compile(r"%[0-9A-Fa-f]{2}"), "write the characters themselves: a path is compared when it has been decoded"),
+    (re.compile(r"[?#]"), "a path has no query and no fragment, and * is the only wildcard"),
+)
+"""What a glob of paths would only match as these very characters, and nobody means that: a folder that is to need a
+session would be open. Such a path may come all the same, its characters encoded, and then a * matches it; single braces
+and percent signs, and braces around what is no name of a parameter, are taken as they are.
+"""
 VARIABLE = re.compile(r"[\w.-]+")
 """What may be shown as a name: behind a colon that was meant to be a = stands a value."""
 
@@ -308,6 +317,9 @@ class OtplessSettings(BaseSettings):
                 raise ValueError(f"{glob!r} must start with /")
             if "**" in glob.removesuffix("/**"):
                 raise ValueError(f"{glob!r}: ** may only stand at the end, as in /folder/**")
+            for slip, advice in SLIPS_IN_GLOBS:
+                if slip.search(glob):
+                    raise ValueError(f"{glob!r}: {advice}")
         return value
 
     @model_validator(mode="after")
@@ -393,6 +405,10 @@ def _origin(text: str) -> str:
     if not _is_origin(text):
         shown = "one of them" if "@" in text else repr(text)  # what stands before an @ may be a password
         raise ValueError(f"{shown} is not an origin; write https://host or https://host:port")
+    if not text.isascii():  # what can be compared is what is sent
+        raise ValueError(
+            f"{text!r}: write the host as browsers send it, in ASCII, such as https://xn--bcher-kva.example"
+        )
     default = ":443" if text.lower().startswith("https:") else ":80"
     return text.rstrip("/").lower().removesuffix(default)
 

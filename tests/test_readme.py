@@ -17,7 +17,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pages import Block, blocks, tables
 from processes import PATIENCE
@@ -28,12 +29,14 @@ from fastapi_otpless_session import (
     BodyRefusedError,
     ChannelUnreadError,
     CookieTooLargeError,
+    OtplessSessionMiddleware,
     OtplessSettings,
     RefusalError,
     SessionNotFoundError,
     SessionReason,
     SignInRefusedError,
     create_session_router,
+    current_session,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.errors import refusal
@@ -100,6 +103,18 @@ def _sign_in(client: TestClient, emulator: Emulator) -> str:
     return str(user["userId"])
 
 
+def _refused_preflights(client: TestClient, *headers: str) -> list[tuple[str, str]]:
+    """Return what of our routes a browser would not send for the client's page."""
+    routes = [(route.methods, route.path) for route in create_session_router().routes if isinstance(route, APIRoute)]
+    asked = {"Access-Control-Request-Headers": ", ".join(headers)}
+    return [
+        (method, path)
+        for methods, path in routes
+        for method in methods or ()
+        if client.options(f"/auth{path}", headers={"Access-Control-Request-Method": method, **asked}).is_error
+    ]
+
+
 class TestRoutes:
     def test_the_three_lines_sign_in_and_out(self, emulator: Emulator) -> None:
         with _client(_app("fastapi-otpless-session")) as client:
@@ -122,8 +137,7 @@ class TestRoutes:
     def test_a_page_of_another_origin_works_on_the_header_channel(self, emulator: Emulator) -> None:
         page = {"Origin": SHOP, "Sec-Fetch-Site": "cross-site"}
         with TestClient(_app("a-page-of-another-origin"), base_url="https://api.example", headers=page) as client:
-            asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "X-Session-Token"}
-            assert client.options("/auth/session", headers=asked).status_code == 200
+            assert _refused_preflights(client, "Content-Type", "X-Session-Token") == []
             signed_in = client.post("/auth/login?channel=header", json=emulator.sign_in())
             assert signed_in.headers["access-control-expose-headers"] == "X-Session-Token"
             assert signed_in.headers["access-control-allow-origin"] == SHOP
@@ -208,6 +222,7 @@ class TestQuestions:
         app = _app("our-frontend-is-on-another-site-safari-keeps-no-cookie")
         page = {"Origin": "https://app.example", "Sec-Fetch-Site": "same-site"}
         with TestClient(app, base_url="https://api.app.example", headers=page) as client:
+            assert _refused_preflights(client, "Content-Type") == []
             signed_in = client.post("/auth/login", json=emulator.sign_in())
             assert signed_in.headers["access-control-allow-credentials"] == "true"
             assert client.get("/auth/session").status_code == 200
@@ -242,6 +257,19 @@ class TestQuestions:
             user_id = _sign_in(client, emulator)
             assert client.get("/orders").headers["x-user"] == user_id
             assert client.get("/openapi.json").headers["x-user"] == "nobody"
+
+    def test_a_router_s_routes_all_need_a_session_and_one_can_sign_in(self, emulator: Emulator) -> None:
+        with _client(_app("all-our-routes-need-a-session")) as client:
+            assert client.get("/orders").json()["detail"]["code"] == "session_missing"
+            _sign_in(client, emulator)
+            assert client.get("/orders").status_code == 200
+
+    def test_of_an_application_that_needs_a_session_nobody_could_get_one(self, emulator: Emulator) -> None:
+        app = FastAPI(dependencies=[Depends(current_session)])
+        app.add_middleware(OtplessSessionMiddleware)
+        app.include_router(create_session_router(), prefix="/auth")
+        with _client(app) as client:
+            assert client.post("/auth/login", json=emulator.sign_in()).status_code == 401
 
     def test_the_documentation_names_cookie_and_header_as_the_settings_do(self) -> None:
         app = _app("docs-and-openapijson-give-another-name-for-the-cookie")

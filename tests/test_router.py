@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 from conftest import World
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
+from fastapi.testclient import TestClient
 
+from fastapi_otpless_session import OtplessSessionMiddleware, create_session_router
 from fastapi_otpless_session.emulator import EmulatorSettings, Fault
+from fastapi_otpless_session.testing import use_emulator
 
 CROSS_SITE = {"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}
 
@@ -472,3 +477,23 @@ def test_the_same_sign_in_again_is_answered_though_the_first_was_proved_by_excha
     assert world.emulator.count("get-new-session-token") == 1
     world.clock.advance(86_401)
     assert world.get("/orders").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("of_the_application", "of_the_router"),
+    [({"default_response_class": HTMLResponse}, {}), ({}, {"default_response_class": HTMLResponse})],
+    ids=["application", "include_router"],
+)
+def test_an_application_of_pages_gets_json_from_the_router_all_the_same(
+    of_the_application: dict[str, Any], of_the_router: dict[str, Any]
+) -> None:
+    app, usual = FastAPI(**of_the_application), FastAPI()
+    app.add_middleware(OtplessSessionMiddleware)
+    app.include_router(create_session_router(), prefix="/auth", **of_the_router)
+    usual.include_router(create_session_router(), prefix="/auth")
+    with use_emulator(app) as otpless:
+        client = TestClient(app)
+        user = otpless.sign_in(client)
+        assert client.get("/auth/session").json()["id"] == user.session_id
+        assert [one["id"] for one in client.get("/auth/sessions").json()] == [user.session_id]
+    assert app.openapi()["paths"] == usual.openapi()["paths"]

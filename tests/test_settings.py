@@ -78,6 +78,7 @@ WRITTEN: list[tuple[str, str, Any]] = [
     ("TRUSTED_ORIGINS", "https://a.example, https://B.example:8443/", ("https://a.example", "https://b.example:8443")),
     ("TRUSTED_ORIGINS", '["https://a.example"]', ("https://a.example",)),
     ("TRUSTED_ORIGINS", "[]", ()),
+    ("TRUSTED_ORIGINS", "https://xn--bcher-kva.example", ("https://xn--bcher-kva.example",)),
     ("TRUSTED_ORIGINS", "HTTPS://a.example:443,http://b.example:80", ("https://a.example", "http://b.example")),
     ("ACCEPT_UNKNOWN_TOKENS", "0", False),
     ("VALIDATION_TTL", "0", 0.0),
@@ -97,6 +98,7 @@ WRITTEN: list[tuple[str, str, Any]] = [
     ("HTTP_CLIENT", "aiohttp", "aiohttp"),
     ("HTTP_CLIENT", "HTTPX", "httpx"),
     ("REQUIRED_PATHS", "/api/**,/me", ("/api/**", "/me")),
+    ("REQUIRED_PATHS", "/100%/{3F2504E0-4F89}/café/{/**", ("/100%/{3F2504E0-4F89}/café/{/**",)),
     ("EXEMPT_PATHS", '["/api/health"]', ("/api/health",)),
     ("WEBSOCKET_RECHECK", "5", 5.0),
     ("REQUIRE_SIGN_IN_TOKEN", "no", False),
@@ -150,6 +152,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("TRUSTED_ORIGINS", "example.com", "https://host"),
     ("TRUSTED_ORIGINS", "https://example.com/path", "https://host"),
     ("TRUSTED_ORIGINS", "null", "https://host"),
+    ("TRUSTED_ORIGINS", "https://a.example,https://bücher.example", "'https://bücher.example': write the host as"),
+    ("TRUSTED_ORIGINS", f"https://{CANARY}@bücher.example", "https://host"),
     ("TRUSTED_ORIGINS", "*", "https://host"),
     *(
         ("TRUSTED_ORIGINS", text, "https://host")
@@ -171,6 +175,13 @@ WRONG: list[tuple[str, str, str]] = [
     ("REFRESH_TIMEOUT", "1", "REQUEST_TIMEOUT"),
     *((name, "api", "start with /") for name in ("REQUIRED_PATHS", "EXEMPT_PATHS")),
     ("REQUIRED_PATHS", "/**/api", "at the end"),
+    *((name, "/users/{id}/edit", "write * for a path parameter") for name in ("REQUIRED_PATHS", "EXEMPT_PATHS")),
+    ("REQUIRED_PATHS", "/a,/files/{name:path}", "write * for a path parameter"),
+    *((name, "/caf%C3%A9/**", "write the characters themselves") for name in ("REQUIRED_PATHS", "EXEMPT_PATHS")),
+    ("REQUIRED_PATHS", "/a%2fb", "write the characters themselves"),
+    *((name, "/orders?page=*", "no query") for name in ("REQUIRED_PATHS", "EXEMPT_PATHS")),
+    ("REQUIRED_PATHS", "/item-?", "* is the only wildcard"),
+    ("REQUIRED_PATHS", "/#/account", "no query and no fragment"),
     ("REQUIRE_SIGN_IN_TOKEN", "perhaps", "true nor false"),
 ]
 

@@ -222,12 +222,52 @@ async def test_a_missing_folder_is_named_with_what_to_do(tmp_path: Path) -> None
 
 
 async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
-    by_hand(path, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
     store = open_store(f"sqlite:///{path}")
+    await store.open()
+    await store.close()
+    by_hand(path, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    by_hand(path, "ALTER TABLE sessions ADD COLUMN new")
+    before = path.read_bytes()
     with pytest.raises(StoreError, match=r"newer version of this package; upgrade"):
         await store.open()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("version", "table"),
+    [
+        *((version, "orders (id)") for version in (1, 2, 40)),
+        *((version, "sessions (id, data)") for version in (0, 1, 2)),
+        *((version, "Tokens (id, session_id)") for version in (0, 1, 2)),
+        (1, "sessions (session_id, user_id)"),
+    ],
+)
+async def test_another_programs_database_is_refused_and_left_alone(path: Path, version: int, table: str) -> None:
+    by_hand(path, f"CREATE TABLE {table}")
+    by_hand(path, f"PRAGMA user_version = {version}")
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"another program's database: give the sessions a file of their own"):
+        await open_store(f"sqlite:///{path}").open()
+    assert path.read_bytes() == before
+
+
+async def test_a_file_with_other_tables_is_shared_where_nothing_is_in_the_way(path: Path) -> None:
+    by_hand(path, "CREATE TABLE orders (id)")
+    subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
+    await subject.sign_in()
+    await subject.store.close()
     with closing(sqlite3.connect(path)) as db:
-        assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM orders").fetchone() == (0,)
+        assert db.execute("SELECT count(*) FROM sessions").fetchone() == (1,)
+
+
+async def test_a_file_that_was_dumped_and_read_in_again_has_no_version_and_is_ours(path: Path) -> None:
+    subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
+    await subject.sign_in()
+    await subject.store.close()
+    by_hand(path, "PRAGMA user_version = 0")
+    assert await subject.store.get("s-1") is not None
+    await subject.store.close()
 
 
 async def test_a_file_that_is_no_database_is_a_store_error(path: Path) -> None:
@@ -491,7 +531,10 @@ if in_a_child(sign_in_too):
 
 
 def said_by(script: str, path: Path) -> list[str]:
-    command = [sys.executable, "-c", script, f"sqlite:///{path}"]
+    forks_though_there_are_threads = (
+        "ignore:This process:DeprecationWarning"  # Python 3.12 warns; that is what is tried
+    )
+    command = [sys.executable, "-W", forks_though_there_are_threads, "-c", script, f"sqlite:///{path}"]
     ran = subprocess.run(command, capture_output=True, check=True, timeout=PATIENCE, text=True)  # noqa: S603
     assert ran.stderr == ""
     return ran.stdout.splitlines()
@@ -866,7 +909,8 @@ async def test_what_memory_held_is_gone_after_closing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "written"), [("plain.db", "plain.db"), ("with space.db", "with%20space.db"), ("ä.db", "ä.db")]
+    ("name", "written"),
+    [("plain.db", "plain.db"), ("with space.db", "with%20space.db"), ("ä.db", "ä.db"), ("what?#.db", "what%3F%23.db")],
 )
 async def test_a_file_is_named_as_in_a_url(path: Path, name: str, written: str) -> None:
     store = open_store(f"sqlite:///{path.parent}/{written}")
@@ -879,6 +923,12 @@ async def test_a_file_is_named_as_in_a_url(path: Path, name: str, written: str) 
 def test_an_address_without_a_file_is_refused_with_what_to_write(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"OTPLESS_STORE_URL: .*sqlite:///file\.db"):
         open_store(url)
+
+
+@pytest.mark.parametrize("name", ["sessions.db?timeout=30", "sessions.db#sessions", "/var/lib/shop/s.db?mode=ro", "?"])
+def test_an_address_with_options_is_refused_rather_than_a_file_made_of_that_name(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"OTPLESS_STORE_URL: sqlite:/// takes no options; .*%3F.*%23"):
+        open_store(f"sqlite:///{name}")
 
 
 @pytest.mark.parametrize("url", ["mysql://user:canary@host/db", "canary", "redis:canary@host", ""])

@@ -216,6 +216,18 @@ def test_a_browser_offers_the_token_as_a_subprotocol(sockets: Callable[..., Worl
         assert socket.receive_json() == {"user": user["userId"], "offered": ["otpless-session", *extra]}
 
 
+@pytest.mark.parametrize("sources", ["authorization", "authorization,cookie", "cookie"])
+def test_a_token_among_the_subprotocols_is_not_looked_at_where_the_header_is_not(
+    sockets: Callable[..., World], sources: str
+) -> None:
+    world = sockets(token_sources=sources)
+    user = world.emulator.sign_in()
+    assert world.client.post("/auth/login", json=user).status_code == 200
+    world.client.cookies.clear()
+    with world.client.websocket_connect(SITE + "/open", ["otpless-session", world.token(user)]) as socket:
+        assert (socket.accepted_subprotocol, socket.receive_json()["user"]) == (None, None)
+
+
 def test_two_tokens_among_the_subprotocols_are_a_conflict_and_neither_is_left_there(
     sockets: Callable[..., World],
 ) -> None:

@@ -19,6 +19,7 @@
   "use strict";
 
   const HEADER = "X-Session-Token"; // the server puts the name from its settings here
+  const AS_BEARER = false; // and here whether it does not read that header: it answers in it all the same
   const SUBPROTOCOL = "otpless-session";
   const POLICY_VIOLATION = 1008;
 
@@ -166,7 +167,8 @@
     const careful = { credentials: given.credentials || "omit", redirect: given.redirect || "manual" };
     const request = new Request(target, Object.assign({}, given, careful));
     const sent = read();
-    if (sent) request.headers.set(HEADER, sent);
+    if (sent && AS_BEARER) request.headers.set("Authorization", "Bearer " + sent);
+    else if (sent) request.headers.set(HEADER, sent);
     const response = await fetch(request);
     if (response.type === "opaqueredirect") {
       throw new Error(request.url + " answered with a redirect, which is not followed: the token would go along. Ask " +
@@ -211,6 +213,7 @@
     const url = address(path);
     url.protocol = url.protocol.replace("http", "ws");
     const token = read();
+    if (token && AS_BEARER) throw new Error("A websocket can only bring the token where OTPLESS_TOKEN_SOURCES has header");
     const opened = new WebSocket(url.href, (token ? [SUBPROTOCOL, token] : []).concat(protocols || []));
     opened.addEventListener("close", ({ code, reason }) => {
       const isCurrent = token && sessionOf(read()) === sessionOf(token);

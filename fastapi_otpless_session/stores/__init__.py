@@ -75,4 +75,8 @@ def _path(rest: str) -> str:
             "OTPLESS_STORE_URL: write sqlite:///file.db for a file in the working directory, sqlite:////folder/file.db "
             "for an absolute path, or memory://"
         )
+    if "?" in rest or "#" in rest:  # as other libraries' addresses have, which would be part of the file's name
+        raise ConfigurationError(
+            "OTPLESS_STORE_URL: sqlite:/// takes no options; in a file's name, ? is written %3F and # is written %23"
+        )
     return unquote(rest[1:])

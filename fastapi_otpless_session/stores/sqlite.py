@@ -599,6 +599,7 @@ def _create(path: Path) -> None:
         _create_file(path)
         db = _connect(str(path), BUSY_SECONDS)
         try:
+            _refuse_others(db, path)
             db.execute("PRAGMA journal_mode = WAL")
             _prepare(db)
         finally:
@@ -636,11 +637,31 @@ def _create_file(path: Path) -> None:
         raise StoreError(f"{path} is no file that this user may read and write")
 
 
-def _prepare(db: sqlite3.Connection) -> None:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
+def _refuse_others(db: sqlite3.Connection, path: Path) -> None:
+    """Raise `StoreError` for what is not ours to write to, before anything of it is changed.
+
+    Other programs number their tables, too. One that does not, and has no tables of our names, may share its file.
+    """
+    version, sessions, tokens = _version(db), _columns(db, "sessions"), _columns(db, "tokens")
+    if "session_id" not in sessions or "digest" not in tokens:
+        if version or sessions or tokens:
+            raise StoreError(
+                f"{path} is another program's database: give the sessions a file of their own in OTPLESS_STORE_URL"
+            )
+    elif version > SCHEMA_VERSION:
         raise StoreError(f"the file has schema {version}, made by a newer version of this package; upgrade it")
-    if version < SCHEMA_VERSION:
+
+
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _columns(db: sqlite3.Connection, table: str) -> set[str]:
+    return {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    if _version(db) < SCHEMA_VERSION:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
