@@ -361,8 +361,8 @@ def test_a_user_without_a_password_is_no_secret(examine: Examine, credentials: s
 @pytest.mark.parametrize("written", ["or%2Fders", "or/ders"], ids=["as in the URL", "as it is meant"])
 def test_a_password_is_blotted_out_wherever_it_stands(examine: Examine, written: str) -> None:
     url = f"redis://:or%2Fders@127.0.0.1:{steady_port()}"
-    found = examine(app=APP, OTPLESS_STORE_URL=url, OTPLESS_REQUIRED_PATHS=f"/{written}")
-    assert found.checks["required-paths"]["finding"].startswith("/*** in ")
+    found = examine(app=APP, OTPLESS_STORE_URL=url, OTPLESS_COOKIE_PATH=f"/{written}")
+    assert "below /*** only" in found.checks["cookie-path"]["finding"]
 
 
 def test_a_redis_is_written_and_its_clock_compared(examine: Examine, redis_server: RedisServer) -> None:
