@@ -75,9 +75,19 @@ class Endings:
         else:
             self._unwritten.drop(row.session_id)
 
-    async def end(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
-        """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `NoVerdictError`."""
-        ended = await self._background.finish(lambda: self._end(row, reason, why or WHY[reason]))
+    async def end(
+        self,
+        row: SessionRow,
+        reason: EndReason,
+        why: SignOutReason | None = None,
+        *,
+        renewed: SessionRow | None = None,
+    ) -> None:
+        """End a row, then tell OTPLESS; where that takes long or fails, the outbox goes on. Raises `NoVerdictError`.
+
+        `renewed` has a token of the session's that its row does not have; see `Outbox.take_over`.
+        """
+        ended = await self._background.finish(lambda: self._end(row, reason, why or WHY[reason], renewed))
         if ended.revocation_due is None:
             return
         try:
@@ -85,14 +95,16 @@ class Endings:
         except NoVerdictError:
             telemetry.logger.info("Revocation goes on behind the request")
 
-    async def _end(self, row: SessionRow, reason: EndReason, why: SignOutReason) -> SessionRow:
+    async def _end(
+        self, row: SessionRow, reason: EndReason, why: SignOutReason, renewed: SessionRow | None
+    ) -> SessionRow:
         ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
         was_active = row.state is State.ACTIVE and row.session_id not in self.over
         self.note(row.session_id, ended_reason(ended))
         if was_active and ended.end_reason is reason:
             await self._events.signed_out(ended, why)
         telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
-        return ended
+        return ended if renewed is None else await self._outbox.take_over(ended, renewed)
 
     async def end_refused(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row whose session is refused anyway, whether that can be written now or not."""

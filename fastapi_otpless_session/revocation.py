@@ -79,6 +79,24 @@ class Outbox:
         else:
             await self.tell(kept)
 
+    async def take_over(self, ended: SessionRow, renewed: SessionRow) -> SessionRow:
+        """Have OTPLESS told of a token that the frontend's SDK renewed, and that only `renewed` has, by an ended row.
+
+        It stands in for the row's own session token, which it superseded; the row's refresh token, which may live,
+        stays behind it. One that is older than the row's own says nothing new. Return the row. Raises `StoreError`.
+        """
+        if renewed.token_expires_at < ended.token_expires_at or self._is_same_token(ended, renewed):
+            return ended
+        token, until = renewed.session_token, max(ended.expires_at, renewed.expires_at)
+        await self._store.replace_revocation(ended.session_id, token, ended.refresh_token, keep_until=until)
+        return replace(ended, session_token=token, expires_at=until, revocation_due=await self._store.now())
+
+    def _is_same_token(self, one: SessionRow, other: SessionRow) -> bool:
+        try:
+            return self._vault.session_token(one) == self._vault.session_token(other)
+        except UnreadableError:  # with a key that is not here
+            return False
+
     async def _may_be_revived(self, row: SessionRow) -> bool:
         """Revoke the session token; return whether it is dead and its refresh token may live. Raises `UpstreamError`.
 

@@ -43,7 +43,7 @@ from fastapi_otpless_session.wire import Verdict
 
 DETAILS_REMEMBERED = 1_000
 UNKNOWN_LIFETIME = 30 * 86_400.0
-"""How long the ended row of a session that was not signed in here is kept: no refresh token tells."""
+"""How long an ended row is kept where only the frontend's SDK has the newest tokens: no refresh token tells."""
 DRAIN_FACTOR = 2
 """How often `REFRESH_TIMEOUT` stopping may take: a refresh waits so long for another's, then makes its own call."""
 HOUSEKEEPING_SECONDS = 2.0
@@ -349,9 +349,9 @@ class OtplessSessions:
             return
         row: SessionRow | None = None
         try:
-            row = await self._row_to_end(token, known_only)
+            row, renewed = await self._row_to_end(token, known_only)
             if row is not None:
-                await self._endings.end(row, EndReason.REVOKED)
+                await self._endings.end(row, EndReason.REVOKED, renewed=renewed)
         except StoreError as error:
             telemetry.logger.warning("Sign-out without the store: %s", error)
             await self._background.finish(lambda: self._sign_out_without_store(token, row))
@@ -395,22 +395,25 @@ class OtplessSessions:
         if found.row.session_id != session.id and found.row.state is State.ACTIVE:
             await self._endings.end_refused(found.row, EndReason.REVOKED, SignOutReason.REPLACED)
 
-    async def _row_to_end(self, token: str, known_only: bool) -> SessionRow | None:
+    async def _row_to_end(self, token: str, known_only: bool) -> tuple[SessionRow | None, SessionRow | None]:
+        """Return the row of a token's session and, where its own tokens are others than this, one with this."""
         digest = self._vault.digest(token)
         found = await self._store.find(digest)
         if found is not None:
             is_ours = found.generation != REFRESH_TOKEN and claims_for(token, found.row) is not None
-            return found.row if is_ours else None
+            return found.row if is_ours else None, None
         if known_only or not self.settings.accept_unknown_tokens:
-            return None
+            return None, None
         try:
             identity = await self._strangers.identify(token, digest)
         except UnclearError:  # nor does it get in anywhere
-            return None
+            return None, None
         if identity is None:
-            return None
+            return None, None
         self._strangers.forget(digest)
-        return await self._store.get(identity[0]) or self._stranger_row(*identity, token, await self._store.now())
+        mine = self._stranger_row(*identity, token, await self._store.now())
+        there = await self._store.get(mine.session_id)
+        return (mine, None) if there is None else (there, mine)
 
     def _stranger_row(self, session_id: str, claims: Claims, token: str, now: float) -> SessionRow:
         return SessionRow(

@@ -102,9 +102,11 @@ class FailingStore(SqliteStore):
         self._check("release_lease")
         await super().release_lease(lease, answer_lost=answer_lost)
 
-    async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
+    async def replace_revocation(
+        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+    ) -> None:
         self._check("replace_revocation")
-        await super().replace_revocation(session_id, session_token, refresh_token)
+        await super().replace_revocation(session_id, session_token, refresh_token, keep_until=keep_until)
 
     async def settle_revocation(self, row: SessionRow) -> None:
         self._check("settle_revocation")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -18,8 +19,10 @@ from simulated import settle
 
 from fastapi_otpless_session import NoVerdictError, OtplessClient, OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
-from fastapi_otpless_session.stores.base import State
+from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.stores.base import SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
+from fastapi_otpless_session.wire import TokenPair
 
 DAY = 86_400
 
@@ -275,6 +278,145 @@ async def test_a_token_of_another_application_is_not_written_down_after_an_outag
         store.fail()
         await worker.housekeep()
         assert await store.get(str(foreign["sessionId"])) is None
+    await store.close()
+
+
+# A session that was signed in here, and whose token the frontend's SDK renewed
+
+
+USED_UP = Fault("status", path="get-new-session-token", status=401, body=b'{"errorCode": "7415", "message": "used"}')
+"""An OTPLESS that takes each refresh token once, and punishes nobody who brings it again."""
+
+
+async def renewed(world: Workers, refresh_token: str) -> TokenPair:
+    """The next pair, as the SDK gets it from OTPLESS by itself."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.emulator.app)) as http:
+        client = OtplessClient(world.workers[0].settings, http=http)
+        pair = await client.new_session_token(refresh_token)
+    assert isinstance(pair, TokenPair)
+    return pair
+
+
+async def signed_in(world: Workers) -> TokenPair:
+    """Sign another one in, and return the tokens that the SDK has, too."""
+    user = world.emulator.sign_in(mobile="922")
+    await world.workers[0].sign_in(OtplessUser.model_validate(user))
+    info = user["sessionInfo"]
+    return TokenPair(info["sessionId"], info["sessionToken"], info["refreshToken"])
+
+
+async def the_row(store: SqliteStore, session_id: str) -> SessionRow:
+    row = await store.get(session_id)
+    assert row is not None
+    return row
+
+
+async def test_otpless_is_told_of_the_token_that_the_sdk_renewed_where_ours_are_used_up(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        first = await signed_in(world)
+        clock.advance(DAY - 1_000)
+        second = await renewed(world, first.refresh_token)
+        clock.advance(2_000)
+        emulator.add_fault(USED_UP)
+        await world.workers[0].sign_out(second.session_token)
+        assert emulator.session(first.session_id).revoked
+        assert (await the_row(store, first.session_id)).revocation_due is None
+    await store.close()
+
+
+async def test_otpless_is_told_of_a_renewed_token_however_late_and_though_the_row_has_expired(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store, store]) as world:
+        first = await signed_in(world)
+        clock.advance(6 * DAY)
+        second = await renewed(world, first.refresh_token)
+        clock.advance(DAY - 100)
+        third = await renewed(world, second.refresh_token)
+        clock.advance(110)  # what was signed in here is over by now
+        assert isinstance(await world.workers[0].resolve(third.session_token), Session)
+        emulator.add_fault(Fault("status", path="revoke-session", status=500))
+        await world.workers[0].sign_out(third.session_token)
+        assert not emulator.session(first.session_id).revoked
+        emulator.clear_faults()
+        clock.advance(3_600)
+        await world.workers[1].housekeep()
+        assert emulator.session(first.session_id).revoked
+        assert await world.workers[1].resolve(third.session_token) is SessionReason.REVOKED
+    await store.close()
+
+
+async def test_a_sign_out_with_a_renewed_token_holds_as_long_as_one_of_a_stranger(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store, store]) as world:
+        first = await signed_in(world)
+        clock.advance(DAY)
+        newest = await renewed(world, first.refresh_token)
+        clock.advance(DAY)  # the SDK could renew it still, and nobody can tell OTPLESS of that
+        emulator.add_fault(USED_UP)
+        await world.workers[0].sign_out(newest.session_token)
+        emulator.clear_faults()
+        for _ in range(7):
+            newest = await renewed(world, newest.refresh_token)
+            clock.advance(DAY - 1)
+            await world.workers[1].housekeep()
+            assert await world.workers[1].resolve(newest.session_token) is SessionReason.REVOKED
+    await store.close()
+
+
+async def test_a_token_from_before_the_sign_in_does_not_keep_otpless_from_hearing_of_the_sessions_own(
+    clock: Clock,
+) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store], require_sign_in_token=False) as world:
+        user = emulator.sign_in(mobile="922")
+        old = str(user["sessionInfo"]["sessionToken"])
+        clock.advance(3_600)
+        second = await renewed(world, str(user["sessionInfo"]["refreshToken"]))
+        await world.workers[0].sign_in(OtplessUser.model_validate({**user, "sessionInfo": asdict(second)}))
+        clock.advance(DAY - 3_000)
+        emulator.add_fault(USED_UP)
+        await world.workers[0].sign_out(old)
+        assert emulator.session(second.session_id).revoked
+    await store.close()
+
+
+async def test_otpless_hears_once_of_a_renewed_token_that_is_signed_out_again_and_again(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        second = await renewed(world, (await signed_in(world)).refresh_token)
+        for _ in range(3):
+            await world.workers[0].sign_out(second.session_token)
+        assert emulator.count("revoke-session") == 1
+    await store.close()
+
+
+async def test_a_session_that_had_expired_here_is_signed_out_at_otpless_by_its_renewed_token(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        first = await signed_in(world)
+        clock.advance(DAY - 1_000)
+        second = await renewed(world, first.refresh_token)
+        clock.advance(2_000)
+        emulator.add_fault(USED_UP)
+        assert await world.workers[0].resolve(first.session_token) is SessionReason.EXPIRED
+        await world.workers[0].sign_out(second.session_token)
+        assert emulator.session(first.session_id).revoked
+    await store.close()
+
+
+async def test_a_sign_out_with_a_renewed_token_is_an_error_where_nobody_can_note_that_token(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        first = await signed_in(world)
+        second = await renewed(world, first.refresh_token)
+        store.fail("replace_revocation")
+        emulator.add_fault(Fault("status", path="revoke-session", status=500))
+        with pytest.raises(NoVerdictError):
+            await world.workers[0].sign_out(second.session_token)
+        emulator.clear_faults()
+        await world.workers[0].sign_out(second.session_token)  # OTPLESS hears of it directly
+        assert emulator.session(first.session_id).revoked
     await store.close()
 
 

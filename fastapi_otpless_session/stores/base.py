@@ -252,8 +252,13 @@ class SessionStore(Protocol):
         """Make a telling due again in `seconds`, counting an attempt, if its session token is still the row's."""
         ...
 
-    async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
-        """Make an ended row's telling due now, with these sealed tokens: those before are dead, these may live."""
+    async def replace_revocation(
+        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+    ) -> None:
+        """Make an ended row's telling due now, with these sealed tokens: those before are dead, these may live.
+
+        The row does not expire before `keep_until`.
+        """
         ...
 
     async def settle_revocation(self, row: SessionRow) -> None:

@@ -178,9 +178,13 @@ return due
 """)
 
 REPLACE = _on_row("""
-if get('state') == 'ended' then
-  set('session_token', ARGV[2], 'refresh_token', ARGV[3], 'revocation_due', stamp(now))
-end
+local session_token, refresh_token, at_least = ARGV[2], ARGV[3], ARGV[4]
+local state, expires_at = all('state', 'expires_at')
+if state ~= 'ended' then return end
+if tonumber(at_least) > tonumber(expires_at) then expires_at = at_least end
+set_though_full('session_token', session_token, 'refresh_token', refresh_token, 'revocation_due', stamp(now),
+  'expires_at', expires_at)
+keep_until(expires_at)
 """)
 
 SETTLE = _without_time("""

@@ -307,10 +307,13 @@ class RedisStore:
         if due is not None:
             await self._run(lua.LATER, self._key("due"), row.session_id, due)
 
-    async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
+    async def replace_revocation(
+        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+    ) -> None:
         """Make an ended row's telling due now, with other tokens."""
         await self._make_due(session_id, 0.0, ahead=True)
-        await self._run(lua.REPLACE, self._row_key(session_id), session_token, refresh_token)
+        key = self._row_key(session_id)
+        await self._run(lua.REPLACE, key, session_token, refresh_token, _number(keep_until))
         await self._make_due(session_id, 0.0)
 
     async def settle_revocation(self, row: SessionRow) -> None:

@@ -150,7 +150,8 @@ UPDATE otpless_sessions SET revocation_due = {_NOW} + :seconds, revocation_attem
 WHERE session_id = :session_id AND session_token = :session_token AND revocation_due IS NOT NULL
 """)
 REPLACE_REVOCATION = text(f"""
-UPDATE otpless_sessions SET session_token = :session_token, refresh_token = :refresh_token, revocation_due = {_NOW}
+UPDATE otpless_sessions SET session_token = :session_token, refresh_token = :refresh_token, revocation_due = {_NOW},
+    expires_at = greatest(expires_at, CAST(:keep_until AS double precision))
 WHERE session_id = :session_id AND state = 'ended'
 """)
 SETTLE_REVOCATION = text("""
@@ -317,11 +318,12 @@ class SqlStore:
             POSTPONE_REVOCATION, session_id=row.session_id, session_token=row.session_token, seconds=seconds
         )
 
-    async def replace_revocation(self, session_id: str, session_token: bytes, refresh_token: bytes) -> None:
+    async def replace_revocation(
+        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+    ) -> None:
         """Make an ended row's telling due now, with other tokens."""
-        await self._write(
-            REPLACE_REVOCATION, session_id=session_id, session_token=session_token, refresh_token=refresh_token
-        )
+        values = {"session_token": session_token, "refresh_token": refresh_token, "keep_until": keep_until}
+        await self._write(REPLACE_REVOCATION, session_id=session_id, **values)
 
     async def settle_revocation(self, row: SessionRow) -> None:
         """Note that OTPLESS knows."""

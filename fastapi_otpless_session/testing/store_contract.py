@@ -698,6 +698,21 @@ class StoreContract:
         [claimed] = await subject.store.claim_revocations(10, 60)
         assert (claimed.session_token, claimed.refresh_token) == (b"new session", b"new refresh")
 
+    async def test_a_row_is_kept_for_a_replaced_telling_and_never_for_less_long_than_before(
+        self, subject: Subject
+    ) -> None:
+        before = await subject.sign_in()
+        await subject.end()
+        for keep_until, expires_at in ((0.0, LIFE), (LIFE - 1, LIFE), (3 * LIFE, 3 * LIFE), (2 * LIFE, 3 * LIFE)):
+            until = before.created_at + keep_until
+            await subject.store.replace_revocation("s-1", b"new session", b"", keep_until=until)
+            assert (await subject.row()).expires_at == about(before.created_at + expires_at)
+        subject.clock.advance(2 * LIFE)
+        while await subject.store.purge(10):
+            pass
+        [claimed] = await subject.store.claim_revocations(10, 60)
+        assert claimed.session_token == b"new session"
+
     async def test_telling_of_the_tokens_before_does_not_settle_or_postpone_that_of_those_after(
         self, subject: Subject
     ) -> None:
@@ -717,7 +732,9 @@ class StoreContract:
     ) -> None:
         row = await subject.sign_in()
         for there in (row, replace(row, session_id="absent")):
-            await subject.store.replace_revocation(there.session_id, b"new session", b"new refresh")
+            await subject.store.replace_revocation(
+                there.session_id, b"new session", b"new refresh", keep_until=there.expires_at + 1
+            )
             await subject.store.postpone_revocation(there, 0)
             await subject.store.settle_revocation(there)
         assert await subject.store.get("s-1") == row
