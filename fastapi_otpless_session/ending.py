@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import KeysView
+from math import inf
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
@@ -64,6 +65,13 @@ class Endings:
     async def write_noted(self) -> None:
         """End in the store what was signed out while it could not take note; what still fails, another time."""
         await asyncio.gather(*(self._write(row) for _, row in self._unwritten.items()[:WRITTEN_AT_ONCE]))
+
+    async def write_all_noted(self) -> None:
+        """Do so with all of it, as long as the store takes some: nobody else will know of what is left."""
+        before = inf
+        while 0 < (left := len(self._unwritten.keys)) < before:
+            before = left
+            await self.write_noted()
 
     async def _write(self, row: SessionRow) -> None:
         """Write one. OTPLESS was told already."""

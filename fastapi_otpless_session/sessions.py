@@ -189,7 +189,7 @@ class OtplessSessions:
         """Finish the refreshes that are under way on this event loop, and close what was opened."""
         self.is_open = False
         await self._background.close()
-        await self._endings.write_noted()
+        await self._endings.write_all_noted()
         if self._owns_client:
             await self._client.close()
         if self._owns_store:

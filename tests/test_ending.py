@@ -420,6 +420,21 @@ async def test_a_sign_out_with_a_renewed_token_is_an_error_where_nobody_can_note
     await store.close()
 
 
+# Shutdown
+
+
+async def test_everything_that_the_store_could_not_note_is_written_at_shutdown(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        pairs = [await signed_in(world) for _ in range(250)]
+        store.fail("find", "get", "end")
+        for pair in pairs:
+            await world.workers[0].sign_out(pair.session_token)
+        store.fail()
+    assert {(await the_row(store, pair.session_id)).state for pair in pairs} == {State.ENDED}
+    await store.close()
+
+
 # Clocks
 
 
