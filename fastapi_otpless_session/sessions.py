@@ -7,8 +7,10 @@ import json
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -38,6 +40,7 @@ from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, SessionStore, State
 from fastapi_otpless_session.strangers import Stranger, Strangers, UnclearError, check_details
 from fastapi_otpless_session.tokens import Claims, UnreadableError
+from fastapi_otpless_session.turns import Turns
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
@@ -107,6 +110,8 @@ class OtplessSessions:
         self._events = events = Events(self._hooks, background, clock)
         self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
         duties = Duties(settings, monotonic)
+        self._turns = Turns()
+        self._patience = settings.refresh_timeout + settings.request_timeout
         self._strangers = strangers = Strangers(
             store=store,
             client=client,
@@ -283,17 +288,18 @@ class OtplessSessions:
         self, user: OtplessUser, fits: Callable[[str, float], None] | None
     ) -> tuple[Session, Literal["signed_in", "again"]]:
         now = await self._store.now()
-        bound = await bind(self._client, self.settings, user, now, self._is_stored)
-        if fits is not None:
-            fits(bound.pair.session_token, bound.expires_at - now)
-        row = self._new_row(bound, now)
-        vault, pair = self._vault, bound.pair
-        there = await self._store.create(row, vault.digest(pair.session_token), vault.digest(bound.brought))
-        self._strangers.forget(vault.digest(pair.session_token))
+        async with AsyncExitStack() as turn:
+            bound = await bind(self._client, self.settings, user, now, partial(self._is_stored, turn))
+            if fits is not None:
+                fits(bound.pair.session_token, bound.expires_at - now)
+            row = self._new_row(bound, now)
+            digests = self._vault.digest(bound.pair.session_token), self._vault.digest(bound.brought)
+            there = await self._store.create(row, *digests)
+        self._strangers.forget(self._vault.digest(bound.pair.session_token))
         if there is None:
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
             await self._events.signed_in(row)
-            return Current(row, pair.session_token, bound.claims, now, row.validated_at).session(), "signed_in"
+            return Current(row, bound.pair.session_token, bound.claims, now, row.validated_at).session(), "signed_in"
         session = self._signed_in_before(there, bound, now)
         if fits is not None:
             fits(session.token.get_secret_value(), there.expires_at - now)
@@ -308,10 +314,18 @@ class OtplessSessions:
             raise SignInRefusedError(why="the session is here already, sealed with a key that is not set") from None
         return Current(row, token, tokens.read_claims(token), now, row.validated_at).session()
 
-    async def _is_stored(self, refresh_token: str, session_id: str) -> bool:
-        """Whether a session was signed in with this refresh token before, and goes on."""
-        found = await self._store.find(self._vault.digest(refresh_token))
-        return found is not None and found.row.session_id == session_id and found.row.state is State.ACTIVE
+    async def _is_stored(self, turn: AsyncExitStack, refresh_token: str, session_id: str) -> bool:
+        """Whether a session was signed in with this refresh token before, and goes on.
+
+        One sign-in after the other finds out until it is stored, in this worker: a page that sends the same twice would
+        use the token up twice, for which OTPLESS may end the session.
+        """
+        digest = self._vault.digest(refresh_token)
+        await turn.enter_async_context(self._turns.wait(digest, self._patience))
+        found = await self._store.find(digest)
+        if found is None or found.row.session_id != session_id:
+            return False
+        return found.row.state is State.ACTIVE
 
     def _new_row(self, bound: Bound, now: float) -> SessionRow:
         pair = bound.pair

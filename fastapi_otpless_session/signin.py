@@ -73,7 +73,7 @@ class Bound:
 async def bind(
     client: OtplessClient, settings: OtplessSettings, user: OtplessUser, now: float, is_stored: IsStored
 ) -> Bound:
-    """Verify a sign-in; `is_stored` says whether a refresh token is a session's already.
+    """Verify a sign-in; `is_stored` says whether a refresh token is a session's already, before one is used.
 
     Raises `SignInRefusedError`, `BodyRefusedError`, or `UpstreamError` for no verdict.
     """

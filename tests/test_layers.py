@@ -19,6 +19,7 @@ LAYERS = [
     {"errors", "settings", "session", "telemetry"},
     {
         *("strict_json", "wire", "tokens", "transport", "crowd", "patience", "flights", "loops", "lru", "freshness"),
+        "turns",
         *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sqlite_writer"),
         *("stores.sql_schema", "stores.sql_link", "stores.sql"),
         *("stores.keepalive", "stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
