@@ -33,7 +33,7 @@ from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
 from fastapi_otpless_session.resolver import LANDING_SECONDS, Current, Resolver, claims_for
 from fastapi_otpless_session.revocation import Outbox
-from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
+from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, is_over, utc
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import Bound, OtplessUser, bind
 from fastapi_otpless_session.stores import open_store
@@ -53,6 +53,8 @@ HOUSEKEEPING_SECONDS = 2.0
 MEASURE_EVERY = 5
 PURGE_EVERY = 30
 PURGE_BATCH = 500
+PURGES_AT_ONCE = 20
+"""How many batches a sign-in purges at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class OtplessSessions:
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         self._events = events = Events(self._hooks, background, clock)
         self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
-        duties = Duties(settings, monotonic)
+        self._duties = duties = Duties(settings, monotonic)
         self._turns = Turns()
         self._patience = settings.refresh_timeout + settings.request_timeout
         self._strangers = strangers = Strangers(
@@ -293,21 +295,44 @@ class OtplessSessions:
             if fits is not None:
                 fits(bound.pair.session_token, bound.expires_at - now)
             row = self._new_row(bound, now)
-            digests = self._vault.digest(bound.pair.session_token), self._vault.digest(bound.brought)
-            there = await self._store.create(row, *digests)
+            there = await self._stored(row, bound)
         self._strangers.forget(self._vault.digest(bound.pair.session_token))
         if there is None:
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
             await self._events.signed_in(row)
             return Current(row, bound.pair.session_token, bound.claims, now, row.validated_at).session(), "signed_in"
-        session = self._signed_in_before(there, bound, now)
+        session = await self._signed_in_before(there, bound, now)
         if fits is not None:
             fits(session.token.get_secret_value(), there.expires_at - now)
         return session, "again"
 
-    def _signed_in_before(self, row: SessionRow, bound: Bound, now: float) -> Session:
+    async def _stored(self, row: SessionRow, bound: Bound) -> SessionRow | None:
+        """Store a first row, or return the one that was there. One that has expired gives way, as if purged already.
+
+        All that has expired is purged for it: a digest that stayed would have an old token taken for the new one.
+        Raises `NoVerdictError`, also where that is too much at once.
+        """
+        digests = self._vault.digest(bound.pair.session_token), self._vault.digest(bound.brought)
+        there = await self._store.create(row, *digests)
+        if not _has_expired(there, row.created_at):
+            return there
+        for _ in range(PURGES_AT_ONCE):
+            if await self._store.purge(PURGE_BATCH) < PURGE_BATCH:
+                there = await self._store.create(row, *digests)
+                break
+        if _has_expired(there, row.created_at):
+            raise NoVerdictError("the session's row of before has expired, and is yet to be deleted")
+        return there
+
+    async def _signed_in_before(self, row: SessionRow, bound: Bound, now: float) -> Session:
+        """Return the session of a sign-in that is repeated. Raises `SignInRefusedError` where it is over."""
         if row.state is State.ENDED or row.user_id != bound.user_id:
             raise SignInRefusedError(why="the session was signed out or ended before, or is another user's")
+        if self._endings.reason(row.session_id) is SessionReason.REVOKED:
+            raise SignInRefusedError(why="the session was signed out while the store could not take note")
+        if self._duties.is_to_end(row, now):
+            await self._endings.end_refused(row, EndReason.EXPIRED)
+            raise SignInRefusedError(why="the session is over by IDLE_TIMEOUT or ABSOLUTE_TIMEOUT")
         try:
             token = self._vault.session_token(row)
         except UnreadableError:
@@ -325,7 +350,7 @@ class OtplessSessions:
         found = await self._store.find(digest)
         if found is None or found.row.session_id != session_id:
             return False
-        return found.row.state is State.ACTIVE
+        return found.row.state is State.ACTIVE and not _has_expired(found.row, found.now)
 
     def _new_row(self, bound: Bound, now: float) -> SessionRow:
         pair = bound.pair
@@ -515,6 +540,11 @@ class OtplessSessions:
                 telemetry.logger.exception("Housekeeping failed; it goes on")
             turn += 1
             await asyncio.sleep(HOUSEKEEPING_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - spreading load
+
+
+def _has_expired(row: SessionRow | None, now: float) -> bool:
+    """Whether a row is there, though its session went on until its tokens had expired."""
+    return row is not None and row.state is State.ACTIVE and is_over(row.expires_at, now)
 
 
 def _shown(summary: str) -> dict[str, str]:

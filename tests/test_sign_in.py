@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any
 
 import httpx
 import pytest
 from conftest import Clock, make_settings
-from crew import STRICT
+from crew import STRICT, FailingStore
 from simulated import LoopTime, settle
 
 from fastapi_otpless_session import (
@@ -18,11 +20,15 @@ from fastapi_otpless_session import (
     OtplessClient,
     OtplessSessions,
     Session,
+    SessionReason,
+    SignInRefusedError,
+    open_store,
 )
-from fastapi_otpless_session.emulator import Emulator, Fault
+from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.stores.base import SessionStore
+from fastapi_otpless_session.stores.base import EndReason, SessionStore, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
+from fastapi_otpless_session.wire import TokenPair
 
 DAY = 86_400
 UNPROVED: list[dict[str, Any]] = [{"jwks_url": ""}, {"jwks_is_down": True}]
@@ -57,9 +63,23 @@ async def worker_on(
             yield worker, answers
 
 
-def brought(user: dict[str, Any]) -> OtplessUser:
-    """What the page sends."""
-    return OtplessUser.model_validate(user)
+def brought(user: dict[str, Any], pair: TokenPair | None = None) -> OtplessUser:
+    """What the page sends, with the pair that the SDK has by now."""
+    return OtplessUser.model_validate({**user, "sessionInfo": asdict(pair)} if pair else user)
+
+
+async def renewed(worker: OtplessSessions, emulator: Emulator, refresh_token: str) -> TokenPair:
+    """The next pair, as the SDK gets it from OTPLESS by itself."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http:
+        pair = await OtplessClient(worker.settings, http=http).new_session_token(refresh_token)
+    assert isinstance(pair, TokenPair)
+    return pair
+
+
+async def state_of(store: SessionStore, session_id: str) -> tuple[State, EndReason | None]:
+    row = await store.get(session_id)
+    assert row is not None
+    return row.state, row.end_reason
 
 
 # At once
@@ -123,3 +143,84 @@ async def test_nobody_waits_longer_for_a_double_than_for_otpless(clock: Clock) -
         assert all(isinstance(outcome, NoVerdictError) for outcome in outcomes)
         assert emulator.count("get-new-session-token") <= 2
     await store.close()
+
+
+# Again
+
+
+@pytest.mark.parametrize("limits", [{"idle_timeout": 600}, {"absolute_timeout": 600}])
+async def test_a_session_that_is_over_by_our_own_limits_is_not_signed_in_again(
+    clock: Clock, limits: dict[str, Any]
+) -> None:
+    emulator, store = Emulator(clock=clock), SqliteStore(None, clock=clock)
+    async with worker_on(emulator, store, clock, **limits) as (worker, _):
+        user = emulator.sign_in()
+        session = await worker.sign_in(brought(user))
+        clock.advance(601)
+        with pytest.raises(SignInRefusedError):
+            await worker.sign_in(brought(user))
+        assert await state_of(store, session.id) == (State.ENDED, EndReason.EXPIRED)
+        assert emulator.session(session.id).revoked
+    await store.close()
+
+
+async def test_a_session_that_was_signed_out_without_the_store_is_not_signed_in_again(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with worker_on(emulator, store, clock) as (worker, _):
+        user = emulator.sign_in()
+        session = await worker.sign_in(brought(user))
+        emulator.add_fault(Fault("status", path="revoke-session", status=200, body=b'{"success": true}'))
+        store.fail("find", "get", "end")
+        await worker.sign_out(session.token.get_secret_value())
+        store.fail()
+        with pytest.raises(SignInRefusedError):
+            await worker.sign_in(brought(user))
+    await store.close()
+
+
+async def outlived(worker: OtplessSessions, emulator: Emulator, clock: Clock) -> tuple[Session, OtplessUser]:
+    """Somebody whose row has expired, while the SDK went on renewing; and what their page sends then."""
+    user = emulator.sign_in()
+    first = await worker.sign_in(brought(user))
+    clock.advance(6 * DAY)
+    pair = await renewed(worker, emulator, user["sessionInfo"]["refreshToken"])
+    clock.advance(DAY - 100)
+    pair = await renewed(worker, emulator, pair.refresh_token)
+    clock.advance(110)
+    return first, brought(user, pair)
+
+
+@pytest.mark.parametrize("values", [{}, {"jwks_url": ""}, {"absolute_timeout": DAY}])
+async def test_a_row_that_has_expired_keeps_nobody_from_signing_in(
+    any_store_url: str, clock: Clock, values: dict[str, Any]
+) -> None:
+    emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
+    store = open_store(any_store_url, offset=lambda: clock.now - time.time())
+    async with worker_on(emulator, store, clock, **values) as (worker, answers):
+        answers.arrives.set()
+        first, user = await outlived(worker, emulator, clock)
+        lives: list[float] = []
+        again = await worker.sign_in(user, fits=lambda _, life: lives.append(life))
+        assert lives[-1] > 6 * DAY
+        assert isinstance(await worker.resolve(again.token.get_secret_value(), known_only=True), Session)
+        assert await worker.resolve(first.token.get_secret_value(), known_only=True) is SessionReason.EXPIRED
+    await store.close()
+
+
+async def test_a_sign_in_is_no_verdict_while_another_worker_deletes_what_has_expired(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), Late(None, clock=clock)
+    async with worker_on(emulator, store, clock) as (worker, answers):
+        answers.arrives.set()
+        first, user = await outlived(worker, emulator, clock)
+        with pytest.raises(NoVerdictError):
+            await worker.sign_in(user)
+        await SqliteStore.purge(store, 10)
+        assert (await worker.sign_in(user)).id == first.id
+    await store.close()
+
+
+class Late(SqliteStore):
+    """A store that another worker purges, but has not yet."""
+
+    async def purge(self, limit: int) -> int:
+        return min(limit, 0)
