@@ -53,6 +53,11 @@ class Endings:
         """Remember that a session has ended."""
         self._known.put(session_id, reason)
 
+    def forget_expiry(self, session_id: str) -> None:
+        """Forget that a session expired here: it was signed in again. One that was signed out stays so."""
+        if self.reason(session_id) is SessionReason.EXPIRED:
+            self._known.drop(session_id)
+
     async def note_signed_out(self, digest: bytes, row: SessionRow) -> None:
         """Remember a token that was signed out without the store, and its session, to be written when it can be."""
         was_active = row.session_id not in self.over

@@ -185,6 +185,10 @@ class Resolver:
         copy = self._copies.get(digest)
         return None if copy is None else copy.row
 
+    def begin_anew(self, session_id: str) -> None:
+        """Forget what OTPLESS said no to before a session was signed in: its generations are counted from one again."""
+        self._refused.drop(session_id)
+
     def remaining_life(self, session: Session) -> float | None:
         """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once.
 

@@ -298,6 +298,8 @@ class OtplessSessions:
             there = await self._stored(row, bound)
         self._strangers.forget(self._vault.digest(bound.pair.session_token))
         if there is None:
+            self._endings.forget_expiry(row.session_id)
+            self._resolver.begin_anew(row.session_id)
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
             await self._events.signed_in(row)
             return Current(row, bound.pair.session_token, bound.claims, now, row.validated_at).session(), "signed_in"

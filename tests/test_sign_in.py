@@ -224,3 +224,45 @@ class Late(SqliteStore):
 
     async def purge(self, limit: int) -> int:
         return min(limit, 0)
+
+
+async def forget(store: SqliteStore) -> None:
+    """Have a store lose its rows, as a failover may."""
+    await store._write(lambda db: db.execute("DELETE FROM sessions"))
+    await store._write(lambda db: db.execute("DELETE FROM tokens"))
+
+
+async def test_that_a_session_expired_here_is_forgotten_once_it_is_signed_in_again(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), Forgetful(None, clock=clock)
+    async with worker_on(emulator, store, clock) as (worker, answers):
+        answers.arrives.set()
+        user = emulator.sign_in()
+        token = (await worker.sign_in(brought(user))).token.get_secret_value()
+        emulator.expire(user["sessionInfo"]["sessionId"])
+        clock.advance(100)
+        store.forgets = True
+        assert await worker.resolve(token) is SessionReason.EXPIRED
+        store.forgets = False
+        pair = await renewed(worker, emulator, user["sessionInfo"]["refreshToken"])
+        again = await worker.sign_in(brought(user, pair))
+        assert worker.at_once(again.token.get_secret_value()) is None  # it is read first
+        assert isinstance(await worker.resolve(again.token.get_secret_value()), Session)
+        assert worker.at_once(again.token.get_secret_value()) is not None
+        assert emulator.session(again.id).generation == 2  # by the SDK, not by us
+        store.fail("find", "get", "touch", "end", "confirm")
+        outcome = await worker.resolve(again.token.get_secret_value())
+        assert isinstance(outcome, Session)
+        assert outcome.stale
+        assert await worker.recheck(again) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
+class Forgetful(FailingStore):
+    """A store that loses its rows between the look at one and its refresh."""
+
+    forgets = False
+
+    async def take_lease(self, *values: Any) -> Any:
+        if self.forgets:
+            await forget(self)
+        return await super().take_lease(*values)
