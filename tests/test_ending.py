@@ -405,6 +405,20 @@ async def test_a_session_that_had_expired_here_is_signed_out_at_otpless_by_its_r
     await store.close()
 
 
+async def test_a_renewed_token_is_signed_out_by_a_worker_that_cannot_unseal_the_row(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    keys = base64.urlsafe_b64encode(b"k" * 32).decode()
+    async with (
+        Workers(emulator, clock, [store]) as world,
+        Workers(emulator, clock, [store], encryption_keys=keys) as other,
+    ):
+        first = await signed_in(world)
+        second = await renewed(world, first.refresh_token)
+        await other.workers[0].sign_out(second.session_token)
+        assert emulator.session(first.session_id).revoked
+    await store.close()
+
+
 async def test_a_sign_out_with_a_renewed_token_is_an_error_where_nobody_can_note_that_token(clock: Clock) -> None:
     emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store]) as world:
