@@ -111,13 +111,14 @@ class Endings:
     async def _end(
         self, row: SessionRow, reason: EndReason, why: SignOutReason, renewed: SessionRow | None
     ) -> SessionRow:
-        ended = await self._store.end(row, reason, revoke_in=2 * self._patience)
+        revoke_in = 2 * self._patience
+        ended = await self._store.end(row, reason, revoke_in=revoke_in)
         was_active = row.state is State.ACTIVE and row.session_id not in self.over
         self.note(row.session_id, ended_reason(ended))
         if was_active and ended.end_reason is reason:
             await self._events.signed_out(ended, why)
         telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
-        return ended if renewed is None else await self._outbox.take_over(ended, renewed)
+        return ended if renewed is None else await self._outbox.take_over(ended, renewed, revoke_in)
 
     async def end_refused(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:
         """End a row whose session is refused anyway, whether that can be written now or not."""

@@ -121,8 +121,11 @@ class Resolver:
         self._has_quiet_time = settings.validation_ttl > 0
         self._store_ttl = settings.store_ttl
         self._patience = settings.refresh_timeout + LANDING_SECONDS
-        self._refused: Lru[str, int] = Lru(REMEMBERED)
-        """The generations of sessions that OTPLESS said no to. A refresh that gets no answer leaves that as it is."""
+        self._refused: Lru[str, tuple[float, int]] = Lru(REMEMBERED)
+        """By session: when its row was created, and the newest generation of it that OTPLESS said no to.
+
+        A refresh that gets no answer leaves that as it is. A session that is signed in again counts from one.
+        """
 
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`.
@@ -184,10 +187,6 @@ class Resolver:
         """Return what this worker knows of the session that it resolved a token to, if it was signed in here."""
         copy = self._copies.get(digest)
         return None if copy is None else copy.row
-
-    def begin_anew(self, session_id: str) -> None:
-        """Forget what OTPLESS said no to before a session was signed in: its generations are counted from one again."""
-        self._refused.drop(session_id)
 
     def remaining_life(self, session: Session) -> float | None:
         """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once.
@@ -280,7 +279,7 @@ class Resolver:
         if settled is None:
             return None
         outcome = await self._seen(settled)
-        if not outcome.stale and outcome.row is not copy.row:
+        if outcome.row is not copy.row and self._is_worth_keeping(outcome):
             self._copies.keep(asked.digest, outcome.row, copy.claims, copy.offset + copy.at, copy.at)
         return outcome
 
@@ -326,7 +325,7 @@ class Resolver:
             if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
                 self._copies.drop(asked.digest)
             return outcome
-        if outcome.token == asked.token and not outcome.stale:
+        if outcome.token == asked.token and self._is_worth_keeping(outcome):
             self._copies.keep(asked.digest, outcome.row, claims, now, read_at)
         return outcome.session()
 
@@ -338,6 +337,7 @@ class Resolver:
         if self._endings.reason(row.session_id) is SessionReason.REVOKED:
             await self._endings.end_refused(row, EndReason.REVOKED)
             return SessionReason.REVOKED
+        self._endings.forget_expiry(row.session_id)
         return None
 
     async def _judged(self, row: SessionRow, now: float, max_age: float | None) -> Current | SessionReason:
@@ -398,9 +398,12 @@ class Resolver:
     async def _validate(self, current: Current) -> Verdict:
         verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
         if verdict is not Verdict.VALID:
-            self._refused.put(current.row.session_id, current.row.generation)
+            self._refused.put(current.row.session_id, (current.row.created_at, current.row.generation))
             self._doubt(current.token)
-        elif self._is_worth_noting(current):
+            return verdict
+        if self._is_refused(current.row):
+            self._refused.drop(current.row.session_id)
+        if self._is_worth_noting(current):
             await touch(self._store, self._duties, current.row, validated=True)
         return verdict
 
@@ -410,9 +413,14 @@ class Resolver:
         if copy is not None:
             copy.doubt()
 
+    def _is_worth_keeping(self, current: Current) -> bool:
+        """Whether to remember a session as it is now: not with an old answer, nor where a no came meanwhile."""
+        return not current.stale and not self._is_refused(current.row)
+
     def _is_refused(self, row: SessionRow) -> bool:
-        """Whether OTPLESS said no to a row's current token."""
-        return self._refused.get(row.session_id) == row.generation
+        """Whether OTPLESS said no to a row's current token, or to a later one."""
+        created_at, generation = self._refused.get(row.session_id) or (0.0, 0)
+        return created_at == row.created_at and generation >= row.generation
 
     def _is_worth_noting(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
@@ -530,10 +538,10 @@ class Resolver:
             return self._endings.reason(stranger.session_id) or stranger.session(asked.token)
         row, at = copy.row, self._monotonic()
         age, now = at - copy.at, copy.offset + at
-        if self._is_refused(row) or self._duties.is_to_end(row, now):
+        if self._duties.is_to_end(row, now):
             return SessionReason.UNAVAILABLE
         self._duties.note_unwritten(row.session_id)
-        if not longest or age > longest or is_over(row.token_expires_at, now):
+        if self._is_refused(row) or not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
         return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
 

@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from fastapi_otpless_session import telemetry
+from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import StoreError, UpstreamError
 from fastapi_otpless_session.stores.base import CountingStore, SessionRow, SessionStore
-from fastapi_otpless_session.tokens import UnreadableError
+from fastapi_otpless_session.tokens import TokenError, UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import TokenPair, Verdict
 
@@ -79,23 +79,33 @@ class Outbox:
         else:
             await self.tell(kept)
 
-    async def take_over(self, ended: SessionRow, renewed: SessionRow) -> SessionRow:
+    async def take_over(self, ended: SessionRow, renewed: SessionRow, due_in: float) -> SessionRow:
         """Have OTPLESS told of a token that the frontend's SDK renewed, and that only `renewed` has, by an ended row.
 
         It stands in for the row's own session token, which it superseded; the row's refresh token, which may live,
-        stays behind it. One that is older than the row's own says nothing new. Return the row. Raises `StoreError`.
+        stays behind it. One that is older than the row's own says nothing new. `due_in`: after how many seconds others
+        are to tell it. Return the row. Raises `StoreError`.
         """
-        if renewed.token_expires_at < ended.token_expires_at or self._is_same_token(ended, renewed):
+        if not self._supersedes(renewed, ended):
             return ended
         token, until = renewed.session_token, max(ended.expires_at, renewed.expires_at)
-        await self._store.replace_revocation(ended.session_id, token, ended.refresh_token, keep_until=until)
-        return replace(ended, session_token=token, expires_at=until, revocation_due=await self._store.now())
+        await self._store.replace_revocation(
+            ended.session_id, token, ended.refresh_token, due_in=due_in, keep_until=until
+        )
+        due = await self._store.now() + due_in
+        return replace(ended, session_token=token, expires_at=until, revocation_due=due)
 
-    def _is_same_token(self, one: SessionRow, other: SessionRow) -> bool:
+    def _supersedes(self, renewed: SessionRow, ended: SessionRow) -> bool:
+        """Whether a renewed token is another than an ended row's own, and no older.
+
+        The row's `token_expires_at` is that of its first: one that is taken over leaves it as it is.
+        """
         try:
-            return self._vault.session_token(one) == self._vault.session_token(other)
-        except UnreadableError:  # with a key that is not here
-            return False
+            own = self._vault.session_token(ended)
+            is_older = renewed.token_expires_at < tokens.read_claims(own).expires_at
+            return not is_older and own != self._vault.session_token(renewed)
+        except (UnreadableError, TokenError):  # sealed with a key that is not here
+            return renewed.token_expires_at >= ended.token_expires_at
 
     async def _may_be_revived(self, row: SessionRow) -> bool:
         """Revoke the session token; return whether it is dead and its refresh token may live. Raises `UpstreamError`.

@@ -98,7 +98,7 @@ class OtplessSessions:
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         events = Events(self._hooks, background, clock)
         self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
-        duties = Duties(settings, monotonic)
+        self._duties = duties = Duties(settings, monotonic)
         self._strangers = strangers = Strangers(
             store=store,
             client=client,
@@ -136,7 +136,6 @@ class OtplessSessions:
             store=store,
             client=client,
             vault=vault,
-            resolver=resolver,
             strangers=strangers,
             duties=duties,
             endings=endings,
@@ -252,7 +251,9 @@ class OtplessSessions:
             if row is None:
                 return await self.resolve(session.token.get_secret_value(), known_only=known_only)
             return await self._resolver.recheck(row)
-        except NoVerdictError:
+        except NoVerdictError as error:
+            if isinstance(error, StoreError):  # an open websocket is activity, and that cannot be written
+                self._duties.note_unwritten(session.id)
             return self._endings.reason(session.id) or SessionReason.UNAVAILABLE
 
     async def remaining_life(self, session: Session) -> float | None:

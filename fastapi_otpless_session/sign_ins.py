@@ -13,7 +13,7 @@ from fastapi_otpless_session.copies import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, SignInRefusedError
 from fastapi_otpless_session.hooks import Events
-from fastapi_otpless_session.resolver import Current, Resolver
+from fastapi_otpless_session.resolver import Current
 from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import Bound, OtplessUser, bind
@@ -38,7 +38,6 @@ class SignIns:
         store: SessionStore,
         client: OtplessClient,
         vault: Vault,
-        resolver: Resolver,
         strangers: Strangers,
         duties: Duties,
         endings: Endings,
@@ -48,7 +47,6 @@ class SignIns:
         self._store = store
         self._client = client
         self._vault = vault
-        self._resolver = resolver
         self._strangers = strangers
         self._duties = duties
         self._endings = endings
@@ -84,7 +82,6 @@ class SignIns:
         self._strangers.forget(self._vault.digest(bound.pair.session_token))
         if there is None:
             self._endings.forget_expiry(row.session_id)
-            self._resolver.begin_anew(row.session_id)
             telemetry.logger.info("Signed in: %s", telemetry.session_label(row.session_id))
             await self._events.signed_in(row)
             return Current(row, bound.pair.session_token, bound.claims, now, row.validated_at).session(), "signed_in"

@@ -192,7 +192,7 @@ class Strangers:
         if seen is None:
             return None
         stranger, look, age = seen.stranger, seen.look, self._monotonic() - seen.look.at
-        if is_over(look.ends_at, look.now + age):
+        if look.row is not None and self._duties.is_to_end(look.row, look.now + age):
             return None
         self._duties.note_unwritten(stranger.session_id)
         is_over_now = is_over(stranger.claims.expires_at, look.now + age)
@@ -273,7 +273,7 @@ class Strangers:
         return None
 
     async def _noted(self, look: _Look) -> _Look:
-        """Note that a session was seen, now and then, and return its look without the row, which has secrets.
+        """Note that a session was seen, now and then, and return its look without the row's secrets.
 
         Not before its token is known to be good: whoever gets nobody in keeps no session from being idle.
         """
@@ -286,7 +286,9 @@ class Strangers:
             )
             row = replace(row, last_seen_at=look.now)
         return look._replace(
-            row=None, ends_at=self._duties.ends_at(row), to_be_noted_at=self._duties.to_be_noted_at(row)
+            row=replace(row, session_token=b"", refresh_token=b""),
+            ends_at=self._duties.ends_at(row),
+            to_be_noted_at=self._duties.to_be_noted_at(row),
         )
 
     def _look_at_once(self, session_id: str, digest: bytes) -> _Look | None:

@@ -103,10 +103,10 @@ class FailingStore(SqliteStore):
         await super().release_lease(lease, answer_lost=answer_lost)
 
     async def replace_revocation(
-        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+        self, session_id: str, session_token: bytes, refresh_token: bytes, **when: float
     ) -> None:
         self._check("replace_revocation")
-        await super().replace_revocation(session_id, session_token, refresh_token, keep_until=keep_until)
+        await super().replace_revocation(session_id, session_token, refresh_token, **when)
 
     async def settle_revocation(self, row: SessionRow) -> None:
         self._check("settle_revocation")

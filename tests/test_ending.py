@@ -15,6 +15,7 @@ import httpx
 import pytest
 from conftest import Clock, World, make_settings
 from crew import FailingStore, Workers
+from fleet_members import Turnstile, until
 from simulated import settle
 
 from fastapi_otpless_session import NoVerdictError, OtplessClient, OtplessSessions, Session, SessionReason
@@ -388,6 +389,45 @@ async def test_otpless_hears_once_of_a_renewed_token_that_is_signed_out_again_an
         for _ in range(3):
             await world.workers[0].sign_out(second.session_token)
         assert emulator.count("revoke-session") == 1
+    await store.close()
+
+
+async def test_an_older_renewed_token_does_not_take_the_place_of_the_newest(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker, first = world.workers[0], await signed_in(world)
+        clock.advance(DAY // 2)
+        second = await renewed(world, first.refresh_token)
+        clock.advance(DAY - 1_000)
+        third = await renewed(world, second.refresh_token)
+        clock.advance(2_000)
+        emulator.add_fault(Fault("status", path="revoke-session", status=500))
+        for token in (third.session_token, second.session_token):  # the latter by another tab
+            await worker.sign_out(token)
+        emulator.clear_faults()
+        emulator.add_fault(USED_UP)
+        clock.advance(700)
+        await worker.housekeep()
+        assert emulator.session(first.session_id).revoked
+        assert (await the_row(store, first.session_id)).revocation_due is None
+    await store.close()
+
+
+async def test_no_other_worker_tells_of_a_renewed_token_while_one_is_at_it(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    emulator.app = turnstile = Turnstile(emulator.app, "revoke-session")
+    async with Workers(emulator, clock, [store, store]) as world:
+        first = await signed_in(world)
+        second = await renewed(world, first.refresh_token)
+        turnstile.hold_next()
+        ending = asyncio.create_task(world.workers[0].sign_out(second.session_token))
+        await until(lambda: turnstile.held == 1)
+        clock.advance(1)
+        await world.workers[1].housekeep()
+        assert emulator.count("revoke-session") == 1
+        turnstile.let_go()
+        await ending
+        assert emulator.session(first.session_id).revoked
     await store.close()
 
 

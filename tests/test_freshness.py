@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -337,5 +338,90 @@ async def test_a_no_to_a_question_for_now_lets_nobody_in_as_fresh(clock: Clock) 
         otpless.add_fault(Fault("status", path=REFRESHES))
         clock.advance(5)
         assert await worker.resolve(world.token, max_age=0) is SessionReason.UNAVAILABLE
+        assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
+async def test_a_renewed_token_that_keeps_coming_in_an_outage_is_not_idle_after_it(clock: Clock) -> None:
+    store = FailingStore(None, clock=clock)
+    async with Workers(Emulator(clock=clock), clock, [store], idle_timeout=600) as world:
+        renewed, worker = await renewed_token(world), world.workers[0]
+        assert isinstance(await asked_for(worker, renewed), Session)
+        await settle()
+        OUTAGES["the store"](world.emulator, store)
+        for _ in range(50):
+            clock.advance(30)
+            assert await asked_for(worker, renewed) is not SessionReason.EXPIRED
+        store.fail()
+        clock.advance(30)
+        assert isinstance(await asked_for(worker, renewed), Session)
+    await store.close()
+
+
+async def test_an_open_websocket_is_activity_in_an_outage_too(clock: Clock) -> None:
+    store = FailingStore(None, clock=clock)
+    async with Workers(Emulator(clock=clock), clock, [store], idle_timeout=600) as world:
+        worker = world.workers[0]
+        session = await worker.resolve(world.token)
+        assert isinstance(session, Session)
+        OUTAGES["the store"](world.emulator, store)
+        for _ in range(30):
+            clock.advance(30)
+            assert await worker.recheck(session) is SessionReason.UNAVAILABLE
+        store.fail()
+        clock.advance(30)
+        assert isinstance(await worker.recheck(session), Session)
+    await store.close()
+
+
+async def test_whom_otpless_said_no_to_is_not_idle_after_an_outage_of_the_store_either(clock: Clock) -> None:
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store], idle_timeout=600) as world:
+        worker = world.workers[0]
+        assert isinstance(await asked_for(worker, world.token), Session)
+        clock.advance(100)
+        otpless.expire(world.session_id)
+        otpless.add_fault(Fault("status", path=REFRESHES))
+        assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
+        OUTAGES["the store"](otpless, store)
+        for _ in range(30):
+            clock.advance(30)
+            assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
+        otpless.clear_faults()
+        store.fail()
+        clock.advance(30)
+        assert isinstance(await asked_for(worker, world.token), Session)
+    await store.close()
+
+
+async def test_a_valid_that_is_asked_for_after_a_no_counts(clock: Clock) -> None:
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store]) as world:
+        worker = world.workers[0]
+        assert isinstance(await asked_for(worker, world.token), Session)
+        clock.advance(100)
+        otpless.add_fault(Fault("status", path=REFRESHES))
+        otpless.add_fault(Fault("status", path="validate-session", status=200, body=b'{"success": false}', times=1))
+        first, fresh = await asyncio.gather(worker.resolve(world.token), worker.resolve(world.token, max_age=0))
+        assert first is SessionReason.UNAVAILABLE
+        assert isinstance(fresh, Session)
+        clock.advance(2)
+        assert isinstance(await worker.resolve(world.token), Session)
+    await store.close()
+
+
+async def test_a_no_to_a_sessions_newer_token_holds_for_its_older_one_in_an_outage_of_the_store(clock: Clock) -> None:
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store, store], rotation_grace=600) as world:
+        worker, other = world.workers
+        assert isinstance(await asked_for(worker, world.token), Session)
+        otpless.expire(world.session_id)
+        newer = await other.resolve(world.token, max_age=0)
+        assert isinstance(newer, Session)
+        clock.advance(100)
+        otpless.revoke(world.session_id)
+        otpless.add_fault(Fault("status", path=REFRESHES))
+        assert await asked_for(worker, newer.token.get_secret_value()) is SessionReason.UNAVAILABLE
+        OUTAGES["the store"](otpless, store)
         assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
     await store.close()

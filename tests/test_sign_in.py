@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Clock, make_settings
-from crew import STRICT, FailingStore
+from crew import STRICT, FailingStore, Workers
 from simulated import LoopTime, settle
 
 from fastapi_otpless_session import (
@@ -31,6 +31,7 @@ from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.wire import TokenPair
 
 DAY = 86_400
+REFRESH = "get-new-session-token"
 UNPROVED: list[dict[str, Any]] = [{"jwks_url": ""}, {"jwks_is_down": True}]
 """Where no signature can be checked, a refresh token is proved by using it."""
 
@@ -254,6 +255,36 @@ async def test_that_a_session_expired_here_is_forgotten_once_it_is_signed_in_aga
         assert isinstance(outcome, Session)
         assert outcome.stale
         assert await worker.recheck(again) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
+@pytest.mark.parametrize("heard", ["expired", "refused"])
+async def test_what_another_worker_knows_of_a_sessions_former_life_is_forgotten(clock: Clock, heard: str) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store, store], require_sign_in_token=False) as world:
+        worker, other = world.workers
+        user = emulator.sign_in(mobile="922")
+        token = (await worker.sign_in(brought(user))).token.get_secret_value()
+        assert isinstance(await other.resolve(token), Session)
+        clock.advance(DAY + 1 if heard == "expired" else 100)
+        pair = await renewed(worker, emulator, user["sessionInfo"]["refreshToken"])
+        if heard == "expired":
+            emulator.add_fault(Fault("status", path=REFRESH, status=401, body=b'{"errorCode": "7415"}'))
+        else:
+            emulator.expire(user["sessionInfo"]["sessionId"])
+            emulator.add_fault(Fault("status", path=REFRESH))
+        assert not isinstance(await other.resolve(token), Session)
+        emulator.clear_faults()
+        if heard == "refused":
+            pair = await renewed(worker, emulator, pair.refresh_token)
+        await forget(store)  # as if it had been purged
+        again = (await worker.sign_in(brought(user, pair))).token.get_secret_value()
+        emulator.add_fault(Fault("status", path=REFRESH))
+        assert isinstance(await other.resolve(again), Session)
+        store.fail("find", "get", "unchanged_at", "touch", "end", "confirm")
+        outcome = await other.resolve(again)
+        assert isinstance(outcome, Session)
+        assert outcome.stale
     await store.close()
 
 

@@ -253,9 +253,15 @@ class SessionStore(Protocol):
         ...
 
     async def replace_revocation(
-        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+        self,
+        session_id: str,
+        session_token: bytes,
+        refresh_token: bytes,
+        *,
+        due_in: float = 0.0,
+        keep_until: float = 0.0,
     ) -> None:
-        """Make an ended row's telling due now, with these sealed tokens: those before are dead, these may live.
+        """Make an ended row's telling due in `due_in` seconds, with these sealed tokens: those before are dead.
 
         The row does not expire before `keep_until`.
         """

@@ -178,11 +178,12 @@ return due
 """)
 
 REPLACE = _on_row("""
-local session_token, refresh_token, at_least = ARGV[2], ARGV[3], ARGV[4]
+local session_token, refresh_token, at_least, due_in = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local state, expires_at = all('state', 'expires_at')
 if state ~= 'ended' then return end
 if tonumber(at_least) > tonumber(expires_at) then expires_at = at_least end
-set_though_full('session_token', session_token, 'refresh_token', refresh_token, 'revocation_due', stamp(now),
+set_though_full('session_token', session_token, 'refresh_token', refresh_token,
+  'revocation_due', stamp(now + due_in),
   'expires_at', expires_at)
 keep_until(expires_at)
 """)

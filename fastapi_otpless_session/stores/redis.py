@@ -308,13 +308,19 @@ class RedisStore:
             await self._run(lua.LATER, self._key("due"), row.session_id, due)
 
     async def replace_revocation(
-        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+        self,
+        session_id: str,
+        session_token: bytes,
+        refresh_token: bytes,
+        *,
+        due_in: float = 0.0,
+        keep_until: float = 0.0,
     ) -> None:
-        """Make an ended row's telling due now, with other tokens."""
-        await self._make_due(session_id, 0.0, ahead=True)
+        """Make an ended row's telling due, with other tokens."""
+        await self._make_due(session_id, due_in, ahead=True)
         key = self._row_key(session_id)
-        await self._run(lua.REPLACE, key, session_token, refresh_token, _number(keep_until))
-        await self._make_due(session_id, 0.0)
+        await self._run(lua.REPLACE, key, session_token, refresh_token, _number(keep_until), _number(due_in))
+        await self._make_due(session_id, due_in)
 
     async def settle_revocation(self, row: SessionRow) -> None:
         """Note that OTPLESS knows; the next claim drops the entry of the outbox."""

@@ -150,7 +150,8 @@ UPDATE otpless_sessions SET revocation_due = {_NOW} + :seconds, revocation_attem
 WHERE session_id = :session_id AND session_token = :session_token AND revocation_due IS NOT NULL
 """)
 REPLACE_REVOCATION = text(f"""
-UPDATE otpless_sessions SET session_token = :session_token, refresh_token = :refresh_token, revocation_due = {_NOW},
+UPDATE otpless_sessions SET session_token = :session_token, refresh_token = :refresh_token,
+    revocation_due = {_NOW} + :due_in,
     expires_at = greatest(expires_at, CAST(:keep_until AS double precision))
 WHERE session_id = :session_id AND state = 'ended'
 """)
@@ -319,11 +320,17 @@ class SqlStore:
         )
 
     async def replace_revocation(
-        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+        self,
+        session_id: str,
+        session_token: bytes,
+        refresh_token: bytes,
+        *,
+        due_in: float = 0.0,
+        keep_until: float = 0.0,
     ) -> None:
-        """Make an ended row's telling due now, with other tokens."""
-        values = {"session_token": session_token, "refresh_token": refresh_token, "keep_until": keep_until}
-        await self._write(REPLACE_REVOCATION, session_id=session_id, **values)
+        """Make an ended row's telling due, with other tokens."""
+        values = {"session_token": session_token, "refresh_token": refresh_token}
+        await self._write(REPLACE_REVOCATION, session_id=session_id, **values, due_in=due_in, keep_until=keep_until)
 
     async def settle_revocation(self, row: SessionRow) -> None:
         """Note that OTPLESS knows."""

@@ -360,14 +360,20 @@ class SqliteStore:
         )
 
     async def replace_revocation(
-        self, session_id: str, session_token: bytes, refresh_token: bytes, *, keep_until: float = 0.0
+        self,
+        session_id: str,
+        session_token: bytes,
+        refresh_token: bytes,
+        *,
+        due_in: float = 0.0,
+        keep_until: float = 0.0,
     ) -> None:
-        """Make an ended row's telling due now, with other tokens."""
+        """Make an ended row's telling due, with other tokens."""
         await self._write(
             lambda db: db.execute(
                 "UPDATE sessions SET session_token = ?, refresh_token = ?, revocation_due = ?, "
                 "expires_at = max(expires_at, ?) WHERE session_id = ? AND state = 'ended'",
-                (session_token, refresh_token, self._clock(), keep_until, session_id),
+                (session_token, refresh_token, self._clock() + due_in, keep_until, session_id),
             )
         )
 

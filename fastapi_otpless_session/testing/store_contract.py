@@ -698,6 +698,16 @@ class StoreContract:
         [claimed] = await subject.store.claim_revocations(10, 60)
         assert (claimed.session_token, claimed.refresh_token) == (b"new session", b"new refresh")
 
+    async def test_a_replaced_telling_is_due_when_it_is_said_to_be(self, subject: Subject) -> None:
+        await subject.sign_in()
+        await subject.end()
+        await subject.store.replace_revocation("s-1", b"new session", b"", due_in=60)
+        subject.clock.advance(50)
+        assert await subject.store.claim_revocations(10, 60) == ()
+        subject.clock.advance(20)
+        [claimed] = await subject.store.claim_revocations(10, 60)
+        assert claimed.session_token == b"new session"
+
     async def test_a_row_is_kept_for_a_replaced_telling_and_never_for_less_long_than_before(
         self, subject: Subject
     ) -> None:
