@@ -703,7 +703,7 @@ class StoreContract:
         await subject.end()
         await subject.store.replace_revocation("s-1", b"new session", b"", due_in=60)
         subject.clock.advance(50)
-        assert await subject.store.claim_revocations(10, 60) == ()
+        assert not await subject.store.claim_revocations(10, 60)
         subject.clock.advance(20)
         [claimed] = await subject.store.claim_revocations(10, 60)
         assert claimed.session_token == b"new session"
