@@ -32,7 +32,10 @@ WARM = 3
 
 @contextmanager
 def counted() -> Iterator[list[str]]:
-    """Note the calls that are made meanwhile, but for OpenTelemetry's own: a test before may have set up its SDK."""
+    """Note the calls that are made meanwhile, but for OpenTelemetry's own: a test before may have set up its SDK.
+
+    Nothing is collected meanwhile: what other tests left behind may have calls to make when it goes.
+    """
     made: list[str] = []
     within: FrameType | None = None
 
@@ -47,11 +50,14 @@ def counted() -> Iterator[list[str]]:
             made.append(getattr(argument, "__qualname__", repr(argument)))
 
     before = sys.getprofile()
+    gc.collect()
+    gc.disable()
     sys.setprofile(note)
     try:
         yield made
     finally:
         sys.setprofile(before)
+        gc.enable()
 
 
 async def receive() -> Message:
