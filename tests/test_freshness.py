@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,15 @@ def test_whoever_keeps_coming_is_not_idle(make_world: Callable[..., World], rene
         assert world.get("/orders", token).status_code == 200
 
 
+@asynccontextmanager
+async def alone(clock: Clock, **values: Any) -> AsyncIterator[tuple[Workers, Emulator, FailingStore]]:
+    """One worker with a store and an OTPLESS that can fail."""
+    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(otpless, clock, [store], **values) as world:
+        yield world, otpless, store
+    await store.close()
+
+
 OUTAGES: dict[str, Callable[[Emulator, FailingStore], None]] = {
     "OTPLESS": lambda otpless, _: otpless.add_fault(Fault("status")),
     "the store": lambda _, store: store.fail("find", "get", "unchanged_at", "touch", "end", "confirm"),
@@ -270,8 +280,7 @@ OUTAGES: dict[str, Callable[[Emulator, FailingStore], None]] = {
 
 @pytest.mark.parametrize("down", OUTAGES)
 async def test_whoever_keeps_coming_in_an_outage_is_not_idle_and_who_stays_away_is(clock: Clock, down: str) -> None:
-    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
-    async with Workers(otpless, clock, [store], idle_timeout=600) as world:
+    async with alone(clock, idle_timeout=600) as (world, otpless, store):
         worker = world.workers[0]
         away = await worker.sign_in(OtplessUser.model_validate(otpless.sign_in(mobile="919876543210")))
         for token in (world.token, away.token.get_secret_value()):
@@ -286,15 +295,13 @@ async def test_whoever_keeps_coming_in_an_outage_is_not_idle_and_who_stays_away_
         clock.advance(30)
         assert isinstance(await asked_for(worker, world.token), Session)
         assert await asked_for(worker, away.token.get_secret_value()) is SessionReason.EXPIRED
-    await store.close()
 
 
 REFRESHES = "get-new-session-token"
 
 
 async def test_a_no_of_otpless_counts_though_the_refresh_after_it_gets_no_answer(clock: Clock) -> None:
-    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
-    async with Workers(otpless, clock, [store]) as world:
+    async with alone(clock) as (world, otpless, _):
         worker = world.workers[0]
         clock.advance(100)
         otpless.expire(world.session_id)
@@ -308,12 +315,10 @@ async def test_a_no_of_otpless_counts_though_the_refresh_after_it_gets_no_answer
         session = await asked_for(worker, world.token)
         assert isinstance(session, Session)
         assert session.refreshed
-    await store.close()
 
 
 async def test_a_no_that_is_learned_behind_a_request_lets_nobody_in_meanwhile(clock: Clock) -> None:
-    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
-    async with Workers(otpless, clock, [store]) as world:
+    async with alone(clock) as (world, otpless, _):
         worker = world.workers[0]
         clock.advance(31)
         otpless.revoke(world.session_id)
@@ -326,12 +331,10 @@ async def test_a_no_that_is_learned_behind_a_request_lets_nobody_in_meanwhile(cl
         otpless.clear_faults()
         clock.advance(4)
         assert await asked_for(worker, world.token) is SessionReason.EXPIRED
-    await store.close()
 
 
 async def test_a_no_to_a_question_for_now_lets_nobody_in_as_fresh(clock: Clock) -> None:
-    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
-    async with Workers(otpless, clock, [store]) as world:
+    async with alone(clock) as (world, otpless, _):
         worker = world.workers[0]
         assert isinstance(await asked_for(worker, world.token), Session)
         otpless.revoke(world.session_id)
@@ -339,44 +342,38 @@ async def test_a_no_to_a_question_for_now_lets_nobody_in_as_fresh(clock: Clock) 
         clock.advance(5)
         assert await worker.resolve(world.token, max_age=0) is SessionReason.UNAVAILABLE
         assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
-    await store.close()
 
 
 async def test_a_renewed_token_that_keeps_coming_in_an_outage_is_not_idle_after_it(clock: Clock) -> None:
-    store = FailingStore(None, clock=clock)
-    async with Workers(Emulator(clock=clock), clock, [store], idle_timeout=600) as world:
+    async with alone(clock, idle_timeout=600) as (world, otpless, store):
         renewed, worker = await renewed_token(world), world.workers[0]
         assert isinstance(await asked_for(worker, renewed), Session)
         await settle()
-        OUTAGES["the store"](world.emulator, store)
+        OUTAGES["the store"](otpless, store)
         for _ in range(50):
             clock.advance(30)
             assert await asked_for(worker, renewed) is not SessionReason.EXPIRED
         store.fail()
         clock.advance(30)
         assert isinstance(await asked_for(worker, renewed), Session)
-    await store.close()
 
 
 async def test_an_open_websocket_is_activity_in_an_outage_too(clock: Clock) -> None:
-    store = FailingStore(None, clock=clock)
-    async with Workers(Emulator(clock=clock), clock, [store], idle_timeout=600) as world:
+    async with alone(clock, idle_timeout=600) as (world, otpless, store):
         worker = world.workers[0]
         session = await worker.resolve(world.token)
         assert isinstance(session, Session)
-        OUTAGES["the store"](world.emulator, store)
+        OUTAGES["the store"](otpless, store)
         for _ in range(30):
             clock.advance(30)
             assert await worker.recheck(session) is SessionReason.UNAVAILABLE
         store.fail()
         clock.advance(30)
         assert isinstance(await worker.recheck(session), Session)
-    await store.close()
 
 
 async def test_whom_otpless_said_no_to_is_not_idle_after_an_outage_of_the_store_either(clock: Clock) -> None:
-    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
-    async with Workers(otpless, clock, [store], idle_timeout=600) as world:
+    async with alone(clock, idle_timeout=600) as (world, otpless, store):
         worker = world.workers[0]
         assert isinstance(await asked_for(worker, world.token), Session)
         clock.advance(100)
@@ -391,12 +388,10 @@ async def test_whom_otpless_said_no_to_is_not_idle_after_an_outage_of_the_store_
         store.fail()
         clock.advance(30)
         assert isinstance(await asked_for(worker, world.token), Session)
-    await store.close()
 
 
 async def test_a_valid_that_is_asked_for_after_a_no_counts(clock: Clock) -> None:
-    otpless, store = Emulator(clock=clock), FailingStore(None, clock=clock)
-    async with Workers(otpless, clock, [store]) as world:
+    async with alone(clock) as (world, otpless, _):
         worker = world.workers[0]
         assert isinstance(await asked_for(worker, world.token), Session)
         clock.advance(100)
@@ -407,7 +402,6 @@ async def test_a_valid_that_is_asked_for_after_a_no_counts(clock: Clock) -> None
         assert isinstance(fresh, Session)
         clock.advance(2)
         assert isinstance(await worker.resolve(world.token), Session)
-    await store.close()
 
 
 async def test_a_no_to_a_sessions_newer_token_holds_for_its_older_one_in_an_outage_of_the_store(clock: Clock) -> None:
