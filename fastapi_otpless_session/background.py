@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi_otpless_session.flights import Flights, result_of
+from fastapi_otpless_session.flights import Flights, finished
 from fastapi_otpless_session.loops import PerLoop
 
 T = TypeVar("T")
@@ -58,9 +58,7 @@ class Background:
         Raises `NoVerdictError` where the application is stopping.
         """
         loop = self._loops.there() or await self._loops.get()
-        task = loop.flights.start(object(), work)
-        await asyncio.wait([task])
-        result: T = result_of(task)
+        result: T = await finished(loop.flights.start(object(), work))
         return result
 
     def ask(
@@ -97,8 +95,7 @@ class Background:
         loop = await self._loops.get()
         task = loop.flights.start(key, work)
         if loop.housekeeping is None:
-            await asyncio.wait([task])
-            result_of(task)
+            await finished(task)
 
     async def detach(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something that no request can wait for, lifespan or not."""

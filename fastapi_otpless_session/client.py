@@ -19,6 +19,7 @@ from fastapi_otpless_session.breaker import Breakers
 from fastapi_otpless_session.errors import (
     ConfigurationError,
     CredentialsRefusedError,
+    NoVerdictError,
     OtplessSessionError,
     RefusalError,
     UpstreamError,
@@ -133,7 +134,7 @@ class OtplessClient:
         try:
             keys = await self._keys.get(tokens.kid(token.get_secret_value()), now=now)
             return tokens.verify(token.get_secret_value(), keys, self._settings.issuer)
-        except (TokenError, UpstreamError) as error:
+        except (TokenError, NoVerdictError) as error:
             raise bare(error) from None
 
     async def _fetch_keys(self) -> KeySet:

@@ -149,6 +149,12 @@ class Flights(Generic[T]):
         self._tasks.pop(key)[1].let_go()
 
 
+async def finished(task: asyncio.Task[T]) -> T:
+    """Wait for a task, which goes on where the waiting is cancelled, and return what it gave; see `result_of`."""
+    await asyncio.wait([task])
+    return result_of(task)
+
+
 def result_of(task: asyncio.Task[T]) -> T:
     """Return what a task that is done gave. Raises what it raised, and `NoVerdictError` where stopping cut it off."""
     if task.cancelled():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from fastapi_otpless_session.errors import UpstreamError
-from fastapi_otpless_session.flights import Flights
+from fastapi_otpless_session.flights import Flights, finished
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.tokens import KeySet
 
@@ -29,14 +28,16 @@ class KeyCache:
     async def get(self, kid: str, *, now: bool = False) -> KeySet:
         """Return the keys to look for `kid` in. Raises `UpstreamError` where they are out of reach.
 
+        And `NoVerdictError` where closing cuts a fetch off.
+
         `now`: an unknown key is an `UpstreamError`, too, where OTPLESS may not be asked for it yet.
         """
         flights = await self._flights.get()
         fetch = flights.under_way("keys")
         if self._wants_fetch(kid):
-            await asyncio.shield(fetch := flights.start("keys", self._fetch_once))
+            await finished(fetch := flights.start("keys", self._fetch_once))
         elif kid not in self._keys and fetch is not None:
-            await asyncio.shield(fetch)
+            await finished(fetch)
         if kid not in self._keys and (self._failed or (now and fetch is None)):
             raise UpstreamError("OTPLESS's keys are out of reach", unsent=True)
         return self._keys

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Copies, Copy, Duties, session_of
+from fastapi_otpless_session.copies import Copies, Copy, session_of
+from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness

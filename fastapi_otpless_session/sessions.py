@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Copy, Duties
+from fastapi_otpless_session.copies import Copy
+from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, SessionRefusedError, StoreError
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Duties
+from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, SignInRefusedError
 from fastapi_otpless_session.hooks import Events

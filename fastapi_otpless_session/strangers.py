@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Duties
+from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
 from fastapi_otpless_session.freshness import Freshness, freshness

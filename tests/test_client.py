@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import gzip
 import itertools
@@ -33,7 +34,7 @@ from fastapi_otpless_session.breaker import Breakers
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.emulator.faults import FaultKind
-from fastapi_otpless_session.errors import CredentialsRefusedError, SignInRefusedError, UpstreamError
+from fastapi_otpless_session.errors import CredentialsRefusedError, NoVerdictError, SignInRefusedError, UpstreamError
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import TokenError, UnknownKeyError
@@ -671,6 +672,20 @@ async def test_callers_that_give_up_on_a_call_without_an_answer_open_the_breaker
         await call
 
 
+class Hanging:
+    """An `HttpSender` whose calls are never answered."""
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        await asyncio.Event().wait()
+        raise AssertionError(request, deadline)
+
+    async def open(self) -> None:
+        """Nothing to make."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
 class Answering:
     """An `HttpSender` whose calls all are answered at once, that the session is valid."""
 
@@ -706,6 +721,16 @@ class Puppet:
 
 GOOD = Answer(200, {}, b'{"success": true}')
 BAD = Answer(503, {}, b"")
+
+
+async def test_whoever_waits_for_keys_when_the_client_is_closed_gets_no_verdict() -> None:
+    client = OtplessClient(settings_for(), http=Hanging())
+    header = base64.urlsafe_b64encode(b'{"alg": "RS256", "kid": "k"}').decode().rstrip("=")
+    waiting = [asyncio.create_task(client.verify(f"{header}.e30.AAAA")) for _ in range(2)]
+    await settle()
+    await client.close()
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NoVerdictError] * 2
 
 
 async def test_calls_that_hung_in_an_outage_do_not_open_the_breaker_again_after_it(clock: Clock) -> None:

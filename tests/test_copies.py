@@ -13,7 +13,8 @@ from asgi import exchange
 from conftest import Clock, World, make_settings
 
 from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason, StoreError
-from fastapi_otpless_session.copies import Copies, Copy, Duties
+from fastapi_otpless_session.copies import Copies, Copy
+from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.emulator import Emulator
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import EndReason, SessionRow

@@ -27,7 +27,7 @@ LAYERS = [
     {"http", "http_aiohttp", "body", "client", "breaker", "gate", "keys"},
     {
         *("vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
-        *("copies", "resolver", "sign_ins", "sign_outs", "sessions"),
+        *("duties", "copies", "resolver", "sign_ins", "sign_outs", "sessions"),
     },
     {"connection", "websocket", "middleware", "secured", "dependencies", "script", "router"},
     {

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from fastapi_otpless_session.doctor.application import Application, Layer
 from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.setup import Setup
+from fastapi_otpless_session.transport import DEFAULT_PORTS
 
 OURS = "OtplessSessionMiddleware"
 ADD = f"app.add_middleware({OURS})"
 STATE_ATTRIBUTE = "otpless"
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 ROUTER_METHODS = ("POST", "DELETE")
 """What the router's routes take beside GET."""
 HOOKS = ("on_sign_in", "on_refresh", "on_sign_out", "on_reuse")
