@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
-from opentelemetry.trace import SpanKind
-from opentelemetry.util.types import Attributes
 from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens, wire
-from fastapi_otpless_session.breaker import Breakers
+from fastapi_otpless_session.calls import Calls
 from fastapi_otpless_session.errors import (
     ConfigurationError,
-    CredentialsRefusedError,
     NoVerdictError,
-    OtplessSessionError,
-    RefusalError,
-    UpstreamError,
     bare,
 )
-from fastapi_otpless_session.gate import Gate
 from fastapi_otpless_session.http import HttpSender, HttpxSender
 from fastapi_otpless_session.keys import KeyCache
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import Claims, KeySet, TokenError
 from fastapi_otpless_session.wire import SignInProof, TokenPair, Verdict
-
-T = TypeVar("T")
-
-SHARE_OF_PATIENCE = 0.5
-"""How much of its deadline a call has to go without an answer to count as failed, where its caller gives up on it."""
 
 
 class OtplessClient:
@@ -68,14 +54,14 @@ class OtplessClient:
         elif isinstance(http, httpx.AsyncClient):
             http = HttpxSender(http)
         self._http: HttpSender = http
-        self._monotonic = monotonic
-        self._breakers = Breakers(monotonic)
-        telemetry.watch_breaker(self._breakers)
-        self._gate = Gate(settings.max_upstream)
+        self._calls = Calls(settings, http, monotonic)
+        telemetry.watch(self)
         self._keys = KeyCache(self._fetch_keys, monotonic)
-        urls = {settings.base_url + path: name for path, name in wire.CALL_NAMES.items()}
-        self._calls = {url: _Call.of(name, url) for url, name in urls.items()}
-        self._calls[settings.jwks_url] = _Call.of("jwks", settings.jwks_url, "GET")
+
+    @property
+    def is_held_back(self) -> bool:
+        """Whether OTPLESS has been failing, so that calls are held back but for a probe a second."""
+        return self._calls.is_held_back
 
     async def open(self) -> None:
         """Make the running event loop's connection pool, so that no request has to."""
@@ -99,28 +85,28 @@ class OtplessClient:
     def validate_session(self, session_token: str, *, known: bool = True) -> Coroutine[Any, Any, Verdict]:
         """Ask whether a session token is valid (validate-session). `known`: the session was signed in here."""
         request = self._request(wire.VALIDATE_SESSION, {"sessionToken": session_token})
-        return self._call(request, wire.read_validation, known=known)
+        return self._calls.make(request, wire.read_validation, known=known)
 
     def new_session_token(self, refresh_token: str, *, known: bool = True) -> Coroutine[Any, Any, TokenPair | Verdict]:
         """Exchange a refresh token for a new pair (get-new-session-token). Keep what comes back, both of them."""
         request = self._request(wire.NEW_SESSION_TOKEN, {"refreshToken": refresh_token})
-        return self._call(request, wire.read_new_tokens, known=known, deadline=self._settings.refresh_timeout)
+        return self._calls.make(request, wire.read_new_tokens, known=known, deadline=self._settings.refresh_timeout)
 
     def session_details(
         self, session_token: str, *, known: bool = True
     ) -> Coroutine[Any, Any, SessionDetails | Verdict]:
         """Return who and where a session is (get-session-details)."""
         request = self._request(wire.SESSION_DETAILS, {"sessionToken": session_token})
-        return self._call(request, wire.read_details, known=known)
+        return self._calls.make(request, wire.read_details, known=known)
 
     def revoke_session(self, session_token: str, *, known: bool = True) -> Coroutine[Any, Any, Verdict]:
         """Kill a session's tokens (revoke-session). VALID: done; other verdicts: there was nothing to kill."""
         request = self._request(wire.REVOKE_SESSION, {"sessionToken": session_token})
-        return self._call(request, wire.read_revocation, known=known)
+        return self._calls.make(request, wire.read_revocation, known=known)
 
     def validate_sign_in(self, token: str) -> Coroutine[Any, Any, SignInProof]:
         """Redeem the frontend SDK's one-time token (validate/token). Raises `SignInRefusedError`."""
-        return self._call(self._request(wire.VALIDATE_TOKEN, {"token": token}), wire.read_sign_in, known=False)
+        return self._calls.make(self._request(wire.VALIDATE_TOKEN, {"token": token}), wire.read_sign_in, known=False)
 
     def verify(self, token: str, *, now: bool = False) -> Coroutine[Any, Any, Claims]:
         """Check a token's signature and issuer with OTPLESS's key set.
@@ -139,100 +125,10 @@ class OtplessClient:
 
     async def _fetch_keys(self) -> KeySet:
         request = wire.jwks_call(self._settings.jwks_url)
-        return await self._exchange(request, wire.read_jwks, self._settings.request_timeout)
+        return await self._calls.exchange(request, wire.read_jwks, self._settings.request_timeout)
 
     def _request(self, path: str, body: dict[str, str]) -> wire.Request:
         return wire.call(self._settings.base_url, path, self._settings.client_id, self._secret, body)
-
-    async def _call(
-        self,
-        request: wire.Request,
-        read: Callable[[wire.Answer], T],
-        *,
-        known: bool = True,
-        deadline: float | None = None,
-    ) -> T:
-        ends_at = self._monotonic() + (deadline or self._settings.request_timeout)
-        try:
-            if self._breakers.of(known=known).refuses():  # at once, rather than after waiting for a place
-                raise _held_back()
-            place = await self._gate.enter(known=known, deadline=ends_at - self._monotonic())
-            try:
-                return await self._guarded(request, read, ends_at, known=known)
-            finally:
-                place.leave()
-        except OtplessSessionError as error:
-            raise bare(error) from None
-
-    async def _guarded(
-        self, request: wire.Request, read: Callable[[wire.Answer], T], ends_at: float, *, known: bool
-    ) -> T:
-        if not self._breakers.of(known=known).admit():
-            raise _held_back()
-        started = self._monotonic()
-        try:
-            result = await self._exchange(request, read, max(0.001, ends_at - started))
-        except UpstreamError as error:
-            self._took_note(error, started, known=known)
-            raise
-        except RefusalError:
-            self._breakers.succeeded(started)
-            raise
-        except asyncio.CancelledError:  # where callers give up early, nothing else would tell of an OTPLESS that hangs
-            if self._monotonic() - started >= (ends_at - started) * SHARE_OF_PATIENCE:
-                self._breakers.failed(started, known=known)
-            raise
-        else:
-            self._breakers.succeeded(started)
-            return result
-
-    async def _exchange(self, request: wire.Request, read: Callable[[wire.Answer], T], deadline: float) -> T:
-        """Send a request and read its answer, measured."""
-        call, started, outcome = self._calls[request.url], self._monotonic(), "fault"
-        try:
-            with telemetry.span(call.span, call.attributes, SpanKind.CLIENT) as span:
-                answer = await self._http.send(request, deadline=deadline)
-                span.set_attribute("http.response.status_code", answer.status)
-                result = read(answer)
-        except RefusalError:
-            outcome = "answer"
-            raise
-        except UpstreamError as error:
-            outcome = _kind_of(error)
-            raise
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        else:
-            outcome = "answer"
-            return result
-        finally:
-            telemetry.upstream_duration.record(
-                self._monotonic() - started, telemetry.labels(call=call.name, outcome=outcome)
-            )
-
-    def _took_note(self, error: UpstreamError, began_at: float, *, known: bool) -> None:
-        if isinstance(error, CredentialsRefusedError):
-            telemetry.logger.error("%s", error)
-        else:
-            telemetry.logger.warning("No verdict: %s", error)
-        if error.healthy:
-            self._breakers.succeeded(began_at)
-        else:
-            self._breakers.failed(began_at, error.retry_after, known=known)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """How one of the calls is told in metrics and spans."""
-
-    name: str
-    span: str
-    attributes: Attributes
-
-    @classmethod
-    def of(cls, name: str, url: str, method: str = "POST") -> Self:
-        return cls(name, f"otpless {name}", telemetry.call_attributes(method, url))
 
 
 def new_sender(settings: OtplessSettings) -> HttpSender:
@@ -246,14 +142,3 @@ def new_sender(settings: OtplessSettings) -> HttpSender:
             'OTPLESS_HTTP_CLIENT: aiohttp needs more packages: pip install "fastapi-otpless-session[fast]"'
         ) from error
     return AiohttpSender(connections=settings.max_upstream)
-
-
-def _kind_of(error: UpstreamError) -> str:
-    if isinstance(error, CredentialsRefusedError):
-        return "credentials"
-    return "unreached" if error.unsent else "fault"
-
-
-def _held_back() -> UpstreamError:
-    telemetry.upstream_rejections.add(1, telemetry.labels(reason="breaker"))
-    return UpstreamError("OTPLESS has been failing; not asked again yet", unsent=True)

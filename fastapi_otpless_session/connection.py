@@ -37,8 +37,6 @@ class RequestSession:
     """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
 
     _presented: Presented | None = None
-    _served: Copy | Stranger | None = None
-    _outcome: Session | SessionReason | None = None
     _lock: asyncio.Lock | None = None
     _max_age: float | None = None
     was_asked_for: bool = False
@@ -60,6 +58,8 @@ class RequestSession:
         self._scheme = scope.get("scheme", "")
         self._is_safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         self._offered = offered
+        self._served: Copy | Stranger | None = None
+        self._outcome: Session | SessionReason | None = None
 
     @property
     def presented(self) -> Presented:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import KeysView
-from math import inf
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
@@ -73,10 +72,10 @@ class Endings:
 
     async def write_all_noted(self) -> None:
         """Do so with all of it, as long as the store takes some: nobody else will know of what is left."""
-        before = inf
-        while 0 < (left := len(self._unwritten.keys)) < before:
-            before = left
+        left, before = len(self._unwritten.keys), 0
+        while 0 < left != before:
             await self.write_noted()
+            left, before = len(self._unwritten.keys), left
 
     async def _write(self, row: SessionRow) -> None:
         """Write one. OTPLESS was told already."""

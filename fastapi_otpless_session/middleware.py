@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,10 +16,11 @@ from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, put_session
 from fastapi_otpless_session.errors import OtplessSessionError, RefusalError, refusal
 from fastapi_otpless_session.script import SCRIPT_PATH
+from fastapi_otpless_session.serving import Serving, answer
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.transport import Transport, is_preflight
+from fastapi_otpless_session.transport import Transport
 from fastapi_otpless_session.websocket import DENIAL_EXTENSION, GuardedSocket, close_message
 
 OnRefusal = Callable[[HTTPConnection, RefusalError], Response | Awaitable[Response | None] | None]
@@ -46,41 +47,13 @@ class OtplessSessionMiddleware:
         self._settings = settings
         self._given = sessions
         self._on_refusal = on_refusal
-        self._made: tuple[OtplessSessions, Transport] | None = None
+        self._serving: Serving | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await (self._serving or self._ready()).serve(scope, receive, send)
+        else:
             await self._not_http(scope, receive, send)
-            return
-        sessions, transport = self._made or self._ready()
-        request = RequestSession(sessions, transport, scope)
-        put_session(request, scope)
-
-        is_required = transport.is_required(scope, self._root_path)
-        if is_required and scope["method"] == "OPTIONS" and is_preflight(scope["headers"]):
-            is_required, send = False, _to_preflight(send, has_cors=self._has_cors())
-        has_started = False
-
-        def send_with_session(message: Message) -> Awaitable[None]:
-            """Return what sends, rather than be a coroutine of its own, of which each message would need one."""
-            nonlocal has_started
-            if message["type"] == "http.response.start":
-                has_started = True
-                if request.was_asked_for:  # written in a copy: an application may send one message to many clients
-                    message = transport.varied(message)
-                    if request.has_new_token:
-                        return _send_swapped(request, message, send)
-            return send(message)
-
-        if is_required and not request.is_admitted() and (refused := await self._refused(scope, request)) is not None:
-            await refused(scope, receive, send_with_session)
-            return
-        try:
-            await self.app(scope, receive, send_with_session)
-        except RefusalError as error:  # by other middleware, where no exception handler of the application's sees it
-            if has_started:
-                raise
-            await _answer(error)(scope, receive, send_with_session)
 
     async def _not_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:
@@ -91,15 +64,20 @@ class OtplessSessionMiddleware:
             case _:
                 await self.app(scope, receive, send)
 
-    def _ready(self) -> tuple[OtplessSessions, Transport]:
-        """Return sessions and transport, made on first use. Raises `ConfigurationError`."""
-        if self._made is None:
+    def _ready(self) -> Serving:
+        """Return what serves requests, made on first use. Raises `ConfigurationError`."""
+        if self._serving is None:
             sessions = self._given or OtplessSessions(self._settings)
-            self._made = sessions, Transport(sessions.settings)
-        return self._made
+            transport = Transport(sessions.settings)
+            has_cors = any(isinstance(inner, CORSMiddleware) for inner in _inside(self.app))
+            self._serving = Serving(
+                self.app, sessions, transport, self._refused, root_path=self._root_path, has_cors=has_cors
+            )
+        return self._serving
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sessions, transport = self._ready()
+        serving = self._ready()
+        sessions, transport = serving.sessions, serving.transport
         scope, offered = transport.take_subprotocols(scope)
         request = RequestSession(sessions, transport, scope, offered)
         put_session(request, scope)
@@ -114,7 +92,7 @@ class OtplessSessionMiddleware:
         except RefusalError as error:  # by other middleware, as over HTTP
             if socket.has_answered:
                 raise
-            await self._deny(_answer(error), request, scope, receive, send)
+            await self._deny(answer(error), request, scope, receive, send)
 
     async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
         """Return the answer to a request whose path needs a session that it does not have."""
@@ -124,23 +102,20 @@ class OtplessSessionMiddleware:
         if not isinstance(outcome, SessionReason):
             return None
         own = None if self._on_refusal is None else await self._restyled(self._on_refusal, scope, refusal(outcome))
-        return own or _REFUSALS.get(outcome) or _answer(refusal(outcome))
+        return own or _REFUSALS.get(outcome) or answer(refusal(outcome))
 
     @staticmethod
     async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> Response | None:
         """Return the application's own answer; None where it has none. A path that is refused is never let through."""
         try:
-            answer = ask(HTTPConnection(scope), error)
-            return await answer if inspect.isawaitable(answer) else answer
+            own = ask(HTTPConnection(scope), error)
+            return await own if inspect.isawaitable(own) else own
         except RefusalError as raised:
-            return _answer(raised)
+            return answer(raised)
 
     def _routed(self, scope: Scope) -> Mapping[str, Any]:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""
         return {**scope, "root_path": self._root_path} if self._root_path else scope
-
-    def _has_cors(self) -> bool:
-        return any(isinstance(inner, CORSMiddleware) for inner in _inside(self.app))
 
     def _routes(self, scope: Scope) -> Any:
         return _routes_of(self.app) or _routes_of(scope.get("app"))
@@ -168,7 +143,7 @@ class OtplessSessionMiddleware:
         """
         startup = await receive()
         try:
-            sessions, _ = self._ready()
+            sessions = self._ready().sessions
             is_to_be_closed = not sessions.is_open
             await sessions.open()
         except Exception as error:  # whatever it is, the server must not start as if it were nothing
@@ -196,39 +171,6 @@ class OtplessSessionMiddleware:
             await self.app(scope, receive_again, send_and_close)
         finally:
             await close()
-
-
-async def _send_swapped(request: RequestSession, message: Message, send: Send) -> None:
-    await request.write(message)
-    await send(message)
-
-
-def _to_preflight(send: Send, *, has_cors: bool) -> Send:
-    """Return what sends the answer to a preflight that `REQUIRED_PATHS` lets through.
-
-    A CORSMiddleware's passes untouched. Where another answers, it may be what answers any method alike, such as a
-    mounted `prometheus_client`: of that only what a browser looks at is sent.
-    """
-    is_cors = False
-
-    async def send_to_preflight(message: Message) -> None:
-        nonlocal is_cors
-        kind, headers = message["type"], message.get("headers", ())
-        if kind == "http.response.start":
-            is_cors = has_cors and any(name.lower() == b"access-control-allow-methods" for name, _ in headers)
-        if is_cors:
-            await send(message)
-        elif kind == "http.response.start":
-            shown = [each for each in headers if _is_for_preflight(each[0].lower())]
-            await send({**message, "headers": shown, "trailers": False})
-        elif kind in {"http.response.body", "http.response.pathsend", "http.response.zerocopysend"}:
-            await send({"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)})
-
-    return send_to_preflight
-
-
-def _is_for_preflight(name: bytes) -> bool:
-    return name.startswith(b"access-control-") or name in {b"vary", b"allow"}
 
 
 def _inside(app: Any) -> Iterator[Any]:
@@ -261,11 +203,7 @@ def _is_open(scope: Mapping[str, Any], routes: Any) -> bool:
     return False
 
 
-def _answer(error: RefusalError) -> Response:
-    return JSONResponse(error.body, error.status_code, error.headers)
-
-
 _REFUSALS: dict[SessionReason, Response] = {
-    reason: _answer(refusal(reason)) for reason in SessionReason if reason is not SessionReason.UNAVAILABLE
+    reason: answer(refusal(reason)) for reason in SessionReason if reason is not SessionReason.UNAVAILABLE
 }
 """The answers that are the same each time. What is written into a response's headers goes into a copy of them."""

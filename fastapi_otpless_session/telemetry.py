@@ -75,24 +75,24 @@ upstream_rejections: metrics.Counter = _meter.create_counter(
 
 
 class Watched(Protocol):
-    """What can be open: a breaker."""
+    """What may hold calls back: a client, by its breaker."""
 
     @property
-    def is_open(self) -> bool:
-        """Whether it is open."""
+    def is_held_back(self) -> bool:
+        """Whether it does."""
         ...
 
 
-_breakers: weakref.WeakSet[Watched] = weakref.WeakSet()
+_watched: weakref.WeakSet[Watched] = weakref.WeakSet()
 
 
-def watch_breaker(breaker: Watched) -> None:
-    """Have a breaker counted while it is open, as long as somebody has it."""
-    _breakers.add(breaker)
+def watch(client: Watched) -> None:
+    """Have a client counted while its breaker is open, as long as somebody has it."""
+    _watched.add(client)
 
 
 def _open_breakers(_: CallbackOptions) -> Iterable[Observation]:
-    yield Observation(sum(breaker.is_open for breaker in list(_breakers)))
+    yield Observation(sum(client.is_held_back for client in list(_watched)))
 
 
 _meter.create_observable_gauge(

@@ -136,7 +136,7 @@ def _read_header(part: str) -> dict[str, Any]:
         header = jwt.get_unverified_header(f"{part}e30.")  # the rest is not looked at
     except (jwt.PyJWTError, ValueError, RecursionError):
         raise TokenError("unreadable header") from None
-    if header.get("alg") != ALGORITHM or FOREIGN_KEY_HEADERS & header.keys():
+    if header.get("alg") != ALGORITHM or not FOREIGN_KEY_HEADERS.isdisjoint(header):
         raise TokenError("not plain RS256")
     return header
 

@@ -24,12 +24,12 @@ LAYERS = [
         *("stores.sql_schema", "stores.sql_link", "stores.sql"),
         *("stores.keepalive", "stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
     },
-    {"http", "http_aiohttp", "body", "client", "breaker", "gate", "keys"},
+    {"http", "http_aiohttp", "body", "calls", "client", "breaker", "gate", "keys"},
     {
         *("vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
         *("duties", "copies", "resolver", "sign_ins", "sign_outs", "sessions"),
     },
-    {"connection", "websocket", "middleware", "secured", "dependencies", "script", "router"},
+    {"connection", "websocket", "serving", "middleware", "secured", "dependencies", "script", "router"},
     {
         *("doctor", "doctor.findings", "doctor.host", "doctor.application", "doctor.load", "doctor.setup"),
         *("doctor.otpless", "doctor.store", "doctor.configuration", "doctor.cookie", "doctor.layers", "doctor.places"),
