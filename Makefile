@@ -7,6 +7,9 @@ DEMO_STAMP = $(VENV)/.installed-for-demo
 MINIMUM_COVERAGE = 95
 JOBS = 3
 PEERS = .venv-peers
+COMPILED = build/compiled
+COPIED = fastapi_otpless_session pytest_otpless_session.py tests example_app docs README.md
+AS_COMPILED = PYTHONPATH=$(CURDIR)/$(COMPILED)
 
 # Whatever the shell says, what was compiled is kept: the tests start many processes, and each would compile them all again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,6 +18,8 @@ help:
 	@echo 'make demo     run the example shop with the OTPLESS emulator   PORT= EMULATOR_PORT='
 	@echo 'make test     lint, check types and run the tests              JOBS= PYTEST_ARGS= MINIMUM_COVERAGE= REQUIRE_SERVERS='
 	@echo 'make test SLOW=1   … and the long ones: loads, outages, fleets of workers'
+	@echo 'make compiled   a copy of all this in $(COMPILED), with the modules that each request goes through compiled by mypyc'
+	@echo 'make test-compiled   the tests of behaviour, in that copy   PYTEST_ARGS='
 	@echo 'make bench    what a request costs: table, docs/bench.json, docs/bench.svg   BENCH_ARGS="--only believed --rounds 15"'
 	@echo 'make bench-peers   … and what people use instead, in an environment of their own   BENCH_ARGS='
 	@echo 'make bench-growth  what stores cost by how many sessions they hold   STORES= SIZES='
@@ -44,12 +49,26 @@ test: lint
 	    $(BIN)/coverage report && printf '\n%s\n' "Tests were skipped, and coverage not judged:" "$$missing"; \
 	fi
 
-bench: $(STAMP)
+# What is compiled lies beside its source, and would be taken for it after a change: so it is made in a copy.
+compiled: $(COMPILED)/.compiled
+
+$(COMPILED)/.compiled: $(STAMP) $(shell find $(COPIED) -name '*.py' -o -name '*.md' -o -name '*.js') pyproject.toml
+	rm -rf $(COMPILED)
+	mkdir -p $(COMPILED)
+	cp -R $(COPIED) pyproject.toml $(COMPILED)
+	cd $(COMPILED) && HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(CURDIR)/$(BIN)/python -m hatchling build --target wheel
+	@touch $@
+
+test-compiled: compiled
+	cd $(COMPILED) && $(AS_COMPILED) $(CURDIR)/$(BIN)/pytest -m 'not slow and not varied' -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+# The package as it is, and then compiled.
+bench: compiled
 	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
+	$(AS_COMPILED) $(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
 
 # Their versions are theirs to choose: what they need is no part of this package's environment.
-bench-peers: $(STAMP) $(PEERS)/.installed
-	$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
+bench-peers: $(PEERS)/.installed bench
 
 bench-growth: $(STAMP)
 	$(BIN)/python tests/bench/growth.py $(if $(STORES),--stores $(STORES)) $(if $(SIZES),--sizes $(SIZES))
@@ -107,4 +126,4 @@ $(PEERS)/.installed: tests/bench/peers/requirements.txt | $(STAMP)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-.PHONY: help demo test bench bench-peers bench-growth lint types wheel format clean
+.PHONY: help demo test compiled test-compiled bench bench-peers bench-growth lint types wheel format clean

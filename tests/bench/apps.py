@@ -20,7 +20,7 @@ from starlette.middleware.sessions import SessionMiddleware
 from starlette.types import ASGIApp
 from upstream import DAY, YEAR, InstantOtpless, claims, signed, unsigned
 
-from fastapi_otpless_session import CurrentSession, OtplessClient, OtplessSessionMiddleware, OtplessSessions
+from fastapi_otpless_session import CurrentSession, OtplessClient, OtplessSessionMiddleware, OtplessSessions, serving
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import OtplessUser
 
@@ -28,6 +28,7 @@ CLIENT_ID = "bench"
 SECRET = "a secret of the bench's"
 COOKIE = "__Host-otpless_session"
 BASE_URL = "http://127.0.0.1:9"
+IS_COMPILED = not serving.__file__.endswith(".py")
 BELIEVED: dict[str, Any] = {"store_ttl": 3600.0}
 REQUIRED: dict[str, Any] = {"required_paths": ("/**",)}
 

@@ -4,6 +4,9 @@
 
 Prints a table, says which goals are missed, and writes docs/bench.json and docs/bench.svg; with --only it writes
 neither, because a part would overwrite the whole. The status is 0 where goals are missed, and 1 with --strict.
+
+Which package is measured, PYTHONPATH says: `make bench` measures the one that is interpreted, which is kept in
+docs/bench-interpreted.json, and then the compiled one, with peers and sockets.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import apps
 import clicks
 import crowds
 import floods
@@ -105,14 +109,19 @@ def main() -> int:
     logging.disable(logging.CRITICAL)  # an application's own choice, and not what is measured
     for name in [name for name in os.environ if name.startswith("OTPLESS_")]:
         del os.environ[name]
+    report.say(f"The package is {'compiled' if apps.IS_COMPILED else 'interpreted'}.")
     results = uvloop.run(run(options.only, options.rounds))
-    others, versions = peer_rows.measured(options.rounds, options.only, cpu=options.cpu)
-    served = [] if options.only else sockets.measured()
+    others, versions = (
+        peer_rows.measured(options.rounds, options.only, cpu=options.cpu) if apps.IS_COMPILED else ([], {})
+    )
+    served = sockets.measured() if apps.IS_COMPILED and not options.only else []
     report.say(report.table(results, others, served))
     if not options.only:
         about = {**report.environment(), "rounds": options.rounds, "cpu_time": options.cpu, "peer_packages": versions}
-        report.write(options.out / "bench.json", results, others, served, about)
-        picture.write(options.out / "bench.svg", results, others, report.in_short(about))
+        name = "bench" if apps.IS_COMPILED else "bench-interpreted"
+        report.write(options.out / f"{name}.json", results, others, served, about)
+        if apps.IS_COMPILED:
+            picture.write(options.out / "bench.svg", results, others, report.in_short(about))
     missed = [result for result in results if result.missed]
     report.say(report.verdict(missed))
     return 1 if missed and options.strict else 0

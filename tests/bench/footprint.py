@@ -101,7 +101,7 @@ async def importing_all(_: Path, __: int) -> float:
 
 def _import_once(code: str) -> float:
     printed = subprocess.run(  # noqa: S603 - this Python
-        [sys.executable, "-c", code], capture_output=True, check=True, text=True
+        [sys.executable, "-Pc", code], capture_output=True, check=True, text=True
     )
     before, added = map(float, printed.stdout.split())
     return 100 * added / before

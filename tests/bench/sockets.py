@@ -18,6 +18,8 @@ from pathlib import Path
 
 from processes import HOST, PATIENCE, steady_port
 
+import fastapi_otpless_session
+
 NO_WRK = "Over sockets nothing is measured: wrk is not installed (Debian: apt-get install wrk)"
 SECONDS = 4
 CONNECTIONS = 32
@@ -89,13 +91,15 @@ def _uvicorn(kind: str, workers: int, folder: Path) -> Iterator[tuple[str, list[
     """Serve an application; give its URL, the processes that serve, and the cookie to send."""
     port = steady_port()
     here = Path(__file__).parent
-    environ = {**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "BENCH_KIND": kind, "BENCH_FOLDER": str(folder)}
+    package = Path(fastapi_otpless_session.__file__).parents[1]  # the one that is measured
+    path = f"{here}:{here.parent}:{package}"
+    environ = {**os.environ, "PYTHONPATH": path, "BENCH_KIND": kind, "BENCH_FOLDER": str(folder)}
     command = [sys.executable, "-m", "uvicorn", "served:create_app", "--factory", "--no-access-log"]
     options = ["--log-level", "warning", "--loop", "uvloop", "--port", str(port), "--workers", str(workers)]
     prepared = subprocess.run(  # noqa: S603 - this Python
         [sys.executable, str(here / "served.py")], env=environ, capture_output=True, check=True, text=True
     )
-    server = subprocess.Popen([*command, *options], env=environ)  # noqa: S603 - this Python
+    server = subprocess.Popen([*command, *options], env=environ, cwd=here)  # noqa: S603 - this Python
     try:
         pids = _wait_for(workers, port, server, folder)
         yield f"http://{HOST}:{port}/", pids, json.loads(prepared.stdout)
