@@ -125,7 +125,16 @@ class HttpxSender:
 
 
 async def _read(response: httpx.Response) -> bytes:
+    if response.is_stream_consumed:
+        return _read_already(response)
     body = Body(response.headers.get("content-encoding", ""))
     async for chunk in response.aiter_raw():
         body.feed(chunk)
+    return body.whole()
+
+
+def _read_already(response: httpx.Response) -> bytes:
+    """Return what a given client's hook or transport has read, decoded by httpx; what it did not keep is lost."""
+    body = Body("")
+    body.feed(response.content)
     return body.whole()
