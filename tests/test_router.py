@@ -374,6 +374,22 @@ def test_somebody_elses_session_is_not_found(world: World) -> None:
     assert not world.emulator.session(world.session_id(victim)).revoked
 
 
+def test_what_is_no_id_is_not_found_whatever_the_store_could_make_of_it(
+    make_world: Callable[..., World], any_store_url: str
+) -> None:
+    world = make_world(store_url=any_store_url)
+    world.sign_in()
+    for path in ("%00", "a%00b", "%C3%A9", "%0A", "x" * 5_000):
+        answer = world.client.delete(f"/auth/sessions/{path}")
+        assert (answer.status_code, code(answer)) == (404, "session_not_found")
+    for name in ("", "\0", "a\0b", "\ud800", "é", "x" * 5_000):
+        assert world.call(world.sessions.end, name) is False
+        assert world.call(world.sessions.list, name) == []
+        assert world.call(world.sessions.end_all, name) == 0
+        assert world.call(world.sessions.end_others, name, "x") == 0
+    assert world.get("/orders").status_code == 200
+
+
 def test_signing_out_everywhere_ends_all_sessions_of_the_user_and_no_others(world: World) -> None:
     mine = [world.sign_in(channel="header") for _ in range(3)]
     other = world.sign_in(channel="header", mobile="922")
