@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from asgi import Exchange, http_scope
 from conftest import World
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
 from fastapi_otpless_session import OtplessSessionMiddleware, create_session_router
 from fastapi_otpless_session.emulator import EmulatorSettings, Fault
@@ -234,6 +236,26 @@ def test_a_body_without_a_length_is_limited_too(world: World) -> None:
 
     answer = world.client.post("/auth/login", content=chunks(), headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("sent", [[], [b'{"token": "t'], [b"{}"]])
+def test_a_client_that_leaves_in_the_middle_of_a_sign_in_is_no_fault_of_ours(
+    world: World, sent: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    coming = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in sent]
+    answered: list[Message] = []
+
+    async def receive() -> Message:
+        return coming.pop(0) if coming else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        answered.append(message)
+
+    scope = http_scope("/auth/login", "POST", [(b"content-type", b"application/json")])
+    world.call(world.app, scope, receive, send)
+    answer = Exchange(answered)
+    assert (answer.status, json.loads(answer.body)["detail"]["code"]) == (422, "body_invalid")
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 def test_malformed_tokens_in_a_sign_in_are_refused(world: World) -> None:
