@@ -26,7 +26,7 @@ from fastapi_otpless_session.errors import (
     bare,
 )
 from fastapi_otpless_session.gate import Gate
-from fastapi_otpless_session.http import HttpSender, HttpxSender
+from fastapi_otpless_session.http import HttpSender, HttpxSender, checked_sender
 from fastapi_otpless_session.keys import KeyCache
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.settings import OtplessSettings
@@ -42,7 +42,8 @@ SHARE_OF_PATIENCE = 0.5
 class OtplessClient:
     """Talks to OTPLESS. Usable from several event loops; `http` is an `httpx.AsyncClient` or an `HttpSender` of yours.
 
-    Without `http`, the settings choose. Raises `ConfigurationError` where what they choose is not installed.
+    Without `http`, the settings choose. Raises `ConfigurationError` where what they choose is not installed, and where
+    `http` is neither.
 
     Every method raises `UpstreamError` where OTPLESS gives no verdict: it was not reached in time, failed, or made no
     sense; `CredentialsRefusedError` where it refused the client's own credentials.
@@ -67,7 +68,7 @@ class OtplessClient:
             http = new_sender(settings)
         elif isinstance(http, httpx.AsyncClient):
             http = HttpxSender(http)
-        self._http: HttpSender = http
+        self._http: HttpSender = checked_sender(http)
         self._monotonic = monotonic
         self._breakers = Breakers(monotonic)
         telemetry.watch_breaker(self._breakers)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import respx
 from certificates import CERTIFICATE, KEY, write_certificate
@@ -34,7 +35,13 @@ from fastapi_otpless_session.breaker import Breakers
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.emulator.faults import FaultKind
-from fastapi_otpless_session.errors import CredentialsRefusedError, NoVerdictError, SignInRefusedError, UpstreamError
+from fastapi_otpless_session.errors import (
+    ConfigurationError,
+    CredentialsRefusedError,
+    NoVerdictError,
+    SignInRefusedError,
+    UpstreamError,
+)
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import TokenError, UnknownKeyError
@@ -1216,6 +1223,21 @@ async def test_an_http_client_that_was_given_is_not_closed(backend: Backend) -> 
         async with OtplessClient(settings_for(backend.url), http=http) as client:
             await client.validate_session(info["sessionToken"])
         assert not http.is_closed
+
+
+@pytest.mark.parametrize("wrong", [SECRET, 7, httpx.AsyncClient])
+def test_what_cannot_send_requests_is_told_at_once_with_what_to_give(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"http: .* httpx\.AsyncClient") as caught:
+        OtplessClient(settings_for(), http=wrong)
+    assert SECRET not in str(caught.value)
+
+
+async def test_another_kind_of_http_client_is_told_at_once() -> None:
+    with httpx.Client() as http, pytest.raises(ConfigurationError, match=r"not httpx\.Client"):
+        OtplessClient(settings_for(), http=http)  # type: ignore[arg-type]
+    async with httpx2.AsyncClient() as http:
+        with pytest.raises(ConfigurationError, match=r"not httpx2\.AsyncClient"):
+            OtplessClient(settings_for(), http=http)  # type: ignore[arg-type]
 
 
 def given(answer: httpx.Response) -> OtplessClient:
