@@ -17,7 +17,7 @@ from fastapi_otpless_session.errors import (
     NoVerdictError,
     bare,
 )
-from fastapi_otpless_session.http import HttpSender, HttpxSender
+from fastapi_otpless_session.http import HttpSender, HttpxSender, checked_sender
 from fastapi_otpless_session.keys import KeyCache
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.settings import OtplessSettings
@@ -28,7 +28,8 @@ from fastapi_otpless_session.wire import SignInProof, TokenPair, Verdict
 class OtplessClient:
     """Talks to OTPLESS. Usable from several event loops; `http` is an `httpx.AsyncClient` or an `HttpSender` of yours.
 
-    Without `http`, the settings choose. Raises `ConfigurationError` where what they choose is not installed.
+    Without `http`, the settings choose. Raises `ConfigurationError` where what they choose is not installed, and where
+    `http` is neither.
 
     Every method raises `UpstreamError` where OTPLESS gives no verdict: it was not reached in time, failed, or made no
     sense; `CredentialsRefusedError` where it refused the client's own credentials.
@@ -53,8 +54,8 @@ class OtplessClient:
             http = new_sender(settings)
         elif isinstance(http, httpx.AsyncClient):
             http = HttpxSender(http)
-        self._http: HttpSender = http
-        self._calls = Calls(settings, http, monotonic)
+        self._http: HttpSender = checked_sender(http)
+        self._calls = Calls(settings, self._http, monotonic)
         telemetry.watch(self)
         self._keys = KeyCache(self._fetch_keys, monotonic)
 

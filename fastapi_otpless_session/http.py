@@ -18,7 +18,7 @@ from typing import Protocol
 import httpx
 
 from fastapi_otpless_session.body import Body, BodyError
-from fastapi_otpless_session.errors import UpstreamError
+from fastapi_otpless_session.errors import ConfigurationError, UpstreamError
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.wire import Answer, Request
 
@@ -43,6 +43,20 @@ class HttpSender(Protocol):
     async def close(self) -> None:
         """Close what was opened for the running event loop."""
         ...
+
+
+def checked_sender(http: HttpSender) -> HttpSender:
+    """Return what an application gave. Raises `ConfigurationError` where it is no `HttpSender`.
+
+    By its methods' names: as `httpx.Client` has `send` and `close`, it would only fail at the first call.
+    """
+    if all(callable(getattr(http, name, None)) for name in ("send", "open", "close")):
+        return http
+    kind = type(http)
+    raise ConfigurationError(
+        "http: must be an httpx.AsyncClient, or something with the methods of HttpSender (send, open, close), "
+        f"not {kind.__module__}.{kind.__qualname__}"
+    )
 
 
 class _NoCookies(DefaultCookiePolicy):
@@ -125,7 +139,16 @@ class HttpxSender:
 
 
 async def _read(response: httpx.Response) -> bytes:
+    if response.is_stream_consumed:
+        return _read_already(response)
     body = Body(response.headers.get("content-encoding", ""))
     async for chunk in response.aiter_raw():
         body.feed(chunk)
+    return body.whole()
+
+
+def _read_already(response: httpx.Response) -> bytes:
+    """Return what a given client's hook or transport has read, decoded by httpx; what it did not keep is lost."""
+    body = Body("")
+    body.feed(response.content)
     return body.whole()

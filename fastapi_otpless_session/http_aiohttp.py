@@ -27,6 +27,8 @@ SHARE_OF_CONNECTING = 0.9
 """How much of its deadline a call may spend until it has a connection: one that has none by then was certainly not
 sent, where one whose deadline ends later may have been."""
 NEVER = float("inf")
+UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL, UnicodeError)
+"""What aiohttp raises before anything is sent. `UnicodeError`: of the lookup, for a name that can be none."""
 
 
 class AiohttpSender:
@@ -51,7 +53,7 @@ class AiohttpSender:
         try:
             async with asyncio.timeout(deadline):
                 return await _exchange(session, request, deadline)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        except UNREACHED as error:
             why = f"OTPLESS was not reached at {request.host}: {type(error).__name__}"
             raise UpstreamError(why, unsent=True) from None
         except TimeoutError:

@@ -25,6 +25,7 @@ class PerLoop(Generic[T]):
         self._values: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[T, AsyncGenerator[None, None]]] = (
             WeakKeyDictionary()
         )
+        self._closings: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]] = WeakKeyDictionary()
         self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], T] | None = None
 
     def there(self) -> T | None:
@@ -51,10 +52,18 @@ class PerLoop(Generic[T]):
         return value
 
     async def close(self) -> None:
-        """Close the running loop's value, if it has one."""
-        entry = self._values.get(asyncio.get_running_loop())
-        if entry is not None:
-            await entry[1].aclose()
+        """Close the running loop's value, if it has one.
+
+        Whoever does so meanwhile waits for the same closing, which goes on where one of them is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        entry = self._values.get(loop)
+        if entry is None:
+            return
+        closing = self._closings.get(loop)
+        if closing is None or closing.done():  # done, and the value still there: cancelled before it began
+            closing = self._closings[loop] = asyncio.create_task(_finish(entry[1]))
+        await asyncio.shield(closing)
 
     async def _guard(self, loop: weakref.ref[asyncio.AbstractEventLoop], value: T) -> AsyncGenerator[None, None]:
         try:
@@ -67,3 +76,8 @@ class PerLoop(Generic[T]):
                 self._latest = None
                 if (known := loop()) is not None:
                     self._values.pop(known, None)
+                    self._closings.pop(known, None)
+
+
+async def _finish(guard: AsyncGenerator[None, None]) -> None:
+    await guard.aclose()

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import Scope
@@ -285,6 +285,8 @@ async def _read_user(request: Request) -> OtplessUser:
         raise BodyRefusedError(415, "media_type_unsupported", "Send the SDK's otplessUser as application/json.")
     try:
         return OtplessUser.model_validate(strict_json.parse(await _read_limited(request)))
+    except ClientDisconnect:  # whom no answer reaches; it is one for whoever counts and logs them
+        raise _invalid("The body ended before its time.") from None
     except ValidationError as error:
         fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
         raise _invalid(f"Missing or not as the SDK sends it: {', '.join(fields)}.") from None

@@ -34,6 +34,7 @@ from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
 from fastapi_otpless_session.strangers import Stranger, Strangers, check_details
+from fastapi_otpless_session.tokens import is_id
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
@@ -317,11 +318,11 @@ class OtplessSessions:
 
     async def list(self, user_id: str) -> Sequence[SessionSummary]:
         """Return a user's sessions that are known here, the newest first. Raises `StoreError`."""
-        return [_summary(row) for row in await self._store.list_user(user_id)]
+        return [_summary(row) for row in await self._rows(user_id)]
 
     async def end(self, session_id: str, *, user_id: str | None = None) -> bool:
         """End a session by its id; False where there is none, or none of `user_id`'s. Raises `NoVerdictError`."""
-        row = await self._store.get(session_id)
+        row = await self._store.get(session_id) if is_id(session_id) else None
         if row is None or row.state is State.ENDED or user_id not in {None, row.user_id}:
             return False
         await self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED)
@@ -337,10 +338,14 @@ class OtplessSessions:
 
     async def _end_all(self, user_id: str, but: str | None = None) -> int:
         count = 0
-        while rows := [row for row in await self._store.list_user(user_id) if row.session_id != but]:
+        while rows := [row for row in await self._rows(user_id) if row.session_id != but]:
             await asyncio.gather(*(self._endings.end(row, EndReason.REVOKED, SignOutReason.ENDED_ALL) for row in rows))
             count += len(rows)
         return count
+
+    async def _rows(self, user_id: str) -> Sequence[SessionRow]:
+        """Return a user's rows. What can be no id has none: a store may not even be able to look for it."""
+        return await self._store.list_user(user_id) if is_id(user_id) else ()
 
     # Behind requests
 

@@ -49,6 +49,8 @@ TAKEN_HEADERS = frozenset(
 )
 """Headers that browsers, servers or this package read or write for something else."""
 STORE_SCHEMES = ("sqlite", "memory", "postgresql", "postgres", "redis", "rediss", "unix")
+STRAY_IN_URLS = (" ", "\\", "?", "#")
+"""What shells, editors and files of variables leave in a URL, or what a call's path would be put behind."""
 NEARLY = 0.85
 """From what likeness on (of 1) one name is taken for another's misspelling."""
 ALMOST = 0.92
@@ -237,8 +239,8 @@ class OtplessSettings(BaseSettings):
     @classmethod
     def _safe_url(cls, value: str) -> str:
         url = value.rstrip("/")
-        if url and not _is_safe_url(url):
-            raise ValueError("must be an https:// URL; http:// is for loopback addresses only")
+        if value:
+            _check_url(url)
         return url
 
     @field_validator("store_url")
@@ -368,6 +370,19 @@ def _not_empty(value: tuple[T, ...], what: str) -> tuple[T, ...]:
     return value
 
 
+def _check_url(url: str) -> None:
+    if not url.isprintable() or any(stray in url for stray in STRAY_IN_URLS):
+        raise ValueError(
+            "must be written as https://host/path, with no space or line break (at its ends neither), no \\, ? or #"
+        )
+    if not _is_safe_url(url):
+        raise ValueError("must be an https:// URL; http:// is for loopback addresses only")
+    if not _is_host(urlsplit(url).hostname or ""):
+        raise ValueError(
+            "must be written as https://host/path; the host's name has 1 to 63 letters, digits, - or _ between its dots"
+        )
+
+
 def _is_safe_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
@@ -375,9 +390,18 @@ def _is_safe_url(url: str) -> bool:
         _ = parts.port
     except ValueError:
         return False
-    if not host or parts.username is not None or parts.query or parts.fragment:
+    if not host or parts.username is not None:
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+
+
+def _is_host(host: str) -> bool:
+    """Whether it is an IPv6 address, or a name that can be looked up; such a name may end with a dot."""
+    try:
+        name = host.encode("idna").decode()
+    except UnicodeError:  # a part is empty, or longer than 63 characters (RFC 1035, section 2.3.4)
+        return False
+    return ":" in host or DOMAIN.fullmatch(name.removesuffix(".")) is not None
 
 
 def is_loopback(host: str) -> bool:

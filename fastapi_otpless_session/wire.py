@@ -166,7 +166,7 @@ def read_details(answer: Answer) -> SessionDetails | Verdict:
     body = _success(answer, of_one_session=True)
     if body.get("success") is False:
         return Verdict.DENIED
-    session_id, user_id = body.get("sessionId", body.get("sessionToken")), body.get("userId")
+    session_id, user_id = body.get("sessionId") or body.get("sessionToken"), body.get("userId")
     if not is_id(session_id) or not is_id(user_id):
         raise _nonsense("no session or user id in the session's details", of_one_session=True)
     details = {name: value for name, value in body.items() if name not in TOKEN_FIELDS}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 import respx
 from certificates import CERTIFICATE, KEY, write_certificate
@@ -34,7 +35,13 @@ from fastapi_otpless_session.breaker import Breakers
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.emulator.faults import FaultKind
-from fastapi_otpless_session.errors import CredentialsRefusedError, NoVerdictError, SignInRefusedError, UpstreamError
+from fastapi_otpless_session.errors import (
+    ConfigurationError,
+    CredentialsRefusedError,
+    NoVerdictError,
+    SignInRefusedError,
+    UpstreamError,
+)
 from fastapi_otpless_session.session import SessionDetails
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import TokenError, UnknownKeyError
@@ -1216,6 +1223,67 @@ async def test_an_http_client_that_was_given_is_not_closed(backend: Backend) -> 
         async with OtplessClient(settings_for(backend.url), http=http) as client:
             await client.validate_session(info["sessionToken"])
         assert not http.is_closed
+
+
+@pytest.mark.parametrize("wrong", [SECRET, 7, httpx.AsyncClient])
+def test_what_cannot_send_requests_is_told_at_once_with_what_to_give(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"http: .* httpx\.AsyncClient") as caught:
+        OtplessClient(settings_for(), http=wrong)
+    assert SECRET not in str(caught.value)
+
+
+async def test_another_kind_of_http_client_is_told_at_once() -> None:
+    with httpx.Client() as http, pytest.raises(ConfigurationError, match=r"not httpx\.Client"):
+        OtplessClient(settings_for(), http=http)  # type: ignore[arg-type]
+    async with httpx2.AsyncClient() as http:
+        with pytest.raises(ConfigurationError, match=r"not httpx2\.AsyncClient"):
+            OtplessClient(settings_for(), http=http)  # type: ignore[arg-type]
+
+
+def given(answer: httpx.Response) -> OtplessClient:
+    """A client on an `httpx.AsyncClient` that answers everything so, with a body that is there already."""
+    http = httpx.AsyncClient(transport=httpx.MockTransport(lambda _: answer))
+    return OtplessClient(settings_for(), http=http)
+
+
+async def test_an_answer_that_is_there_in_full_is_read() -> None:
+    assert await given(httpx.Response(200, json={"success": True})).validate_session("a.b.c") is Verdict.VALID
+    over = httpx.Response(401, json={"errorCode": "7415"})
+    assert await given(over).validate_session("a.b.c") is Verdict.INACTIVE
+    zipped = gzip.compress(b'{"success": true}')
+    decoded = httpx.Response(200, headers={"content-encoding": "gzip"}, content=zipped)
+    assert await given(decoded).validate_session("a.b.c") is Verdict.VALID
+
+
+@pytest.mark.parametrize(("size", "fits"), [(65_536, True), (65_537, False)])
+async def test_an_answer_that_is_there_in_full_may_have_64_kib_too(size: int, fits: bool) -> None:
+    client = given(httpx.Response(200, content=b'{"success": true' + b" " * (size - 17) + b"}"))
+    if fits:
+        assert await client.validate_session("a.b.c") is Verdict.VALID
+    else:
+        with pytest.raises(UpstreamError, match="64 KiB"):
+            await client.validate_session("a.b.c")
+
+
+@only_httpx
+async def test_an_event_hook_may_read_the_answer_and_one_that_keeps_nothing_of_it_loses_it(backend: Backend) -> None:
+    async def read(response: httpx.Response) -> None:
+        await response.aread()
+
+    async def lose(response: httpx.Response) -> None:
+        async for _ in response.aiter_raw():
+            pass
+
+    async def close(response: httpx.Response) -> None:
+        await response.aclose()
+
+    token = backend.sign_in()["sessionToken"]
+    async with httpx.AsyncClient(event_hooks={"response": [read]}) as http:
+        assert await OtplessClient(settings_for(backend.url), http=http).validate_session(token) is Verdict.VALID
+    for hook in (lose, close):
+        async with httpx.AsyncClient(event_hooks={"response": [hook]}) as http:
+            with pytest.raises(UpstreamError, match="was lost"):
+                await OtplessClient(settings_for(backend.url), http=http).validate_session(token)
 
 
 @only_httpx

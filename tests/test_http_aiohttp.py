@@ -21,7 +21,9 @@ from processes import PATIENCE
 from fastapi_otpless_session import OtplessClient, OtplessSessionMiddleware
 from fastapi_otpless_session.emulator import Emulator, Fault, serve
 from fastapi_otpless_session.errors import UpstreamError
+from fastapi_otpless_session.http_aiohttp import AiohttpSender
 from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.wire import jwks_call
 
 SHORT = 0.4
 DEMO = {"OTPLESS_CLIENT_ID": "demo-client", "OTPLESS_CLIENT_SECRET": "demo-secret", "OTPLESS_STORE_URL": "memory://"}
@@ -120,4 +122,13 @@ async def test_a_connection_that_does_not_come_about_in_time_means_that_nothing_
         async with OtplessClient(settings) as client:
             with pytest.raises(UpstreamError, match="was not reached") as caught:
                 await asyncio.wait_for(client.validate_session("a.b.c"), PATIENCE)
+    assert caught.value.unsent is True
+
+
+@pytest.mark.parametrize("host", ["x..y", ".", f"{'a' * 64}.example", "x\\y"])
+async def test_a_host_that_cannot_be_looked_up_means_that_nothing_was_sent(host: str) -> None:
+    sender = AiohttpSender()
+    with pytest.raises(UpstreamError, match="was not reached") as caught:
+        await sender.send(jwks_call(f"https://{host}/jwks"), deadline=PATIENCE)
+    await sender.close()
     assert caught.value.unsent is True

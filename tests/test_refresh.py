@@ -455,6 +455,29 @@ async def test_a_shutdown_lets_the_refresh_finish(tmp_path: Path, clock: Clock) 
     await close(stores)
 
 
+@pytest.mark.parametrize("gives_up", [None, 0, 1])
+async def test_all_who_shut_down_at_once_wait_for_the_refresh_though_one_of_them_gives_up(
+    tmp_path: Path, clock: Clock, gives_up: int | None
+) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    stores = files(tmp_path, clock, 2)
+    emulator.set_latency("get-new-session-token", 0.05)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        request = asyncio.create_task(world.workers[0].resolve(world.token))
+        await _called(emulator)
+        request.cancel()
+        closing = [asyncio.create_task(world.workers[0].close()) for _ in range(3)]
+        await settle()
+        if gives_up is not None:
+            closing.pop(gives_up).cancel()
+        await asyncio.gather(*closing)
+        row = await stores[1].get(world.session_id)
+        assert row is not None
+        assert row.generation == 2
+    await close(stores)
+
+
 async def test_a_sign_out_during_a_refresh_wins_and_the_new_pair_is_revoked(tmp_path: Path, clock: Clock) -> None:
     emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
     stores = files(tmp_path, clock, 2)

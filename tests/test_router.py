@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from asgi import Exchange, http_scope
 from conftest import World
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 from fastapi.testclient import TestClient
+from starlette.types import Message
 
 from fastapi_otpless_session import OtplessSessionMiddleware, create_session_router
 from fastapi_otpless_session.emulator import EmulatorSettings, Fault
@@ -236,6 +238,26 @@ def test_a_body_without_a_length_is_limited_too(world: World) -> None:
     assert answer.status_code == 413
 
 
+@pytest.mark.parametrize("sent", [[], [b'{"token": "t'], [b"{}"]])
+def test_a_client_that_leaves_in_the_middle_of_a_sign_in_is_no_fault_of_ours(
+    world: World, sent: list[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    coming = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in sent]
+    answered: list[Message] = []
+
+    async def receive() -> Message:
+        return coming.pop(0) if coming else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        answered.append(message)
+
+    scope = http_scope("/auth/login", "POST", [(b"content-type", b"application/json")])
+    world.call(world.app, scope, receive, send)
+    answer = Exchange(answered)
+    assert (answer.status, json.loads(answer.body)["detail"]["code"]) == (422, "body_invalid")
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 def test_malformed_tokens_in_a_sign_in_are_refused(world: World) -> None:
     user = world.emulator.sign_in()
     user["sessionInfo"]["sessionToken"] = "not\ud800.a.token"
@@ -372,6 +394,22 @@ def test_somebody_elses_session_is_not_found(world: World) -> None:
         answer = world.client.delete(f"/auth/sessions/{session_id}")
         assert (answer.status_code, code(answer)) == (404, "session_not_found")
     assert not world.emulator.session(world.session_id(victim)).revoked
+
+
+def test_what_is_no_id_is_not_found_whatever_the_store_could_make_of_it(
+    make_world: Callable[..., World], any_store_url: str
+) -> None:
+    world = make_world(store_url=any_store_url)
+    world.sign_in()
+    for path in ("%00", "a%00b", "%C3%A9", "%0A", "x" * 5_000):
+        answer = world.client.delete(f"/auth/sessions/{path}")
+        assert (answer.status_code, code(answer)) == (404, "session_not_found")
+    for name in ("", "\0", "a\0b", "\ud800", "é", "x" * 5_000):
+        assert world.call(world.sessions.end, name) is False
+        assert world.call(world.sessions.list, name) == []
+        assert world.call(world.sessions.end_all, name) == 0
+        assert world.call(world.sessions.end_others, name, "x") == 0
+    assert world.get("/orders").status_code == 200
 
 
 def test_signing_out_everywhere_ends_all_sessions_of_the_user_and_no_others(world: World) -> None:

@@ -57,6 +57,11 @@ WRITTEN: list[tuple[str, str, Any]] = [
     ("BASE_URL", "http://[::1]:8701", "http://[::1]:8701"),
     ("BASE_URL", "http://localhost", "http://localhost"),
     ("BASE_URL", "http://otpless.localhost", "http://otpless.localhost"),
+    ("BASE_URL", "https://[2001:db8::1]:8701/api", "https://[2001:db8::1]:8701/api"),
+    ("BASE_URL", "https://otpless.example.", "https://otpless.example."),
+    ("BASE_URL", "https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+    ("BASE_URL", "https://bücher.example", "https://bücher.example"),
+    ("BASE_URL", f"https://{'a' * 63}.user_auth.example", f"https://{'a' * 63}.user_auth.example"),
     ("JWKS_URL", "https://otpless.example/jwks", "https://otpless.example/jwks"),
     ("ISSUER", "https://otpless.example", "https://otpless.example"),
     ("STORE_URL", "memory://", SecretStr("memory://")),
@@ -115,9 +120,27 @@ WRONG: list[tuple[str, str, str]] = [
         for url in (
             *("http://otpless.example", "ftp://otpless.example", "otpless.example", "https://", "http://10.0.0.1"),
             *(f"https://user:{CANARY}@otpless.example", f"https://otpless.example?key={CANARY}", "https://a:b"),
-            *("http://localhost.example", "http://127.0.0.1.example", "https://[", "https://a.example#b"),
+            *("http://localhost.example", "http://127.0.0.1.example", "https://[", "https://a.example#b", "/"),
         )
     ),
+    *(
+        (name, url, "no space")
+        for name in ("BASE_URL", "JWKS_URL")
+        for url in (
+            *("https://a.example ", " https://a.example", "https://a.example\n", "https://a.example\r", " ", "\n"),
+            *("https://a .example", "https://a.exam\nple", "https://a\t.example", "https://a.example/a b"),
+            *("https://a\x07.example", "https://\u200b.example", "https://\xa0a.example", "https://a\\b.example"),
+            *("https://a.example?", "https://a.example/#", "https://a.example/?#", f"https://a.example/ ?{CANARY}"),
+        )
+    ),
+    *(
+        (name, f"https://{host}", "the host's name")
+        for name in ("BASE_URL", "JWKS_URL")
+        for host in (".", "a..example", ".example", "a.example..", f"{'a' * 64}.example", f"a.{'a' * 64}", "*.example")
+    ),
+    ("BASE_URL", f"https://{'ü' * 60}.example", "the host's name"),
+    ("BASE_URL", "https://a,b.example", "the host's name"),
+    ("BASE_URL", "https://a%20b.example", "the host's name"),
     ("STORE_URL", f"mysql://user:{CANARY}@host/db", "sqlite://"),
     ("STORE_URL", f"redis:{CANARY}@host", "sqlite://"),
     ("STORE_URL", CANARY, "sqlite://"),

@@ -103,6 +103,17 @@ async def test_a_client_that_disconnects_changes_nothing_for_others_who_wait_nor
     assert fleet.calls(REFRESH, visitor) == 1
 
 
+async def test_sessions_that_are_closed_twice_at_once_are_closed_and_can_be_opened_again(any_store_url: str) -> None:
+    sessions = OtplessSessions(make_settings(store_url=any_store_url))
+    before = asyncio.all_tasks()
+    for _ in range(2):
+        await sessions.open()
+        assert await sessions.end("x") is False
+        await asyncio.gather(sessions.close(), sessions.close())
+        assert not sessions.is_open
+        assert asyncio.all_tasks() == before
+
+
 def test_a_life_with_faults_leaves_no_task_connection_file_or_thread_open(tmp_path: Path) -> None:
     emulator = Emulator()
     emulator.app = stalls = Stalls(emulator.app)

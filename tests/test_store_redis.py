@@ -204,6 +204,18 @@ async def test_databases_are_apart(redis_server: RedisServer) -> None:
         assert await other.store.get("s-1") is None
 
 
+async def test_a_database_may_be_left_out_or_be_an_option(redis_server: RedisServer) -> None:
+    server = redis_server.url.removesuffix("/0")
+    async with opened(redis_server.url) as subject:
+        await subject.sign_in()
+        for same in (server, f"{server}/", f"{server}/0/", f"{server}?db=0", f"{redis_server.socket_url}?db=0"):
+            async with opened(same) as other:
+                assert await other.store.get("s-1") is not None
+        for another in (f"{server}?db=1", f"{redis_server.socket_url}?db=1"):
+            async with opened(another) as other:
+                assert await other.store.get("s-1") is None
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -218,6 +230,14 @@ async def test_databases_are_apart(redis_server: RedisServer) -> None:
         "redis://:canary@host?decode_responses=true",
         "redis://:canary@host?credential_provider=x",
         "redis://:canary@host?db",
+        "redis://:canary@host?db=shop",
+        "redis://:canary@host/shop",
+        "rediss://:canary@host:6379/1x",
+        "redis://:canary@host/-1",
+        "redis://:canary@host/0/1",
+        "redis://:canary@host/1_0",
+        "redis://:canary@host/shop?db=2",
+        "redis://:canary@one,two/shop",
     ],
 )
 def test_a_wrong_address_is_told_without_its_password(url: str) -> None:

@@ -18,7 +18,7 @@ from certificates import CERTIFICATE, KEY, write_certificate
 from creators import PROCESSES, create_together
 from processes import HOST, PATIENCE, Account, Guard, are_kept_alive, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Proxy
-from simulated import LoopTime
+from simulated import LoopTime, settle
 from sqlalchemy import text
 
 from fastapi_otpless_session.__main__ import main
@@ -460,6 +460,7 @@ async def test_closing_lets_what_is_under_way_finish(subject: Subject, postgres_
         ending = asyncio.create_task(subject.store.end(row, EndReason.REVOKED, revoke_in=None))
         await subject.store.now()
         closing = asyncio.create_task(subject.store.close())
+        await settle()
         with pytest.raises(StoreError, match="closed"):
             await subject.store.now()
         assert not closing.done()

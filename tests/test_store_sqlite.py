@@ -931,6 +931,12 @@ def test_an_address_with_options_is_refused_rather_than_a_file_made_of_that_name
         open_store(f"sqlite:///{name}")
 
 
+@pytest.mark.parametrize("name", ["a%00b.db", "a\0b.db", "%00", "\ud800.db"])
+def test_an_address_that_no_file_can_have_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"OTPLESS_STORE_URL: .*sqlite:///file\.db"):
+        open_store(f"sqlite:///{name}")
+
+
 @pytest.mark.parametrize("url", ["mysql://user:canary@host/db", "canary", "redis:canary@host", ""])
 def test_an_address_of_an_unknown_kind_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ConfigurationError, match="OTPLESS_STORE_URL") as caught:

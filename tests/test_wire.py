@@ -294,6 +294,19 @@ def test_details_name_the_session_by_either_field(name: str) -> None:
     assert "s-1" not in json.dumps(details.model_extra)
 
 
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_field_that_holds_nothing_is_no_name_where_the_other_is_one(nothing: object) -> None:
+    details = wire.read_details(answer(200, {"sessionId": nothing, "sessionToken": "s-1", "userId": "MO-1"}))
+    assert isinstance(details, SessionDetails)
+    assert details.session_id == "s-1"
+
+
+@pytest.mark.parametrize("other", [None, "", 7])
+def test_details_with_neither_field_are_no_verdict(other: object) -> None:
+    with pytest.raises(UpstreamError, match="makes no sense"):
+        wire.read_details(answer(200, {"sessionId": None, "sessionToken": other, "userId": "MO-1"}))
+
+
 @pytest.mark.parametrize("wrong", [None, 7, "", [], {}, True, "line\nbreak", "é", "a" * 257])
 @pytest.mark.parametrize("name", ["sessionId", "userId"])
 def test_details_without_a_session_or_user_are_no_verdict(name: str, wrong: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from urllib.parse import unquote
@@ -79,4 +80,14 @@ def _path(rest: str) -> str:
         raise ConfigurationError(
             "OTPLESS_STORE_URL: sqlite:/// takes no options; in a file's name, ? is written %3F and # is written %23"
         )
-    return unquote(rest[1:])
+    path = unquote(rest[1:])
+    if not _is_nameable(path):
+        raise ConfigurationError("OTPLESS_STORE_URL: no file can have this name; write sqlite:///file.db")
+    return path
+
+
+def _is_nameable(path: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False

@@ -8,6 +8,7 @@ answer is still on the way, and would be taken for the next caller's.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,8 @@ DEFAULT_PREFIX = "otpless:"
 SAFE_POLICY = "noeviction"
 OPTIONS = ("db", "username", "password", "client_name", "health_check_interval")
 """What a URL may say of redis-py's options; others would change what an answer looks like, or the deadline."""
+DATABASE = re.compile(r"/?|/[0-9]{1,9}/?")
+"""A URL's path: Redis calls its databases by numbers."""
 
 
 class ForeignValueError(StoreError):
@@ -56,6 +59,8 @@ class Address:
             prefix = query.pop("prefix", DEFAULT_PREFIX)
             if not all(name in OPTIONS or name.startswith("ssl_") for name in query):
                 raise ValueError  # noqa: TRY301 - all that is wrong is told in one place
+            if parts.scheme != "unix" and not DATABASE.fullmatch(parts.path):
+                raise ValueError  # noqa: TRY301 - redis-py would take it for database 0
             userinfo, at, hosts = parts.netloc.rpartition("@")
             urls = (parts._replace(netloc=f"{userinfo}{at}{host}", query=urlencode(query)) for host in hosts.split(","))
             each = tuple(dict(parse_url(urlunsplit(one))) for one in urls)
@@ -67,7 +72,8 @@ class Address:
             raise ConfigurationError(
                 "OTPLESS_STORE_URL: is not a Redis URL; write redis://user:password@host:6379/0, rediss://… for TLS, "
                 "unix:///redis.sock, or redis://node-1:6379,node-2:6379 for a Cluster; what is special in the password "
-                f"is percent-encoded (@ is %40, / is %2F), and options are prefix, {', '.join(OPTIONS)} and ssl_…"
+                "is percent-encoded (@ is %40, / is %2F), the database is a number, and options are prefix, "
+                f"{', '.join(OPTIONS)} and ssl_…"
             ) from None
         return cls(each, prefix)
 
