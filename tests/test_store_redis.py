@@ -23,7 +23,8 @@ from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, Standing, State
 from fastapi_otpless_session.stores.lua import KEPT_LONGER
-from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE
+from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE, RedisStore
+from fastapi_otpless_session.stores.redis_link import dangers_in
 from fastapi_otpless_session.testing.store_contract import (
     GRACE,
     LIFE,
@@ -274,12 +275,30 @@ def test_a_missing_package_is_told_with_what_to_install() -> None:
     assert 'pip install "fastapi-otpless-session[redis]"' in ended.stderr
 
 
-@pytest.mark.parametrize(("policy", "warned"), [("noeviction", False), ("allkeys-lru", True)])
-async def test_a_server_that_may_throw_sessions_away_is_warned_of(
-    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture, policy: str, warned: bool
+@pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
+@pytest.mark.parametrize("appendonly", ["yes", "no"])
+async def test_a_server_that_may_throw_sessions_away_or_forget_what_it_confirmed_is_warned_of(
+    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture, policy: str, appendonly: str
 ) -> None:
-    async with opened(make_redis(maxmemory_policy=policy).url):
-        assert (f"maxmemory-policy {policy}" in caplog.text) is warned
+    async with opened(make_redis(maxmemory_policy=policy, appendonly=appendonly).url):
+        assert (f"maxmemory-policy {policy}" in caplog.text) is (policy != "noeviction")
+        assert ("appendonly no" in caplog.text) is (appendonly == "no")
+
+
+async def test_a_server_that_may_not_be_asked_for_its_settings_works_and_is_not_warned_of(
+    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make_redis(user="shop on >secret ~otpless:* +@all -info")
+    async with opened(server.url.replace("://", "://shop:secret@")) as subject:
+        await subject.sign_in()
+        assert isinstance(subject.store, RedisStore)
+        with pytest.raises(StoreError, match="info"):
+            await subject.store.dangers()
+    assert caplog.messages == []
+
+
+def test_of_a_server_that_does_not_tell_its_settings_nothing_is_said() -> None:
+    assert dangers_in({"redis_version": "7.4.0"}) == {}
 
 
 # Life
