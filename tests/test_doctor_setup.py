@@ -404,6 +404,14 @@ def test_a_redis_that_may_forget_what_it_confirmed_is_a_warning(examine: Examine
     assert "CONFIG SET appendonly yes" in found.text("store")
 
 
+def test_a_redis_that_may_not_be_asked_for_its_settings_is_said(examine: Examine, make_redis: MakeRedis) -> None:
+    server = make_redis(user="shop on >secret ~otpless:* +@all -info")
+    found = examine(OTPLESS_STORE_URL=server.url.replace("://", "://shop:secret@"))
+    assert found["store"] == "warning", found.text("store")
+    assert "could not be looked at" in found.text("store")
+    assert "+info" in found.text("store")
+
+
 def test_a_cluster_that_may_throw_sessions_away_is_a_warning(examine: Examine, redis_cluster: RedisCluster) -> None:
     def configure(name: str, value: str) -> None:
         for node in redis_cluster.nodes:

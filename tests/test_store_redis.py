@@ -238,7 +238,7 @@ async def test_a_refused_password_is_a_fault_that_does_not_show_it(make_redis: M
 
 
 async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) -> None:
-    rights = "~otpless:* +@read +@write +@connection +@scripting +time"
+    rights = "~otpless:* +@read +@write +@connection +@scripting +time +info"
     assert rights in PAGE
     server = make_redis(user=f"shop on >secret {rights}")
     async with opened(server.url.replace("://", "://shop:secret@")) as subject:
@@ -247,6 +247,8 @@ async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) 
         assert len(await subject.store.list_user("MO-1")) == 1
         await subject.end(revoke_in=0)
         assert await subject.claim() == ["s-1"]
+        assert isinstance(subject.store, RedisStore)
+        assert list(await subject.store.dangers()) == ["appendonly yes"]
 
 
 async def test_the_configuration_of_the_documentation_keeps_sessions_through_a_crash(make_redis: MakeRedis) -> None:

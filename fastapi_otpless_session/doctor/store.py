@@ -122,7 +122,13 @@ async def _written(opened: SessionStore, shown: str) -> Outcome:
 
 async def _dangers(opened: SessionStore) -> Outcome | None:
     """Repeat what the store itself warns of when it is opened."""
-    found = await opened.dangers() if isinstance(opened, _Endangered) else {}
+    try:
+        found = await opened.dangers() if isinstance(opened, _Endangered) else {}
+    except StoreError as error:
+        return warning(
+            f"Whether the store may lose sessions could not be looked at: {error}.",
+            "Let its user ask: +info in Redis's access list.",
+        )
     if not found:
         return None
     commands = ", ".join(f"CONFIG SET {setting}" for setting in found)
