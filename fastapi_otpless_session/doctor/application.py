@@ -157,7 +157,7 @@ def _walk(app: Any, prefix: str, mounted: dict[str, Application]) -> Iterator[tu
     for path, route, asked in _flat(getattr(app, "routes", ())):
         if isinstance(route, Mount | Host):
             at = prefix + (route.path if isinstance(route, Mount) else "")
-            within = _unwrapped(route.app)
+            within = unwrapped(route.app)
             if hasattr(within, "user_middleware"):
                 mounted[at or "/"] = view(route.app)
             inner = list(_walk(within, at, mounted))
@@ -169,7 +169,7 @@ def _walk(app: Any, prefix: str, mounted: dict[str, Application]) -> Iterator[tu
         yield Place(prefix + path, is_open=True), route
 
 
-def _unwrapped(app: Any) -> Any:
+def unwrapped(app: Any) -> Any:
     """Return what other middleware was put around before it was mounted."""
     while not hasattr(app, "routes") and (inner := getattr(app, "app", None)) is not None:
         app = inner
