@@ -29,6 +29,7 @@ from fastapi_otpless_session import (
     Session,
     create_session_router,
     current_session,
+    fresh_within,
 )
 from fastapi_otpless_session.doctor.application import Place, view
 from fastapi_otpless_session.doctor.places import meets
@@ -519,7 +520,7 @@ def test_a_glob_meets_what_is_mounted() -> None:
 MISREAD = """
 from typing import Annotated
 from fastapi import APIRouter, Depends, WebSocket
-from fastapi_otpless_session import CurrentSessionDetails, FreshSession, Session, SessionDetails
+from fastapi_otpless_session import CurrentSessionDetails, FreshSession, Session, SessionDetails, fresh_within
 
 router = APIRouter()
 
@@ -537,6 +538,8 @@ def right(session: CurrentSession): ...
         ("@router.post('/r')\ndef r(order: list[str], session: Session | None = None): ...", "problem"),
         ("@router.get('/r')\ndef r(details: SessionDetails): ...", "problem"),
         ("@router.get('/r')\ndef r(user=Depends(wrong)): ...", "problem"),
+        ("@router.get('/r')\ndef r(session: Annotated[Session, Depends(fresh_within)]): ...", "problem"),
+        ("@router.get('/r')\ndef r(session: Annotated[Session, Depends(fresh_within(9))]): ...", "ok"),
         ("@router.websocket('/r')\nasync def r(websocket: WebSocket, session=Depends(CurrentSession)): ...", "problem"),
         ("@router.post('/r')\ndef r(order: list[str], session: FreshSession): ...", "ok"),
         ("@router.get('/r')\ndef r(user=Depends(right)): ...", "ok"),
@@ -777,8 +780,11 @@ def test_a_session_that_fastapi_misreads_is_a_422() -> None:
     @app.get("/bare")
     async def bare(session: Session) -> None: ...
 
+    @app.get("/within")
+    async def within(session: Annotated[Any, Depends(fresh_within)]) -> None: ...
+
     client = TestClient(app)
-    for path, place in (("/called", ["query", "args"]), ("/bare", ["body"])):
+    for path, place in (("/called", ["query", "args"]), ("/bare", ["body"]), ("/within", ["query", "seconds"])):
         answer = client.get(path)
         assert answer.status_code == 422
         assert answer.json()["detail"][0]["loc"] == place

@@ -16,6 +16,7 @@ from fastapi_otpless_session.dependencies import (
     current_session,
     current_session_details,
     fresh_session,
+    fresh_within,
     made_by_fresh_within,
 )
 from fastapi_otpless_session.middleware import OtplessSessionMiddleware
@@ -210,10 +211,12 @@ def _dependant(route: object) -> Dependant | None:
 
 
 def _is_misread(asked: Dependant | None) -> bool:
-    """Whether somebody wrote `Depends(CurrentSession)`, or `session: Session` without a dependency."""
+    """Whether somebody wrote `Depends(CurrentSession)`, `Depends(fresh_within)`, or `session: Session` by itself."""
     if asked is None:
         return False
     called: list[Any] = [each.call for each in asked.dependencies]
+    if fresh_within in called:
+        return True
     types = [get_args(call)[0] for call in called if get_origin(call) is Annotated]
     types += [field.field_info.annotation for field in asked.body_params]
     return any(_is_ours(each) for each in types) or any(map(_is_misread, asked.dependencies))

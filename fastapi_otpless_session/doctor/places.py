@@ -50,7 +50,7 @@ async def session_arguments(setup: Setup) -> Outcome:
     return problem(
         f"FastAPI takes the session of {', '.join(misread)} for a part of the request: the answer is 422, or it is "
         "never there.",
-        "Write session: CurrentSession, without Depends, and details: CurrentSessionDetails.",
+        "Without Depends: session: CurrentSession, details: CurrentSessionDetails. With it: Depends(fresh_within(60)).",
     )
 
 
