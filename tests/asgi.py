@@ -73,10 +73,10 @@ async def exchange(app: ASGIApp, scope: dict[str, Any], body: Iterable[bytes] = 
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[str]:
+def serving(app: ASGIApp, *, websockets: bool = False) -> Iterator[str]:
     """Serve an application on a loopback port, in a thread."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="websockets-sansio" if websockets else "none"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

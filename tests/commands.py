@@ -74,8 +74,11 @@ def targets() -> set[str]:
 
 
 def _is_installable(package: str) -> bool:
-    """Whether a page may tell to install this: our package with extras that there are, or what our tests need, too."""
-    found = re.fullmatch(r"fastapi-otpless-session(?:\[([\w,]+)\])?", package)
+    """Whether a page may tell to install this: our package with extras that there are, or what our tests need, too.
+
+    A dot is our package in a checkout.
+    """
+    found = re.fullmatch(r"(?:fastapi-otpless-session|\.)(?:\[([\w,]+)\])?", package)
     if found is None:
         return package in _needed_by_tests()
     return set((found[1] or "").split(",")) - {""} <= extras()

@@ -13,7 +13,7 @@ import pytest
 from asgi import serving
 from browser import Browser, Window
 from conftest import make_settings
-from fastapi import FastAPI
+from fastapi import FastAPI, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from pages import Block, blocks
@@ -48,6 +48,11 @@ PAGE = """<!doctype html><title>Shop</title><link rel="icon" href="data:,">
 </script>"""
 EXAMPLES = [block for block in blocks("html") if "client.js" in block.text]
 EXPIRED = {"detail": {"code": "session_expired", "message": "The session has expired."}}
+CLOSED = """path => new Promise((done) => {
+  const socket = otplessSession.socket(path, "chat");
+  socket.onopen = () => socket.send("go on");
+  socket.onclose = ({ reason }) => done(reason);
+})"""
 SIGN_IN = "otplessSession.signIn({ token: 'once' })"
 NO_STORAGE = "Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('denied'); } });"
 FULL_STORAGE = "Storage.prototype.setItem = () => { throw new DOMException('', 'QuotaExceededError'); };"
@@ -362,13 +367,42 @@ class TestEnd:
     @pytest.mark.parametrize(("reason", "ends"), [("session_revoked", True), ("kitchen_closed", False)])
     def test_a_websocket_that_is_closed_for_its_session_signs_out(self, site: Site, reason: str, ends: bool) -> None:
         page = site.signed_in_tab()
-        page.route_web_socket("**/live", lambda socket: socket.close(code=1008, reason=reason))
-        closed = (
-            "new Promise((done) => otplessSession.socket('/live', 'chat').addEventListener('close', () => done(1)))"
-        )
-        page.evaluate(closed)
+        page.route_web_socket("**/live", lambda ws: ws.on_message(lambda _: ws.close(code=1008, reason=reason)))
+        page.evaluate(CLOSED, "/live")
         assert is_signed_in(page) is not ends
         assert events(page)[1:] == ([["signed-out", reason]] if ends else [])
+
+    @pytest.mark.parametrize(
+        ("status", "body", "ends"),
+        [(401, EXPIRED, True), (401, {"detail": "Wrong PIN"}, False), (503, {}, False), (200, {}, False)],
+        ids=["over", "its-own", "outage", "another-cause"],
+    )
+    def test_a_websocket_that_never_opened_has_the_session_asked_for_once(
+        self, site: Site, status: int, body: Any, ends: bool
+    ) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {str(status)}
+        site.answers("/auth/session", status, body)
+        page.route_web_socket("**/live", lambda ws: ws.close(code=1006))
+        with page.expect_response("**/auth/session"):
+            page.evaluate("otplessSession.socket('/live'); 0")
+        site.answers("/orders")
+        fetched(page, "/orders")  # what came before it has been dealt with
+        page.wait_for_function("signedIn => otplessSession.signedIn === signedIn", arg=not ends)
+        assert events(page)[1:] == ([["signed-out", "session_expired"]] if ends else [])
+        assert [path for path, _ in site.seen].count("/auth/session") == 1
+
+    def test_a_websocket_that_breaks_later_or_has_no_session_asks_for_nothing(self, site: Site) -> None:
+        page = site.tab()
+        page.route_web_socket("**/refused", lambda ws: ws.close(code=1006))
+        page.route_web_socket("**/live", lambda ws: ws.on_message(lambda _: ws.close(code=1006)))
+        page.evaluate(CLOSED, "/refused")
+        site.answers("/auth/login?channel=header", swap=OLD)
+        page.evaluate(SIGN_IN)
+        page.evaluate(CLOSED, "/live")
+        site.answers("/orders")
+        fetched(page, "/orders")
+        assert "/auth/session" not in [path for path, _ in site.seen]
 
     def test_a_websocket_that_ends_before_the_sign_out_is_answered_does_not_tell_of_a_revocation(
         self, site: Site
@@ -517,7 +551,12 @@ def api() -> Iterator[tuple[str, str, Emulator]]:
         async def orders(session: CurrentSession) -> str:
             return session.user_id
 
-        with serving(app) as address:
+        @app.websocket("/updates")
+        async def updates(websocket: WebSocket, session: CurrentSession) -> None:
+            await websocket.accept("chat")
+            await websocket.close(reason=session.user_id)
+
+        with serving(app, websockets=True) as address:
             addresses.append(address)
             yield origin, address, emulator
 
@@ -541,6 +580,22 @@ def test_a_page_of_another_origin_signs_in_swaps_and_signs_out(
     assert fetched(page, f"{address}/orders") == 401
     assert not is_signed_in(page)
     assert emulator.session(user["sessionInfo"]["sessionId"]).revoked
+
+
+def test_a_websocket_whose_handshake_is_refused_for_its_session_signs_out(
+    api: tuple[str, str, Emulator], browser: Browser
+) -> None:
+    origin, _, emulator = api
+    window = browser.window()
+    page = window.tab(origin)
+    user = emulator.sign_in()
+    page.evaluate("user => otplessSession.signIn(user)", user)
+    assert page.evaluate(CLOSED, "/updates") == user["userId"]
+    emulator.revoke(user["sessionInfo"]["sessionId"])
+    window.refusals = {"401"}
+    assert page.evaluate(CLOSED, "/updates") == ""  # a browser keeps the answer to itself
+    page.wait_for_function("!otplessSession.signedIn")
+    assert [name for name, _ in events(page)] == ["signed-in", "signed-out"]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)

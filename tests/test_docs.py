@@ -257,6 +257,7 @@ class TestCheckers:
         [
             "make coffee",
             'pip install "fastapi-otpless-session[oracle]"',
+            'pip install ".[oracle]"',
             "pip install somebody-elses",
             "python -m fastapi_otpless_session keygem",
             "python -m fastapi_otpless_session emulator --prot 1",

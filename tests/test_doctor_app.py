@@ -29,6 +29,7 @@ from fastapi_otpless_session import (
     Session,
     create_session_router,
     current_session,
+    fresh_within,
 )
 from fastapi_otpless_session.doctor.application import Place, view
 from fastapi_otpless_session.doctor.places import meets
@@ -245,6 +246,72 @@ def test_a_sign_in_that_asks_for_a_session_is_a_problem(examine: Examine, place:
     assert "POST /shop/auth/login" in found.text("router")
 
 
+SHADOWED = """
+from fastapi import APIRouter, FastAPI, Request
+from fastapi_otpless_session import OtplessSessionMiddleware, create_session_router
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Host, Route
+
+def own(request: Request): return PlainTextResponse("mine")
+page = Starlette(routes=[Route("/{{path:path}}", own)])
+
+app = FastAPI()
+app.add_middleware(OtplessSessionMiddleware)
+{before}
+app.include_router(create_session_router(), prefix="{prefix}")
+{after}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        ("app.mount('/', page)", "what is mounted at / gets it"),
+        ("app.mount('/auth', page)", "what is mounted at /auth gets it"),
+        ("app.post('/auth/login')(own)", "the route POST /auth/login gets it"),
+        (
+            "app.add_route('/{path:path}', own, methods=['GET', 'POST'])",
+            "the route GET, HEAD, POST /{path:path} gets it",
+        ),
+        (
+            "shop = APIRouter(prefix='/auth'); shop.post('/login')(own); app.include_router(shop)",
+            "another router gets it",
+        ),
+    ],
+    ids=["a mount", "a mount of its folder", "a route", "a route for all paths", "a router"],
+)
+def test_a_sign_in_that_another_route_gets_first_is_a_problem(examine: Examine, before: str, says: str) -> None:
+    found = examine(app=SHADOWED.format(before=before, prefix="/auth", after=""))
+    assert found["router"] == "problem", found.text("router")
+    assert says in found.text("router")
+    assert "POST /auth/login" in found.text("router")
+    assert "before it" in found.text("router")
+
+
+@pytest.mark.parametrize("prefix", ["/auth", "/{shop}/auth", "/{number:int}/{shop}"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", "app.mount('/', page); app.post('/auth/login')(own)"),
+        ("app.host('shop.example', page)", ""),
+        ("app.mount('/auth', Starlette(routes=[Host('shop.example', page)]))", ""),
+        ("app.get('/auth/login')(own); app.mount('/admin', page); app.add_route('/{path:path}', own)", ""),
+    ],
+    ids=["what comes later", "a host", "a mounted host", "what is for others"],
+)
+def test_a_sign_in_that_comes_first_is_fine(examine: Examine, before: str, after: str, prefix: str) -> None:
+    found = examine(app=SHADOWED.format(before=before, prefix=prefix, after=after))
+    assert found["router"] == "ok", found.text("router")
+
+
+def test_a_sign_in_in_what_is_mounted_may_be_shadowed_there(examine: Examine) -> None:
+    mounted = "outer = FastAPI(); outer.mount('/shop', app); app = outer"
+    inside = SHADOWED.format(before="app.mount('/', page)", prefix="/auth", after=mounted)
+    assert "what is mounted at /shop/ gets" in examine(app=inside).text("router")
+    assert examine(app=SHADOWED.format(before="", prefix="/auth", after=mounted))["router"] == "ok"
+
+
 @pytest.mark.parametrize("hook", ["on_sign_in", "on_refresh", "on_sign_out", "on_reuse"])
 def test_a_hook_that_the_middleware_was_given_is_told_where_it_belongs(examine: Examine, hook: str) -> None:
     found = examine(app=APP.replace("Middleware)", f"Middleware, {hook}=print)"))
@@ -453,7 +520,7 @@ def test_a_glob_meets_what_is_mounted() -> None:
 MISREAD = """
 from typing import Annotated
 from fastapi import APIRouter, Depends, WebSocket
-from fastapi_otpless_session import CurrentSessionDetails, FreshSession, Session, SessionDetails
+from fastapi_otpless_session import CurrentSessionDetails, FreshSession, Session, SessionDetails, fresh_within
 
 router = APIRouter()
 
@@ -471,6 +538,8 @@ def right(session: CurrentSession): ...
         ("@router.post('/r')\ndef r(order: list[str], session: Session | None = None): ...", "problem"),
         ("@router.get('/r')\ndef r(details: SessionDetails): ...", "problem"),
         ("@router.get('/r')\ndef r(user=Depends(wrong)): ...", "problem"),
+        ("@router.get('/r')\ndef r(session: Annotated[Session, Depends(fresh_within)]): ...", "problem"),
+        ("@router.get('/r')\ndef r(session: Annotated[Session, Depends(fresh_within(9))]): ...", "ok"),
         ("@router.websocket('/r')\nasync def r(websocket: WebSocket, session=Depends(CurrentSession)): ...", "problem"),
         ("@router.post('/r')\ndef r(order: list[str], session: FreshSession): ...", "ok"),
         ("@router.get('/r')\ndef r(user=Depends(right)): ...", "ok"),
@@ -711,8 +780,11 @@ def test_a_session_that_fastapi_misreads_is_a_422() -> None:
     @app.get("/bare")
     async def bare(session: Session) -> None: ...
 
+    @app.get("/within")
+    async def within(session: Annotated[Any, Depends(fresh_within)]) -> None: ...
+
     client = TestClient(app)
-    for path, place in (("/called", ["query", "args"]), ("/bare", ["body"])):
+    for path, place in (("/called", ["query", "args"]), ("/bare", ["body"]), ("/within", ["query", "seconds"])):
         answer = client.get(path)
         assert answer.status_code == 422
         assert answer.json()["detail"][0]["loc"] == place

@@ -365,8 +365,8 @@ def test_a_password_is_blotted_out_wherever_it_stands(examine: Examine, written:
     assert "below /*** only" in found.checks["cookie-path"]["finding"]
 
 
-def test_a_redis_is_written_and_its_clock_compared(examine: Examine, redis_server: RedisServer) -> None:
-    found = examine(OTPLESS_STORE_URL=redis_server.url)
+def test_a_redis_is_written_and_its_clock_compared(examine: Examine, make_redis: MakeRedis) -> None:
+    found = examine(OTPLESS_STORE_URL=make_redis(appendonly="yes").url)
     assert found["store"] == found["store-clock"] == found["store-shared"] == "ok"
 
 
@@ -397,15 +397,34 @@ def test_a_redis_that_may_throw_sessions_away_is_a_warning(
     assert found["store-clock"] == "ok"
 
 
+def test_a_redis_that_may_forget_what_it_confirmed_is_a_warning(examine: Examine, redis_server: RedisServer) -> None:
+    found = examine(OTPLESS_STORE_URL=redis_server.url)
+    assert found["store"] == "warning", found.text("store")
+    assert "appendonly no" in found.text("store")
+    assert "CONFIG SET appendonly yes" in found.text("store")
+
+
+def test_a_redis_that_may_not_be_asked_for_its_settings_is_said(examine: Examine, make_redis: MakeRedis) -> None:
+    server = make_redis(user="shop on >secret ~otpless:* +@all -info")
+    found = examine(OTPLESS_STORE_URL=server.url.replace("://", "://shop:secret@"))
+    assert found["store"] == "warning", found.text("store")
+    assert "could not be looked at" in found.text("store")
+    assert "+info" in found.text("store")
+
+
 def test_a_cluster_that_may_throw_sessions_away_is_a_warning(examine: Examine, redis_cluster: RedisCluster) -> None:
-    assert examine(OTPLESS_STORE_URL=redis_cluster.url)["store"] == "ok"
-    try:
+    def configure(name: str, value: str) -> None:
         for node in redis_cluster.nodes:
-            node.execute("CONFIG SET", "maxmemory-policy", "allkeys-lru")
+            node.execute("CONFIG SET", name, value)
+
+    try:
+        configure("appendonly", "yes")
+        assert examine(OTPLESS_STORE_URL=redis_cluster.url)["store"] == "ok"
+        configure("maxmemory-policy", "allkeys-lru")
         assert examine(OTPLESS_STORE_URL=redis_cluster.url)["store"] == "warning"
     finally:
-        for node in redis_cluster.nodes:
-            node.execute("CONFIG SET", "maxmemory-policy", "noeviction")
+        configure("maxmemory-policy", "noeviction")
+        configure("appendonly", "no")
 
 
 def test_a_postgresql_is_written_and_its_clock_compared(

@@ -33,7 +33,7 @@ LAYERS = [
     {
         *("doctor", "doctor.findings", "doctor.host", "doctor.application", "doctor.load", "doctor.setup"),
         *("doctor.otpless", "doctor.store", "doctor.configuration", "doctor.cookie", "doctor.layers", "doctor.places"),
-        *("doctor.refusals", "doctor.site", "doctor.checks", "doctor.display", "doctor.cli"),
+        *("doctor.matching", "doctor.refusals", "doctor.site", "doctor.checks", "doctor.display", "doctor.cli"),
     },
 ]
 ON_TOP = {"", "command_line", "__main__"}

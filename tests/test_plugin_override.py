@@ -188,6 +188,16 @@ def test_a_sign_in_says_what_to_use_instead(app: FastAPI) -> None:
         client.post("/auth/login", json=user)
 
 
+def test_whoever_signs_in_meanwhile_is_told_that_the_session_is_there_already() -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware)
+    with use_emulator(app) as otpless, override_session(app), TestClient(app) as client:
+        with pytest.raises(ConfigurationError, match="override_session has taken OtplessSessionMiddleware's place"):
+            otpless.sign_in(client)
+        with pytest.raises(ConfigurationError, match=r"sign_in .* outside of its block"), use_emulator(app):
+            pass
+
+
 def test_sessions_and_the_requests_state_are_the_overridden_ones(app: FastAPI) -> None:
     @app.delete("/everywhere/{user_id}")
     async def everywhere(user_id: str, sessions: Sessions) -> int:

@@ -22,6 +22,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from pages import Block, blocks, tables
 from processes import PATIENCE
+from starlette.testclient import WebSocketDenialResponse
 from starlette.websockets import WebSocketDisconnect
 
 import fastapi_otpless_session
@@ -29,6 +30,7 @@ from fastapi_otpless_session import (
     BodyRefusedError,
     ChannelUnreadError,
     CookieTooLargeError,
+    CurrentSession,
     OtplessSessionMiddleware,
     OtplessSettings,
     RefusalError,
@@ -200,9 +202,17 @@ class TestRoutes:
             assert client.get("/account/help").json() == "help"
 
     def test_refusals_can_be_restyled(self) -> None:
-        with _client(_app("your-own-answers"), follow_redirects=False) as client:
+        app = _app("your-own-answers")
+
+        @app.websocket("/updates")
+        async def updates(session: CurrentSession) -> None: ...
+
+        with _client(app, follow_redirects=False) as client:
             answer = client.get("/orders")
             assert answer.headers["location"] == "/sign-in?because=session_missing"
+            with pytest.raises(WebSocketDenialResponse) as denied, client.websocket_connect("/updates"):
+                pass
+            assert denied.value.headers["location"] == "/sign-in?because=session_missing"
 
     def test_a_script_signs_a_user_out(
         self, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from conftest import World
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from fastapi_otpless_session import CurrentSession, OptionalSession, Session
 from fastapi_otpless_session.testing import override_session
@@ -76,6 +77,21 @@ def test_without_the_annotation_nothing_is_sent_and_the_error_is_the_one_in_the_
         world.get("/me/unsaid")
     with override_session(world.app), pytest.raises(TypeError, match="cannot pickle 'mappingproxy' object"):
         world.get("/me/unsaid")
+
+
+def test_in_a_dictionary_of_anything_it_is_an_error_and_in_one_of_sessions_its_public_part(world: World) -> None:
+    @world.app.get("/me/anything")
+    async def anything(session: CurrentSession) -> dict[str, Any]:
+        return {"session": session}
+
+    @world.app.get("/me/named")
+    async def named(session: CurrentSession) -> dict[str, Session]:
+        return {"session": session}
+
+    world.sign_in()
+    with pytest.raises(PydanticSerializationError, match="Unable to serialize unknown type: <class 'mappingproxy'>"):
+        world.get("/me/anything")
+    assert set(world.get("/me/named").json()["session"]) == PUBLIC
 
 
 def test_nobody_sends_a_session_of_their_own_making_to_a_route_that_forgot_depends(world: World) -> None:

@@ -23,7 +23,8 @@ from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, Standing, State
 from fastapi_otpless_session.stores.lua import KEPT_LONGER
-from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE
+from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE, RedisStore
+from fastapi_otpless_session.stores.redis_link import dangers_in
 from fastapi_otpless_session.testing.store_contract import (
     GRACE,
     LIFE,
@@ -257,7 +258,7 @@ async def test_a_refused_password_is_a_fault_that_does_not_show_it(make_redis: M
 
 
 async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) -> None:
-    rights = "~otpless:* +@read +@write +@connection +@scripting +time"
+    rights = "~otpless:* +@read +@write +@connection +@scripting +time +info"
     assert rights in PAGE
     server = make_redis(user=f"shop on >secret {rights}")
     async with opened(server.url.replace("://", "://shop:secret@")) as subject:
@@ -266,6 +267,8 @@ async def test_a_user_needs_no_more_than_the_readme_says(make_redis: MakeRedis) 
         assert len(await subject.store.list_user("MO-1")) == 1
         await subject.end(revoke_in=0)
         assert await subject.claim() == ["s-1"]
+        assert isinstance(subject.store, RedisStore)
+        assert list(await subject.store.dangers()) == ["appendonly yes"]
 
 
 async def test_the_configuration_of_the_documentation_keeps_sessions_through_a_crash(make_redis: MakeRedis) -> None:
@@ -294,12 +297,30 @@ def test_a_missing_package_is_told_with_what_to_install() -> None:
     assert 'pip install "fastapi-otpless-session[redis]"' in ended.stderr
 
 
-@pytest.mark.parametrize(("policy", "warned"), [("noeviction", False), ("allkeys-lru", True)])
-async def test_a_server_that_may_throw_sessions_away_is_warned_of(
-    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture, policy: str, warned: bool
+@pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
+@pytest.mark.parametrize("appendonly", ["yes", "no"])
+async def test_a_server_that_may_throw_sessions_away_or_forget_what_it_confirmed_is_warned_of(
+    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture, policy: str, appendonly: str
 ) -> None:
-    async with opened(make_redis(maxmemory_policy=policy).url):
-        assert (f"maxmemory-policy {policy}" in caplog.text) is warned
+    async with opened(make_redis(maxmemory_policy=policy, appendonly=appendonly).url):
+        assert (f"maxmemory-policy {policy}" in caplog.text) is (policy != "noeviction")
+        assert ("appendonly no" in caplog.text) is (appendonly == "no")
+
+
+async def test_a_server_that_may_not_be_asked_for_its_settings_works_and_is_not_warned_of(
+    make_redis: MakeRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = make_redis(user="shop on >secret ~otpless:* +@all -info")
+    async with opened(server.url.replace("://", "://shop:secret@")) as subject:
+        await subject.sign_in()
+        assert isinstance(subject.store, RedisStore)
+        with pytest.raises(StoreError, match="info"):
+            await subject.store.dangers()
+    assert caplog.messages == []
+
+
+def test_of_a_server_that_does_not_tell_its_settings_nothing_is_said() -> None:
+    assert dangers_in({"redis_version": "7.4.0"}) == {}
 
 
 # Life

@@ -16,6 +16,7 @@ import pytest
 from backends import NO_POSTGRES, PostgresServer, find_postgres, required
 from certificates import CERTIFICATE, KEY, write_certificate
 from creators import PROCESSES, create_together
+from pages import DOCS
 from processes import HOST, PATIENCE, Account, Guard, are_kept_alive, steady_port, wait_until
 from proxy import ANSWER, REQUEST, Proxy
 from simulated import LoopTime, settle
@@ -187,6 +188,7 @@ async def test_a_role_that_may_not_create_works_where_the_tables_are(
 ) -> None:
     _run_printed_schema(postgres_server, postgres_url, capsys)
     grants = "SELECT, INSERT, UPDATE, DELETE ON otpless_sessions, otpless_tokens, otpless_meta"
+    assert f"GRANT {grants} TO" in (DOCS / "stores.md").read_text(encoding="utf-8")
     postgres_server.execute(f"GRANT {grants} TO {limited_role}", postgres_url)
     async with opened(of_role(postgres_url, limited_role)) as subject:
         await subject.sign_in()

@@ -16,6 +16,7 @@ from fastapi_otpless_session.dependencies import (
     current_session,
     current_session_details,
     fresh_session,
+    fresh_within,
     made_by_fresh_within,
 )
 from fastapi_otpless_session.middleware import OtplessSessionMiddleware
@@ -157,7 +158,7 @@ def _walk(app: Any, prefix: str, mounted: dict[str, Application]) -> Iterator[tu
     for path, route, asked in _flat(getattr(app, "routes", ())):
         if isinstance(route, Mount | Host):
             at = prefix + (route.path if isinstance(route, Mount) else "")
-            within = _unwrapped(route.app)
+            within = unwrapped(route.app)
             if hasattr(within, "user_middleware"):
                 mounted[at or "/"] = view(route.app)
             inner = list(_walk(within, at, mounted))
@@ -169,7 +170,7 @@ def _walk(app: Any, prefix: str, mounted: dict[str, Application]) -> Iterator[tu
         yield Place(prefix + path, is_open=True), route
 
 
-def _unwrapped(app: Any) -> Any:
+def unwrapped(app: Any) -> Any:
     """Return what other middleware was put around before it was mounted."""
     while not hasattr(app, "routes") and (inner := getattr(app, "app", None)) is not None:
         app = inner
@@ -210,10 +211,12 @@ def _dependant(route: object) -> Dependant | None:
 
 
 def _is_misread(asked: Dependant | None) -> bool:
-    """Whether somebody wrote `Depends(CurrentSession)`, or `session: Session` without a dependency."""
+    """Whether somebody wrote `Depends(CurrentSession)`, `Depends(fresh_within)`, or `session: Session` by itself."""
     if asked is None:
         return False
     called: list[Any] = [each.call for each in asked.dependencies]
+    if fresh_within in called:
+        return True
     types = [get_args(call)[0] for call in called if get_origin(call) is Annotated]
     types += [field.field_info.annotation for field in asked.body_params]
     return any(_is_ours(each) for each in types) or any(map(_is_misread, asked.dependencies))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from fastapi_otpless_session.doctor.application import Place
 from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
+from fastapi_otpless_session.doctor.matching import taker
 from fastapi_otpless_session.doctor.setup import Setup
 
 PARAMETER = re.compile(r"\{[^{}]*\}")
@@ -25,6 +26,12 @@ async def router(setup: Setup) -> Outcome:
             "Give that dependency to the routers that need a session, or name their paths in OTPLESS_REQUIRED_PATHS, "
             "which leaves signing in open.",
         )
+    for path in paths:
+        if (name := taker(setup.app.inner, path)) is not None:
+            return problem(
+                f"POST {path} does not reach the router: {name} gets it first, and nobody can sign in.",
+                "Routes are asked in their order: put app.include_router(create_session_router(), …) before it.",
+            )
     if len(paths) > 1:
         return warning(f"The router is there {len(paths)} times: {', '.join(paths)}.", "Include it once.")
     if paths:
@@ -43,7 +50,7 @@ async def session_arguments(setup: Setup) -> Outcome:
     return problem(
         f"FastAPI takes the session of {', '.join(misread)} for a part of the request: the answer is 422, or it is "
         "never there.",
-        "Write session: CurrentSession, without Depends, and details: CurrentSessionDetails.",
+        "Without Depends: session: CurrentSession, details: CurrentSessionDetails. With it: Depends(fresh_within(60)).",
     )
 
 

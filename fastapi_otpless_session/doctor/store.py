@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -24,15 +24,14 @@ from fastapi_otpless_session.stores.sqlite import SqliteStore
 LIFE = 0.2
 """How many seconds the row lives that is written to see whether that works."""
 PURGE_BATCH = 500
-SAFE_POLICY = "CONFIG SET maxmemory-policy noeviction, and the same in redis.conf."
 SHARED = "Use postgresql:// or redis:// for OTPLESS_STORE_URL."
 
 
 @runtime_checkable
-class _Evicting(Protocol):
+class _Endangered(Protocol):
     """The Redis store. Its class is not named, because its packages need not be there."""
 
-    async def danger_of_eviction(self) -> str | None: ...
+    async def dangers(self) -> Mapping[str, str]: ...
 
 
 async def store(setup: Setup) -> Outcome:
@@ -43,7 +42,7 @@ async def store(setup: Setup) -> Outcome:
     try:
         async with _opened(setup, path) as opened:
             written = await _written(opened, _shown(scheme, path))
-            return await _eviction(opened) or written if written.status is Status.OK else written
+            return await _dangers(opened) or written if written.status is Status.OK else written
     except ConfigurationError as error:
         text = str(error).removeprefix("OTPLESS_STORE_URL: ")
         return problem(f"OTPLESS_STORE_URL: {text}.", "Write it as the text says, or install what it names.")
@@ -121,10 +120,19 @@ async def _written(opened: SessionStore, shown: str) -> Outcome:
     return ok(f"{shown} can be reached and written: a row of a moment was written, found, and {over}.")
 
 
-async def _eviction(opened: SessionStore) -> Outcome | None:
+async def _dangers(opened: SessionStore) -> Outcome | None:
     """Repeat what the store itself warns of when it is opened."""
-    danger = await opened.danger_of_eviction() if isinstance(opened, _Evicting) else None
-    return None if danger is None else warning(f"{danger}.", SAFE_POLICY)
+    try:
+        found = await opened.dangers() if isinstance(opened, _Endangered) else {}
+    except StoreError as error:
+        return warning(
+            f"Whether the store may lose sessions could not be looked at: {error}.",
+            "Let its user ask: +info in Redis's access list.",
+        )
+    if not found:
+        return None
+    commands = ", ".join(f"CONFIG SET {setting}" for setting in found)
+    return warning(" ".join(f"{danger}." for danger in found.values()), f"{commands}, and the same in redis.conf.")
 
 
 @asynccontextmanager

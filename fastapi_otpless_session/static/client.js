@@ -215,9 +215,12 @@
     const token = read();
     if (token && AS_BEARER) throw new Error("A websocket can only bring the token where OTPLESS_TOKEN_SOURCES has header");
     const opened = new WebSocket(url.href, (token ? [SUBPROTOCOL, token] : []).concat(protocols || []));
+    let wasOpen = false;
+    opened.addEventListener("open", () => (wasOpen = true));
     opened.addEventListener("close", ({ code, reason }) => {
-      const isCurrent = token && sessionOf(read()) === sessionOf(token);
-      if (code === POLICY_VIOLATION && isOver(reason) && isCurrent) write(null, reason);
+      if (!token || sessionOf(read()) !== sessionOf(token)) return;
+      if (code === POLICY_VIOLATION && isOver(reason)) write(null, reason);
+      else if (!wasOpen) call(base.href + "session").catch(() => {}); // why, a page cannot read
     });
     return opened;
   }

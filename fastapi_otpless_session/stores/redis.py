@@ -34,7 +34,7 @@ from fastapi_otpless_session.stores.base import (
 )
 from fastapi_otpless_session.stores.records import COLUMNS, TYPES, confirmations_text, record_of, row_of
 from fastapi_otpless_session.stores.redis_cluster import Work
-from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink, danger_of_eviction
+from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink, dangers
 
 DIGESTS = "digests"
 LONGEST_LINEAGE = 32
@@ -121,10 +121,13 @@ class RedisStore:
         """Close the running event loop's connections."""
         await self._links.close()
 
-    async def danger_of_eviction(self) -> str | None:
-        """Return what `open` warns of: a server, any one of a Cluster's, that may throw sessions away."""
-        danger: str | None = await self._do(None, danger_of_eviction, is_read=True)
-        return danger
+    async def dangers(self) -> Mapping[str, str]:
+        """Return what `open` warns of, of a server, any one of a Cluster's: dangers, each under the setting without it.
+
+        Raises `StoreError`, also where the server may not be asked for its settings.
+        """
+        found: Mapping[str, str] = await self._do(None, dangers, is_read=True)
+        return found
 
     async def now(self) -> float:
         """Return the server's time. The servers of a Cluster must agree on it to a second or so."""

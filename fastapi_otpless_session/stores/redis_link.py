@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -190,7 +190,7 @@ class RedisLink:
         client = _connect(host)
         try:
             mode = await _mode(client)
-            await _warn_of_eviction(client)
+            await _warn_of_dangers(client)
             if mode == "standalone" and len(self._address.hosts) == 1:
                 return client
         except BaseException:
@@ -246,22 +246,32 @@ async def _mode(client: Redis) -> str:
     return bytes(fields[b"mode"]).decode()
 
 
-async def _warn_of_eviction(client: Redis) -> None:
-    danger = await danger_of_eviction(client)
-    if danger is not None:
-        logger.warning("%s", danger)
-
-
-async def danger_of_eviction(client: Redis) -> str | None:
-    """Say what a server's `maxmemory-policy` may do to sessions, and what it should be, if it is not that."""
+async def _warn_of_dangers(client: Redis) -> None:
     try:
-        memory = await client.info("memory")
+        found = await dangers(client)
     except ResponseError:  # not permitted here
-        return None
-    policy = str(memory.get("maxmemory_policy", SAFE_POLICY))
-    if policy == SAFE_POLICY:
-        return None
-    return (
-        f"Redis may throw sessions away when its memory is full (maxmemory-policy {policy}): people would be signed "
-        f"out, and sign-outs forgotten; set it to {SAFE_POLICY}"
-    )
+        return
+    for setting, danger in found.items():
+        logger.warning("%s; set %s", danger, setting)
+
+
+async def dangers(client: Redis) -> Mapping[str, str]:
+    """Say what a server's settings may do to sessions, each under the setting that keeps it from that."""
+    return dangers_in({**await client.info("memory"), **await client.info("persistence")})
+
+
+def dangers_in(told: Mapping[str, Any]) -> dict[str, str]:
+    """Judge what `INFO` tells. Providers leave fields out: of those nothing is said."""
+    found = {}
+    policy = told.get("maxmemory_policy", SAFE_POLICY)
+    if policy != SAFE_POLICY:
+        found[f"maxmemory-policy {SAFE_POLICY}"] = (
+            f"Redis may throw sessions away when its memory is full (maxmemory-policy {policy}): people would be "
+            "signed out, and sign-outs forgotten"
+        )
+    if not told.get("aof_enabled", True):
+        found["appendonly yes"] = (
+            "Redis may forget what it confirmed when it is started anew (appendonly no): people would be signed out, "
+            "and sign-outs undone"
+        )
+    return found

@@ -15,6 +15,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from fastapi_otpless_session import ConfigurationError, OtplessSessionMiddleware, OtplessSessions, OtplessSettings
+from fastapi_otpless_session.testing.overridden import OverridingMiddleware
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,11 @@ def _is_one_of(entry: Middleware, kinds: tuple[type[Any], ...]) -> bool:
 def existing_places(app: object) -> list[Place]:
     """Return `places`. Raises `ConfigurationError` where there is none."""
     found = places(app)
+    if not found and places(app, (OverridingMiddleware,)):
+        raise ConfigurationError(
+            "override_session has taken OtplessSessionMiddleware's place on this application: every request has its "
+            "session already. Use sign_in and use_emulator(app) outside of its block."
+        )
     if not found:
         raise ConfigurationError(
             f"There is no OtplessSessionMiddleware on this application ({type(app).__name__}). "
