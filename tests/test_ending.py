@@ -477,6 +477,24 @@ async def test_a_sign_out_with_a_renewed_token_is_an_error_where_nobody_can_note
 # Shutdown
 
 
+async def test_an_answer_about_somebody_else_signs_out_nobody_else(clock: Clock) -> None:
+    """A dead token's refresh token is used up to end its session, and OTPLESS errs about whose the new pair is."""
+    emulator, store = Emulator(clock=clock), SqliteStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        clock.advance(DAY + 1)
+        emulator.add_fault(Fault("other_session", path="get-new-session-token", times=1))
+        await worker.sign_out(world.token)
+        others = [each for each in emulator.sessions() if each.session_id != world.session_id]
+        assert others
+        assert not any(each.revoked for each in others)
+        clock.advance(11)
+        await worker.housekeep()
+        assert emulator.session(world.session_id).revoked
+        assert (await the_row(store, world.session_id)).revocation_due is None
+    await store.close()
+
+
 async def test_everything_that_the_store_could_not_note_is_written_at_shutdown(clock: Clock) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store]) as world:
