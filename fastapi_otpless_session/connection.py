@@ -55,6 +55,7 @@ class RequestSession:
     ) -> None:
         self.sessions = sessions
         self.transport = transport
+        self._arrived_at = sessions.monotonic()
         # Not the scope itself, which leads here: nobody but the garbage collector could free the two.
         self._headers = scope["headers"]
         self._scheme = scope.get("scheme", "")
@@ -191,9 +192,14 @@ class RequestSession:
         return None
 
     def _asked(self, max_age: float | None) -> Coroutine[Any, Any, Session | SessionReason]:
-        """Return what the token stands for, by the sessions' word."""
-        presented = self.presented
-        return self.sessions.resolve(presented.token or "", known_only=presented.is_cookie_only, max_age=max_age)
+        """Return what the token stands for, by the sessions' word.
+
+        It may be long after the request arrived: FastAPI reads a body, however slowly it comes, before it asks.
+        """
+        presented, waited = self.presented, self.sessions.monotonic() - self._arrived_at
+        return self.sessions.resolve(
+            presented.token or "", known_only=presented.is_cookie_only, max_age=max_age, waited=waited
+        )
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
         """Write a swapped token into the start of a response, in place, after one more look at the session."""

@@ -80,6 +80,8 @@ class _Asked(NamedTuple):
     digest: bytes
     known_only: bool
     max_age: float | None
+    waited: float
+    """How many seconds ago it was presented."""
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""
@@ -160,13 +162,15 @@ class Resolver:
             copy.read_again(now, at)
         return now
 
-    async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
+    async def resolve(
+        self, token: str, *, known_only: bool, max_age: float | None, waited: float
+    ) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
         came_from("token")
         if not tokens.is_token(token):
             return SessionReason.INVALID
         digest = self._digest(token)
-        asked = _Asked(token, digest, known_only, max_age)
+        asked = _Asked(token, digest, known_only, max_age, max(0.0, waited))
         if digest in self._endings.signed_out:
             came_from("memory")
             return SessionReason.REVOKED
@@ -292,10 +296,10 @@ class Resolver:
         reason = await self._ended(row)
         if reason is not None:
             return reason
-        standing = row.standing(found.generation, now, self._settings.rotation_grace)
-        if standing is Standing.SUPERSEDED:
+        standing = row.standing(found.generation, now - asked.waited, self._settings.rotation_grace)
+        if standing in {Standing.SUPERSEDED, Standing.FORGOTTEN}:
             self._copies.drop(asked.digest)  # it would be served in an outage
-            return await self._reused(row)
+            return await self._reused(row) if standing is Standing.SUPERSEDED else SessionReason.REUSED
         is_dead = is_over(row.token_expires_at, now)
         if standing is Standing.CURRENT and asked.max_age is None:
             fresh = self._copies.of(row, claims, now, read_at)

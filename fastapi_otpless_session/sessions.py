@@ -93,6 +93,8 @@ class OtplessSessions:
         self._vault = vault = Vault(settings)
         self.is_open: bool = False
         self._clock = clock
+        self.monotonic: Callable[[], float] = monotonic
+        """Seconds that never go back."""
         self._background = background = Background(drain=DRAIN_FACTOR * settings.refresh_timeout + LANDING_SECONDS)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
@@ -231,14 +233,15 @@ class OtplessSessions:
         return served
 
     async def resolve(
-        self, token: str, *, known_only: bool = False, max_age: float | None = None
+        self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
     ) -> Session | SessionReason:
         """Return the session that a token stands for, refreshed where need be, or the reason why there is none.
 
         `known_only`: admit only what was signed in here, as the cookie channel does. `max_age`: OTPLESS itself must
-        have said "valid" within the last `max_age` seconds. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
+        have said "valid" within the last `max_age` seconds. `waited`: how many seconds ago the token came; whether it
+        was superseded is judged by then. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
         """
-        outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age)
+        outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age, waited=waited)
         if isinstance(outcome, Session):
             telemetry.count_resolution("stale" if outcome.stale else "session")
         else:
