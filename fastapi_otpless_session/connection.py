@@ -202,14 +202,18 @@ class RequestSession:
         )
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
-        """Write a swapped token into the start of a response, in place, after one more look at the session."""
+        """Write a swapped token into the start of a response, in place, after one more look at the session.
+
+        It is the newest by then, as for an older token that is presented: whoever presented this one may have no other.
+        """
         session, headers = self._outcome, message["headers"]
         if not isinstance(session, Session):
             return
         try:
-            life = await self.sessions.remaining_life(session)
-            if life is not None:
-                self.transport.write_session(headers, self.presented.channels, session.token.get_secret_value(), life)
+            newest = await self.sessions.newest_token(session)
+            if newest is not None:
+                token, life = newest
+                self.transport.write_session(headers, self.presented.channels, token.get_secret_value(), life)
         except StoreError as error:
             telemetry.logger.warning("The swapped token goes out with the next response: %s", error)
         except CookieTooLargeError as error:

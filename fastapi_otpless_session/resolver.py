@@ -196,7 +196,7 @@ class Resolver:
     def remaining_life(self, session: Session) -> float | None:
         """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once.
 
-        It takes a look at the row, however long a copy may be believed.
+        Or its token is not the newest any more. It takes a look at the row, however long a copy may be believed.
         """
         digest = self._digest(session.token.get_secret_value())
         copy = self._copies.get(digest)

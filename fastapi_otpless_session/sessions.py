@@ -34,6 +34,7 @@ from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
 from fastapi_otpless_session.strangers import Stranger, Strangers, check_details
+from fastapi_otpless_session.tokens import UnreadableError
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
@@ -260,18 +261,24 @@ class OtplessSessions:
                 self._duties.note_unwritten(session.id)
             return self._endings.reason(session.id) or SessionReason.UNAVAILABLE
 
-    async def remaining_life(self, session: Session) -> float | None:
-        """Return how many seconds a session's refresh token is still good for; None: the session is not active here.
+    async def newest_token(self, session: Session) -> tuple[SecretStr, float] | None:
+        """Return a session's newest token, and how many seconds its refresh token is still good for.
 
-        Raises `StoreError`.
+        A session that was resolved a while ago may have got another token since, and whoever goes on with the one of
+        then is soon taken for a thief. None: the session is not active here, or its token cannot be unsealed. Raises
+        `StoreError`.
         """
         life = self._resolver.remaining_life(session)
         if life is not None:
-            return max(0.0, life)
+            return session.token, max(0.0, life)
         row = await self._store.get(session.id)
         if row is None or row.state is State.ENDED:
             return None
-        return max(0.0, row.expires_at - await self._store.now())
+        life = max(0.0, row.expires_at - await self._store.now())
+        try:
+            return SecretStr(self._vault.session_token(row)), life
+        except UnreadableError:
+            return None
 
     # Signing in and out
 

@@ -31,6 +31,7 @@ from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, 
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
+from fastapi_otpless_session.tokens import new_key
 
 DAY = 86_400
 
@@ -269,9 +270,9 @@ async def test_of_a_herd_only_the_first_reads_the_row(
         assert all(isinstance(session, Session) and session.refreshed for session in sessions)
         assert len({id(session) for session in sessions}) == 1
         assert asked == Counter(find=1, unchanged_at=seen)
-        [life, *_] = [await worker.remaining_life(s) for s in sessions if isinstance(s, Session)]
-        assert life is not None
-        assert life > 0
+        [newest, *_] = [await worker.newest_token(s) for s in sessions if isinstance(s, Session)]
+        assert newest is not None
+        assert newest[1] > 0
         assert (asked["find"], asked["get"]) == (1, 0)
         assert emulator.count("get-new-session-token") == 1
 
@@ -324,9 +325,9 @@ async def test_a_swapped_token_is_not_handed_out_once_its_session_was_ended_else
         here, elsewhere = world.workers
         session = await here.resolve(world.token)
         assert isinstance(session, Session)
-        assert await here.remaining_life(session)
+        assert await here.newest_token(session) is not None
         await elsewhere.end(world.session_id)
-        assert await here.remaining_life(session) is None
+        assert await here.newest_token(session) is None
 
 
 @pytest.mark.parametrize("store_ttl", [0, 3600])
@@ -928,22 +929,27 @@ async def test_a_store_whose_clock_is_ahead_of_each_new_token_does_not_have_otpl
 
 
 @asynccontextmanager
-async def shop(clock: Clock) -> AsyncIterator[tuple[Workers, httpx.AsyncClient]]:
-    """A worker's application, to whose `/photos` one can send, and what it is asked with.
+async def shop(clock: Clock) -> AsyncIterator[tuple[Workers, httpx.AsyncClient, asyncio.Event]]:
+    """A worker's application, what it is asked with, and until when `/report`, and whatever `upload` sends, take.
 
     FastAPI reads what is sent before it asks by whom.
     """
     store = FailingStore(None, clock=clock)
     async with Workers(Emulator(STRICT, clock=clock), clock, [store]) as world:
-        app = make_app()
+        app, goes_on = make_app(), asyncio.Event()
 
         @app.post("/photos")
         async def photos(photo: dict[str, Any], session: CurrentSession) -> dict[str, Any]:
             return {"photo": photo, "user": session.user_id}
 
+        @app.get("/report")
+        async def report(session: CurrentSession) -> str:
+            await goes_on.wait()
+            return session.user_id
+
         app.add_middleware(OtplessSessionMiddleware, sessions=world.workers[0])
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="https://shop.example") as client:
-            yield world, client
+            yield world, client, goes_on
     await store.close()
 
 
@@ -973,8 +979,7 @@ async def swapped(world: Workers, client: httpx.AsyncClient, token: str) -> str:
 
 async def test_a_token_counts_as_it_did_when_its_request_arrived(clock: Clock) -> None:
     """However slowly the rest of that comes: another tab may have the next token meanwhile."""
-    async with shop(clock) as (world, client):
-        goes_on = asyncio.Event()
+    async with shop(clock) as (world, client, goes_on):
         uploading = asyncio.create_task(upload(client, world.token, goes_on))
         await settle()
         newer = await swapped(world, client, world.token)
@@ -986,8 +991,8 @@ async def test_a_token_counts_as_it_did_when_its_request_arrived(clock: Clock) -
 
 
 async def test_a_superseded_token_is_one_however_slowly_its_request_comes(clock: Clock) -> None:
-    async with shop(clock) as (world, client):
-        newer, goes_on = await swapped(world, client, world.token), asyncio.Event()
+    async with shop(clock) as (world, client, goes_on):
+        newer = await swapped(world, client, world.token)
         clock.advance(31)
         uploading = asyncio.create_task(upload(client, world.token, goes_on))
         await settle()
@@ -1002,8 +1007,8 @@ async def test_who_was_on_the_way_for_several_tokens_gets_nowhere_and_ends_nothi
     clock: Clock, was_good: bool
 ) -> None:
     """By then the row does not tell any more whether the token counted when its request arrived."""
-    async with shop(clock) as (world, client):
-        newest, goes_on = world.token, asyncio.Event()
+    async with shop(clock) as (world, client, goes_on):
+        newest = world.token
         if not was_good:
             newest = await swapped(world, client, newest)
             clock.advance(31)
@@ -1017,7 +1022,36 @@ async def test_who_was_on_the_way_for_several_tokens_gets_nowhere_and_ends_nothi
 
 
 async def test_whoever_says_that_a_token_is_yet_to_come_makes_it_no_older(clock: Clock) -> None:
-    async with shop(clock) as (world, client):
+    async with shop(clock) as (world, client, _):
         await swapped(world, client, world.token)
         clock.advance(20)
         assert isinstance(await world.workers[0].resolve(world.token, waited=-20), Session)
+
+
+async def test_a_late_answer_brings_the_newest_token(clock: Clock) -> None:
+    """The one that it was to bring was replaced meanwhile, and its client, who goes on with it, is no thief."""
+    async with shop(clock) as (world, client, goes_on):
+        clock.advance(DAY + 1)
+        reporting = asyncio.create_task(client.get("/report", headers=with_token(world.token)))
+        await _called(world.emulator)
+        second = token_of(await client.get("/orders", headers=with_token(world.token)))
+        third = await swapped(world, client, second)
+        goes_on.set()
+        answer = await reporting
+        assert (answer.status_code, token_of(answer)) == (200, third)
+
+
+async def test_a_late_answer_brings_no_token_that_cannot_be_read(tmp_path: Path, clock: Clock) -> None:
+    """A worker that has been told of a new key already has sealed the newest token with it."""
+    stores = files(tmp_path, clock, 2)
+    async with Workers(Emulator(STRICT, clock=clock), clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        session = await here.resolve(world.token)
+        assert isinstance(session, Session)
+        with_new_key = make_settings(encryption_keys=[new_key(), "derived"])
+        async with OtplessSessions(with_new_key, store=there.store, client=there._client, clock=clock) as ahead:
+            clock.advance(DAY + 1)
+            assert isinstance(await ahead.resolve(session.token.get_secret_value()), Session)
+        assert await here.newest_token(session) is None
+    await close(stores)
