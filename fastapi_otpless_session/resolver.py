@@ -540,13 +540,15 @@ class Resolver:
             stranger = None if asked.known_only else self._strangers.while_store_is_down(asked.digest)
             if stranger is None or not longest:
                 return SessionReason.UNAVAILABLE
-            return self._endings.reason(stranger.session_id) or stranger.session(asked.token)
+            return stranger if isinstance(stranger, SessionReason) else stranger.session(asked.token)
         row, at = copy.row, self._monotonic()
         age, now = at - copy.at, copy.offset + at
         if self._duties.is_to_end(row, now):
             return SessionReason.UNAVAILABLE
         self._duties.note_unwritten(row.session_id)
-        if self._is_refused(row) or not longest or age > longest or is_over(row.token_expires_at, now):
+        if self._is_refused(row) or self._endings.may_have_forgotten(copy.at):
+            return SessionReason.UNAVAILABLE
+        if not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
         return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
 

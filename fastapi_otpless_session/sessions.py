@@ -101,7 +101,14 @@ class OtplessSessions:
         hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         events = Events(self._hooks, background, clock)
-        self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
+        self._endings = endings = Endings(
+            store=store,
+            outbox=outbox,
+            events=events,
+            background=background,
+            patience=settings.request_timeout,
+            monotonic=monotonic,
+        )
         self._duties = duties = Duties(settings, monotonic)
         self._strangers = strangers = Strangers(
             store=store,
