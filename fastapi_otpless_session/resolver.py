@@ -22,7 +22,14 @@ from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events
 from fastapi_otpless_session.lru import Lru
-from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, ended_reason, named
+from fastapi_otpless_session.refresh import (
+    UNAVAILABLE,
+    Refreshed,
+    Refresher,
+    RefusedAheadError,
+    ended_reason,
+    named,
+)
 from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import (
@@ -129,6 +136,8 @@ class Resolver:
 
         A refresh that gets no answer leaves that as it is. A session that is signed in again counts from one.
         """
+        self._refused_ahead: Lru[str, tuple[float, int]] = Lru(REMEMBERED)
+        """Likewise: which generation OTPLESS did not replace before it was dead. It is not asked to again."""
 
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`.
@@ -370,8 +379,8 @@ class Resolver:
         behind = self._background.is_allowed()
         how = freshness(now - row.validated_at, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.FRESH:
-            if behind and self._duties.is_to_be_refreshed_ahead(row, current.claims, now):
-                await self._background.start(("ahead", row.session_id), lambda: self._refresh_behind(current))
+            if behind and self._is_to_be_refreshed_ahead(current):
+                await self._background.start(("ahead", row.session_id), lambda: self._refresh_ahead(current))
             return current
         if how is Freshness.AGING:
             await self._background.start(("behind", row.session_id), lambda: self._revalidate(current))
@@ -424,8 +433,13 @@ class Resolver:
 
     def _is_refused(self, row: SessionRow) -> bool:
         """Whether OTPLESS said no to a row's current token, or to a later one."""
-        created_at, generation = self._refused.get(row.session_id) or (0.0, 0)
-        return created_at == row.created_at and generation >= row.generation
+        return _has(self._refused, row)
+
+    def _is_to_be_refreshed_ahead(self, current: Current) -> bool:
+        row = current.row
+        if not self._duties.is_to_be_refreshed_ahead(row, current.claims, current.now):
+            return False
+        return not _has(self._refused_ahead, row)
 
     def _is_worth_noting(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
@@ -441,12 +455,23 @@ class Resolver:
             telemetry.logger.info("Behind a request: %s", error)
         self._doubt(current.token)  # the row has moved on
 
-    async def _refresh_behind(self, current: Current) -> None:
+    async def _refresh_ahead(self, current: Current) -> None:
+        """Refresh behind the request what is good for a while yet. A refusal ends nothing before that."""
+        try:
+            await self._refresh_behind(current, ahead=True)
+        except RefusedAheadError as error:
+            telemetry.logger.info("Behind a request: %s", error)
+            row = current.row
+            self._refused_ahead.put(row.session_id, (row.created_at, row.generation))
+
+    async def _refresh_behind(self, current: Current, *, ahead: bool = False) -> None:
         """Refresh behind the request, from the row as it is now: what was believed has no refresh token."""
         try:
             row = await self._store.get(current.row.session_id)
             if row is not None and row.state is State.ACTIVE and row.generation == current.row.generation:
-                await self._refreshed(current._replace(row=row))
+                await self._refreshed(current._replace(row=row), ahead=ahead)
+        except RefusedAheadError:
+            raise
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
 
@@ -459,21 +484,15 @@ class Resolver:
             await self._seen(current)
             raise
 
-    async def _refreshed(self, current: Current) -> Current | SessionReason:
-        row, led, began_at = current.row, False, self._monotonic()
-
-        def lead() -> Coroutine[Any, Any, Refreshed | SessionReason]:
-            nonlocal led
-            led = True
-            return self._refresher.refresh(row)
-
-        result = UNAVAILABLE
+    async def _refreshed(self, current: Current, *, ahead: bool = False) -> Current | SessionReason:
+        row, began_at = current.row, self._monotonic()
         try:
-            outcome = await self._background.share(("refresh", row.session_id), lead, self._patience)
-            result = named(outcome)
-        finally:
-            if not led:
-                _count_coalesced(result)
+            outcome = await self._shared_refresh(("refresh", row.session_id), row, ahead)
+        except RefusedAheadError:
+            if ahead:
+                raise
+            # What was under way was for nobody; this one needs it.
+            outcome = await self._shared_refresh(("needed refresh", row.session_id), row, ahead)
         if outcome is SessionReason.INVALID:  # unreadable here, which says nothing about the session
             return SessionReason.EXPIRED
         if isinstance(outcome, SessionReason):
@@ -483,6 +502,23 @@ class Resolver:
         if outcome.committed:  # each answer that hands the token out looks at its row again
             self._copies.keep(self._digest(outcome.token), outcome.row, claims, now, began_at)
         return Current(outcome.row, outcome.token, claims, now, outcome.row.validated_at, refreshed=outcome.committed)
+
+    async def _shared_refresh(self, key: Hashable, row: SessionRow, ahead: bool) -> Refreshed | SessionReason:
+        """Refresh, once for all who ask by this key now. Raises `NoVerdictError`."""
+        led, result = False, UNAVAILABLE
+
+        def lead() -> Coroutine[Any, Any, Refreshed | SessionReason]:
+            nonlocal led
+            led = True
+            return self._refresher.refresh(row, ahead=ahead)
+
+        try:
+            outcome = await self._background.share(key, lead, self._patience)
+            result = named(outcome)
+        finally:
+            if not led:
+                _count_coalesced(result)
+        return outcome
 
     async def _stranger(self, asked: _Asked) -> Session | SessionReason:
         if asked.known_only or not self._settings.accept_unknown_tokens:
@@ -555,6 +591,12 @@ class Resolver:
 
 def _count_coalesced(outcome: str) -> None:
     telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=outcome))
+
+
+def _has(refusals: Lru[str, tuple[float, int]], row: SessionRow) -> bool:
+    """Whether a refusal of a row's generation, or of a later one, is among these."""
+    created_at, generation = refusals.get(row.session_id) or (0.0, 0)
+    return created_at == row.created_at and generation >= row.generation
 
 
 def _crowd(asked: _Asked, row: SessionRow) -> Hashable:
