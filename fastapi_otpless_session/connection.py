@@ -53,6 +53,7 @@ class RequestSession:
     ) -> None:
         self.sessions = sessions
         self.transport = transport
+        self._arrived_at = sessions.monotonic()
         # Not the scope itself, which leads here: nobody but the garbage collector could free the two.
         self._headers = scope["headers"]
         self._scheme = scope.get("scheme", "")
@@ -191,19 +192,28 @@ class RequestSession:
         return None
 
     def _asked(self, max_age: float | None) -> Coroutine[Any, Any, Session | SessionReason]:
-        """Return what the token stands for, by the sessions' word."""
-        presented = self.presented
-        return self.sessions.resolve(presented.token or "", known_only=presented.is_cookie_only, max_age=max_age)
+        """Return what the token stands for, by the sessions' word.
+
+        It may be long after the request arrived: FastAPI reads a body, however slowly it comes, before it asks.
+        """
+        presented, waited = self.presented, self.sessions.monotonic() - self._arrived_at
+        return self.sessions.resolve(
+            presented.token or "", known_only=presented.is_cookie_only, max_age=max_age, waited=waited
+        )
 
     async def write(self, message: MutableMapping[str, Any]) -> None:
-        """Write a swapped token into the start of a response, in place, after one more look at the session."""
+        """Write a swapped token into the start of a response, in place, after one more look at the session.
+
+        It is the newest by then, as for an older token that is presented: whoever presented this one may have no other.
+        """
         session, headers = self._outcome, message["headers"]
         if not isinstance(session, Session):
             return
         try:
-            life = await self.sessions.remaining_life(session)
-            if life is not None:
-                self.transport.write_session(headers, self.presented.channels, session.token.get_secret_value(), life)
+            newest = await self.sessions.newest_token(session)
+            if newest is not None:
+                token, life = newest
+                self.transport.write_session(headers, self.presented.channels, token.get_secret_value(), life)
         except StoreError as error:
             telemetry.logger.warning("The swapped token goes out with the next response: %s", error)
         except CookieTooLargeError as error:

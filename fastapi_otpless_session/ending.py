@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import KeysView
+from collections.abc import Callable, KeysView
+from math import inf
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
@@ -29,14 +30,25 @@ class Endings:
     """Ends sessions, and remembers in this worker which have ended, for when the store cannot be read."""
 
     def __init__(
-        self, store: SessionStore, outbox: Outbox, events: Events, background: Background, patience: float
+        self,
+        *,
+        store: SessionStore,
+        outbox: Outbox,
+        events: Events,
+        background: Background,
+        patience: float,
+        monotonic: Callable[[], float],
     ) -> None:
         self._store = store
         self._events = events
         self._outbox = outbox
         self._background = background
         self._patience = patience
-        self._known: Lru[str, SessionReason] = Lru(REMEMBERED)
+        self._monotonic = monotonic
+        self._known: Lru[str, tuple[SessionReason, float]] = Lru(REMEMBERED)
+        """By session: why it ended, and when this worker first knew."""
+        self._forgotten_until = -inf
+        """When this worker first knew of the latest ending that it remembers no more."""
         self._signed_out: Lru[bytes, bool] = Lru(REMEMBERED)
         self._unwritten: Lru[str, SessionRow] = Lru(REMEMBERED)
         self.over: KeysView[str] = self._known.keys
@@ -46,11 +58,22 @@ class Endings:
 
     def reason(self, session_id: str) -> SessionReason | None:
         """Return why a session ended, if this worker knows that it has."""
-        return self._known.get(session_id)
+        known = self._known.get(session_id)
+        return None if known is None else known[0]
 
     def note(self, session_id: str, reason: SessionReason) -> None:
         """Remember that a session has ended."""
-        self._known.put(session_id, reason)
+        _, since = self._known.get(session_id) or (reason, self._monotonic())
+        forgotten = self._known.put(session_id, (reason, since))
+        if forgotten is not None:
+            self._forgotten_until = max(self._forgotten_until, forgotten[1])
+
+    def may_have_forgotten(self, seen_at: float) -> bool:
+        """Whether a session that was last seen to go on at `seen_at`, by the worker's clock, may have ended since.
+
+        Of so many that ended the first are forgotten. Whoever was seen after the last of those is none of them.
+        """
+        return seen_at <= self._forgotten_until
 
     def forget_expiry(self, session_id: str) -> None:
         """Forget that a session expired here: it was signed in again. One that was signed out stays so."""

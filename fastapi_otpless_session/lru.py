@@ -29,12 +29,14 @@ class Lru(Generic[K, V]):
                 return None
         return value
 
-    def put(self, key: K, value: V) -> None:
-        """Keep an entry, dropping the least recently used where there are too many."""
+    def put(self, key: K, value: V) -> V | None:
+        """Keep an entry; where there are too many, drop the least recently used and return it."""
         self._entries.pop(key, None)
         self._entries[key] = value
+        dropped: V | None = None
         while len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
+            _, dropped = self._entries.popitem(last=False)
+        return dropped
 
     def items(self) -> list[tuple[K, V]]:
         """Return all entries, the least recently used first."""

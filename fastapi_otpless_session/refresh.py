@@ -6,6 +6,8 @@ Lease by compare-and-swap, call once, check the answer, commit by compare-and-sw
                      │ held            │ no verdict: release            │ ended meanwhile: revoke the new pair
                      ▼                 ▼                                ▼
                wait, re-read     NoVerdictError                   the row's reason
+
+A refusal ends the row; but not of a refresh ahead, which nobody needs yet: that gives the lease back.
 """
 
 from __future__ import annotations
@@ -48,6 +50,10 @@ END_REASONS = {
     EndReason.EXPIRED: SessionReason.EXPIRED,
     EndReason.REUSED: SessionReason.REVOKED,
 }
+
+
+class RefusedAheadError(NoVerdictError):
+    """OTPLESS refuses a refresh that nobody needs yet: the session goes on for as long as its token does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +101,10 @@ class Refresher:
         self._in_vain: Lru[str, float] = Lru(REMEMBERED)
         """When a session's new token was over as it came. Nothing else would keep each request from asking again."""
 
-    async def refresh(self, row: SessionRow) -> Refreshed | SessionReason:
+    async def refresh(self, row: SessionRow, *, ahead: bool = False) -> Refreshed | SessionReason:
         """Return the session's next token, or why there is none; `INVALID`: the row cannot be read here.
 
-        Raises `NoVerdictError`.
+        Raises `NoVerdictError`; and `RefusedAheadError` where OTPLESS refuses while its token is still good (`ahead`).
 
         Meant to run once a session in a process, in a task of its own.
         """
@@ -112,7 +118,7 @@ class Refresher:
             raise NoVerdictError("the last new token of this session was over as it came; a clock may be wrong")
         gives_up_at = self._monotonic() + self._timeout
         for pause in _pauses():
-            led = await self._try_to_lead(row, gives_up_at)
+            led = await self._try_to_lead(row, gives_up_at, ahead)
             outcome = self._theirs(row, await self._store.get(row.session_id)) if led is None else led
             newer = _to_be_refreshed(outcome)
             if newer is not None:
@@ -128,7 +134,9 @@ class Refresher:
         telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=UNAVAILABLE))
         raise NoVerdictError("another worker's refresh of this session takes too long")
 
-    async def _try_to_lead(self, row: SessionRow, gives_up_at: float) -> Refreshed | SessionReason | SessionRow | None:
+    async def _try_to_lead(
+        self, row: SessionRow, gives_up_at: float, ahead: bool
+    ) -> Refreshed | SessionReason | SessionRow | None:
         """Refresh if the lease can be had; None: somebody else has it. A row: it moved on, and is to be tried anew.
 
         In a crowd the others wait before they take a lease: behind one it would lapse, and the first would not be done
@@ -139,7 +147,7 @@ class Refresher:
                 raise NoVerdictError("too many refreshes are under way")
             owner = secrets.token_hex(16)
             lease = await self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
-            return None if lease is None else await self._lead(row, lease)
+            return None if lease is None else await self._lead(row, lease, ahead)
 
     def _theirs(self, before: SessionRow, row: SessionRow | None) -> Refreshed | SessionReason | None:
         """Return what another worker made of the session, or None where it is still at it."""
@@ -155,13 +163,13 @@ class Refresher:
         except UnreadableError:
             return SessionReason.INVALID
 
-    async def _lead(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
+    async def _lead(self, row: SessionRow, lease: Lease, ahead: bool) -> Refreshed | SessionReason | SessionRow:
         label = telemetry.session_label(row.session_id)
         with telemetry.span("otpless.refresh", {"otpless.session": label}) as span:
             try:
-                outcome = await self._exchange(row, lease)
-            except NoVerdictError:
-                telemetry.refreshes.add(1, telemetry.labels(role="leader", outcome=UNAVAILABLE))
+                outcome = await self._exchange(row, lease, ahead)
+            except NoVerdictError as error:
+                telemetry.refreshes.add(1, telemetry.labels(role="leader", outcome=_named_error(error)))
                 raise
             if isinstance(outcome, SessionRow):
                 return outcome
@@ -170,7 +178,7 @@ class Refresher:
         telemetry.logger.info("Refresh of %s: %s", label, named(outcome))
         return outcome
 
-    async def _exchange(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
+    async def _exchange(self, row: SessionRow, lease: Lease, ahead: bool) -> Refreshed | SessionReason | SessionRow:
         try:
             refresh_token = self._vault.refresh_token(row)
         except UnreadableError:
@@ -190,7 +198,7 @@ class Refresher:
             await self._release(held, answer_lost=not error.unsent)
             raise
         if new is None:
-            return await self._refused(row, held)
+            return await self._refused(row, held, ahead)
         kept = await self._keep(new)
         if isinstance(kept, Refreshed) and is_over(new.rotation.token_expires_at, now):
             self._in_vain.put(row.session_id, self._monotonic())
@@ -227,8 +235,14 @@ class Refresher:
         except StoreError as error:  # then it lapses by itself
             telemetry.logger.warning("Lease of %s: %s", telemetry.session_label(lease.session_id), error)
 
-    async def _refused(self, row: SessionRow, lease: Lease) -> Refreshed | SessionReason | SessionRow:
-        """OTPLESS refused the refresh token: the session is over, unless somebody else was faster."""
+    async def _refused(self, row: SessionRow, lease: Lease, ahead: bool) -> Refreshed | SessionReason | SessionRow:
+        """OTPLESS refused the refresh token: the session is over, unless somebody else was faster.
+
+        Or, `ahead`, its token may be good for long.
+        """
+        if ahead:
+            await self._release(lease, answer_lost=False)
+            raise RefusedAheadError("OTPLESS refuses a refresh that nobody needs yet")
         if lease.follows_lost_answer:
             telemetry.logger.warning("refresh_answer_lost: %s", telemetry.session_label(row.session_id))
         ended = await self._store.end(row, EndReason.EXPIRED, revoke_in=None, fence=lease.fence)
@@ -333,3 +347,8 @@ def _pauses(longest: float = LONGEST_PAUSE) -> Iterator[float]:
 def named(outcome: Refreshed | Session | SessionReason) -> str:
     """Name what came of a refresh, for metrics, spans and log lines."""
     return outcome.value if isinstance(outcome, SessionReason) else "refreshed"
+
+
+def _named_error(error: NoVerdictError) -> str:
+    """Name what a refresh without an outcome came to, likewise."""
+    return "refused_ahead" if isinstance(error, RefusedAheadError) else UNAVAILABLE

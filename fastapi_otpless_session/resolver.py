@@ -22,7 +22,14 @@ from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events
 from fastapi_otpless_session.lru import Lru
-from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, ended_reason, named
+from fastapi_otpless_session.refresh import (
+    UNAVAILABLE,
+    Refreshed,
+    Refresher,
+    RefusedAheadError,
+    ended_reason,
+    named,
+)
 from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import (
@@ -80,6 +87,8 @@ class _Asked(NamedTuple):
     digest: bytes
     known_only: bool
     max_age: float | None
+    waited: float
+    """How many seconds ago it was presented."""
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""
@@ -127,6 +136,8 @@ class Resolver:
 
         A refresh that gets no answer leaves that as it is. A session that is signed in again counts from one.
         """
+        self._refused_ahead: Lru[str, tuple[float, int]] = Lru(REMEMBERED)
+        """Likewise: which generation OTPLESS did not replace before it was dead. It is not asked to again."""
 
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`.
@@ -160,13 +171,15 @@ class Resolver:
             copy.read_again(now, at)
         return now
 
-    async def resolve(self, token: str, *, known_only: bool, max_age: float | None) -> Session | SessionReason:
+    async def resolve(
+        self, token: str, *, known_only: bool, max_age: float | None, waited: float
+    ) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
         came_from("token")
         if not tokens.is_token(token):
             return SessionReason.INVALID
         digest = self._digest(token)
-        asked = _Asked(token, digest, known_only, max_age)
+        asked = _Asked(token, digest, known_only, max_age, max(0.0, waited))
         if digest in self._endings.signed_out:
             came_from("memory")
             return SessionReason.REVOKED
@@ -192,7 +205,7 @@ class Resolver:
     def remaining_life(self, session: Session) -> float | None:
         """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once.
 
-        It takes a look at the row, however long a copy may be believed.
+        Or its token is not the newest any more. It takes a look at the row, however long a copy may be believed.
         """
         digest = self._digest(session.token.get_secret_value())
         copy = self._copies.get(digest)
@@ -292,10 +305,10 @@ class Resolver:
         reason = await self._ended(row)
         if reason is not None:
             return reason
-        standing = row.standing(found.generation, now, self._settings.rotation_grace)
-        if standing is Standing.SUPERSEDED:
+        standing = row.standing(found.generation, now - asked.waited, self._settings.rotation_grace)
+        if standing in {Standing.SUPERSEDED, Standing.FORGOTTEN}:
             self._copies.drop(asked.digest)  # it would be served in an outage
-            return await self._reused(row)
+            return await self._reused(row) if standing is Standing.SUPERSEDED else SessionReason.REUSED
         is_dead = is_over(row.token_expires_at, now)
         if standing is Standing.CURRENT and asked.max_age is None:
             fresh = self._copies.of(row, claims, now, read_at)
@@ -366,8 +379,8 @@ class Resolver:
         behind = self._background.is_allowed()
         how = freshness(now - row.validated_at, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.FRESH:
-            if behind and self._duties.is_to_be_refreshed_ahead(row, current.claims, now):
-                await self._background.start(("ahead", row.session_id), lambda: self._refresh_behind(current))
+            if behind and self._is_to_be_refreshed_ahead(current):
+                await self._background.start(("ahead", row.session_id), lambda: self._refresh_ahead(current))
             return current
         if how is Freshness.AGING:
             await self._background.start(("behind", row.session_id), lambda: self._revalidate(current))
@@ -420,8 +433,13 @@ class Resolver:
 
     def _is_refused(self, row: SessionRow) -> bool:
         """Whether OTPLESS said no to a row's current token, or to a later one."""
-        created_at, generation = self._refused.get(row.session_id) or (0.0, 0)
-        return created_at == row.created_at and generation >= row.generation
+        return _has(self._refused, row)
+
+    def _is_to_be_refreshed_ahead(self, current: Current) -> bool:
+        row = current.row
+        if not self._duties.is_to_be_refreshed_ahead(row, current.claims, current.now):
+            return False
+        return not _has(self._refused_ahead, row)
 
     def _is_worth_noting(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
@@ -437,12 +455,23 @@ class Resolver:
             telemetry.logger.info("Behind a request: %s", error)
         self._doubt(current.token)  # the row has moved on
 
-    async def _refresh_behind(self, current: Current) -> None:
+    async def _refresh_ahead(self, current: Current) -> None:
+        """Refresh behind the request what is good for a while yet. A refusal ends nothing before that."""
+        try:
+            await self._refresh_behind(current, ahead=True)
+        except RefusedAheadError as error:
+            telemetry.logger.info("Behind a request: %s", error)
+            row = current.row
+            self._refused_ahead.put(row.session_id, (row.created_at, row.generation))
+
+    async def _refresh_behind(self, current: Current, *, ahead: bool = False) -> None:
         """Refresh behind the request, from the row as it is now: what was believed has no refresh token."""
         try:
             row = await self._store.get(current.row.session_id)
             if row is not None and row.state is State.ACTIVE and row.generation == current.row.generation:
-                await self._refreshed(current._replace(row=row))
+                await self._refreshed(current._replace(row=row), ahead=ahead)
+        except RefusedAheadError:
+            raise
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
 
@@ -455,21 +484,15 @@ class Resolver:
             await self._seen(current)
             raise
 
-    async def _refreshed(self, current: Current) -> Current | SessionReason:
-        row, led, began_at = current.row, False, self._monotonic()
-
-        def lead() -> Coroutine[Any, Any, Refreshed | SessionReason]:
-            nonlocal led
-            led = True
-            return self._refresher.refresh(row)
-
-        result = UNAVAILABLE
+    async def _refreshed(self, current: Current, *, ahead: bool = False) -> Current | SessionReason:
+        row, began_at = current.row, self._monotonic()
         try:
-            outcome = await self._background.share(("refresh", row.session_id), lead, self._patience)
-            result = named(outcome)
-        finally:
-            if not led:
-                _count_coalesced(result)
+            outcome = await self._shared_refresh(("refresh", row.session_id), row, ahead)
+        except RefusedAheadError:
+            if ahead:
+                raise
+            # What was under way was for nobody; this one needs it.
+            outcome = await self._shared_refresh(("needed refresh", row.session_id), row, ahead)
         if outcome is SessionReason.INVALID:  # unreadable here, which says nothing about the session
             return SessionReason.EXPIRED
         if isinstance(outcome, SessionReason):
@@ -479,6 +502,23 @@ class Resolver:
         if outcome.committed:  # each answer that hands the token out looks at its row again
             self._copies.keep(self._digest(outcome.token), outcome.row, claims, now, began_at)
         return Current(outcome.row, outcome.token, claims, now, outcome.row.validated_at, refreshed=outcome.committed)
+
+    async def _shared_refresh(self, key: Hashable, row: SessionRow, ahead: bool) -> Refreshed | SessionReason:
+        """Refresh, once for all who ask by this key now. Raises `NoVerdictError`."""
+        led, result = False, UNAVAILABLE
+
+        def lead() -> Coroutine[Any, Any, Refreshed | SessionReason]:
+            nonlocal led
+            led = True
+            return self._refresher.refresh(row, ahead=ahead)
+
+        try:
+            outcome = await self._background.share(key, lead, self._patience)
+            result = named(outcome)
+        finally:
+            if not led:
+                _count_coalesced(result)
+        return outcome
 
     async def _stranger(self, asked: _Asked) -> Session | SessionReason:
         if asked.known_only or not self._settings.accept_unknown_tokens:
@@ -536,19 +576,27 @@ class Resolver:
             stranger = None if asked.known_only else self._strangers.while_store_is_down(asked.digest)
             if stranger is None or not longest:
                 return SessionReason.UNAVAILABLE
-            return self._endings.reason(stranger.session_id) or stranger.session(asked.token)
+            return stranger if isinstance(stranger, SessionReason) else stranger.session(asked.token)
         row, at = copy.row, self._monotonic()
         age, now = at - copy.at, copy.offset + at
         if self._duties.is_to_end(row, now):
             return SessionReason.UNAVAILABLE
         self._duties.note_unwritten(row.session_id)
-        if self._is_refused(row) or not longest or age > longest or is_over(row.token_expires_at, now):
+        if self._is_refused(row) or self._endings.may_have_forgotten(copy.at):
+            return SessionReason.UNAVAILABLE
+        if not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
         return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
 
 
 def _count_coalesced(outcome: str) -> None:
     telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=outcome))
+
+
+def _has(refusals: Lru[str, tuple[float, int]], row: SessionRow) -> bool:
+    """Whether a refusal of a row's generation, or of a later one, is among these."""
+    created_at, generation = refusals.get(row.session_id) or (0.0, 0)
+    return created_at == row.created_at and generation >= row.generation
 
 
 def _crowd(asked: _Asked, row: SessionRow) -> Hashable:

@@ -12,7 +12,7 @@ from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.errors import StoreError, UpstreamError
 from fastapi_otpless_session.stores.base import CountingStore, SessionRow, SessionStore
 from fastapi_otpless_session.tokens import TokenError, UnreadableError
-from fastapi_otpless_session.vault import Vault
+from fastapi_otpless_session.vault import Vault, check_pair
 from fastapi_otpless_session.wire import TokenPair, Verdict
 
 FIRST_PAUSE = 5.0
@@ -121,6 +121,7 @@ class Outbox:
         answer = await self._client.new_session_token(_opened(row, self._vault.refresh_token))
         if not isinstance(answer, TokenPair):
             return None
+        check_pair(answer, row.session_id, row.user_id)  # or else somebody else is signed out
         return replace(
             row,
             session_token=self._vault.seal_session_token(answer.session_token, row.session_id),

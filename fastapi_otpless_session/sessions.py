@@ -34,7 +34,7 @@ from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
 from fastapi_otpless_session.strangers import Stranger, Strangers, check_details
-from fastapi_otpless_session.tokens import is_id
+from fastapi_otpless_session.tokens import UnreadableError, is_id
 from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
@@ -94,12 +94,21 @@ class OtplessSessions:
         self._vault = vault = Vault(settings)
         self.is_open: bool = False
         self._clock = clock
+        self.monotonic: Callable[[], float] = monotonic
+        """Seconds that never go back."""
         self._background = background = Background(drain=DRAIN_FACTOR * settings.refresh_timeout + LANDING_SECONDS)
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         events = Events(self._hooks, background, clock)
-        self._endings = endings = Endings(store, outbox, events, background, settings.request_timeout)
+        self._endings = endings = Endings(
+            store=store,
+            outbox=outbox,
+            events=events,
+            background=background,
+            patience=settings.request_timeout,
+            monotonic=monotonic,
+        )
         self._duties = duties = Duties(settings, monotonic)
         self._strangers = strangers = Strangers(
             store=store,
@@ -232,14 +241,15 @@ class OtplessSessions:
         return served
 
     async def resolve(
-        self, token: str, *, known_only: bool = False, max_age: float | None = None
+        self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
     ) -> Session | SessionReason:
         """Return the session that a token stands for, refreshed where need be, or the reason why there is none.
 
         `known_only`: admit only what was signed in here, as the cookie channel does. `max_age`: OTPLESS itself must
-        have said "valid" within the last `max_age` seconds. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
+        have said "valid" within the last `max_age` seconds. `waited`: how many seconds ago the token came; whether it
+        was superseded is judged by then. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
         """
-        outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age)
+        outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age, waited=waited)
         if isinstance(outcome, Session):
             telemetry.count_resolution("stale" if outcome.stale else "session")
         else:
@@ -258,18 +268,24 @@ class OtplessSessions:
                 self._duties.note_unwritten(session.id)
             return self._endings.reason(session.id) or SessionReason.UNAVAILABLE
 
-    async def remaining_life(self, session: Session) -> float | None:
-        """Return how many seconds a session's refresh token is still good for; None: the session is not active here.
+    async def newest_token(self, session: Session) -> tuple[SecretStr, float] | None:
+        """Return a session's newest token, and how many seconds its refresh token is still good for.
 
-        Raises `StoreError`.
+        A session that was resolved a while ago may have got another token since, and whoever goes on with the one of
+        then is soon taken for a thief. None: the session is not active here, or its token cannot be unsealed. Raises
+        `StoreError`.
         """
         life = self._resolver.remaining_life(session)
         if life is not None:
-            return max(0.0, life)
+            return session.token, max(0.0, life)
         row = await self._store.get(session.id)
         if row is None or row.state is State.ENDED:
             return None
-        return max(0.0, row.expires_at - await self._store.now())
+        life = max(0.0, row.expires_at - await self._store.now())
+        try:
+            return SecretStr(self._vault.session_token(row)), life
+        except UnreadableError:
+            return None
 
     # Signing in and out
 

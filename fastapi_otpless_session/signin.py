@@ -151,7 +151,7 @@ async def _bind_refresh_token(  # noqa: PLR0917 - one step's whole evidence
     """Make sure that the refresh token is the session's: by its signature, or else by using it."""
     if settings.jwks_url:
         try:
-            refresh_claims = await client.verify(pair.refresh_token)
+            refresh_claims = await client.verify(pair.refresh_token, now=True)
         except TokenError:
             raise SignInRefusedError(why="the refresh token's signature or issuer does not hold") from None
         except UpstreamError as error:

@@ -186,8 +186,11 @@ class Strangers:
             over = False
         return SessionReason.EXPIRED if over else SessionReason.INVALID
 
-    def while_store_is_down(self, digest: bytes) -> Stranger | None:
-        """Return a stranger that this worker resolved within `STALE_IF_ERROR`, as the store knew of no end."""
+    def while_store_is_down(self, digest: bytes) -> Stranger | SessionReason | None:
+        """Return a stranger that this worker resolved within `STALE_IF_ERROR`, as the store knew of no end.
+
+        Or why its session has ended since, if this worker knows.
+        """
         seen = self._seen.get(digest)
         if seen is None:
             return None
@@ -195,8 +198,12 @@ class Strangers:
         if look.row is not None and self._duties.is_to_end(look.row, look.now + age):
             return None
         self._duties.note_unwritten(stranger.session_id)
-        is_over_now = is_over(stranger.claims.expires_at, look.now + age)
-        return None if age > self._settings.stale_if_error or is_over_now else replace(stranger, stale=True)
+        if age > self._settings.stale_if_error or is_over(stranger.claims.expires_at, look.now + age):
+            return None
+        reason = self._endings.reason(stranger.session_id)
+        if reason is not None:
+            return reason
+        return None if self._endings.may_have_forgotten(look.at) else replace(stranger, stale=True)
 
     async def identify(self, token: str, digest: bytes) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
@@ -266,6 +273,7 @@ class Strangers:
     async def _ended(self, row: SessionRow, now: float) -> SessionReason | None:
         """Return why a session ended that was signed in here, if it has: by our own limits, too."""
         if row.state is State.ENDED:
+            self._endings.note(row.session_id, ended_reason(row))
             return ended_reason(row)
         if self._duties.is_to_end(row, now):
             await self._endings.end_refused(row, EndReason.EXPIRED)

@@ -18,10 +18,10 @@ from crew import FailingStore, Workers
 from fleet_members import Turnstile, until
 from simulated import settle
 
-from fastapi_otpless_session import NoVerdictError, OtplessClient, OtplessSessions, Session, SessionReason
+from fastapi_otpless_session import NoVerdictError, OtplessClient, OtplessSessions, Session, SessionReason, ending
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.stores.base import SessionRow, State
+from fastapi_otpless_session.stores.base import SessionRow, SessionStore, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.wire import TokenPair
 
@@ -477,6 +477,24 @@ async def test_a_sign_out_with_a_renewed_token_is_an_error_where_nobody_can_note
 # Shutdown
 
 
+async def test_an_answer_about_somebody_else_signs_out_nobody_else(clock: Clock) -> None:
+    """A dead token's refresh token is used up to end its session, and OTPLESS errs about whose the new pair is."""
+    emulator, store = Emulator(clock=clock), SqliteStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        clock.advance(DAY + 1)
+        emulator.add_fault(Fault("other_session", path="get-new-session-token", times=1))
+        await worker.sign_out(world.token)
+        others = [each for each in emulator.sessions() if each.session_id != world.session_id]
+        assert others
+        assert not any(each.revoked for each in others)
+        clock.advance(11)
+        await worker.housekeep()
+        assert emulator.session(world.session_id).revoked
+        assert (await the_row(store, world.session_id)).revocation_due is None
+    await store.close()
+
+
 async def test_everything_that_the_store_could_not_note_is_written_at_shutdown(clock: Clock) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store]) as world:
@@ -525,3 +543,85 @@ async def test_a_clock_that_is_set_back_does_not_keep_a_good_token_out(clock: Cl
         clock.advance(-3_500)
         assert isinstance(await worker.resolve(token), Session)
     await store.close()
+
+
+# When more have ended than a worker remembers
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Workers remember three endings only."""
+    monkeypatch.setattr(ending, "REMEMBERED", 3)
+    return 3
+
+
+async def end_others(world: Workers, count: int) -> None:
+    """Sign others in, and end their sessions."""
+    for number in range(count):
+        user = world.emulator.sign_in(mobile=f"91987654{number:04}")
+        session = await world.workers[0].sign_in(OtplessUser.model_validate(user))
+        await world.workers[0].end(session.id)
+
+
+@pytest.mark.parametrize("store_ttl", [0, 60])
+async def test_whoever_was_signed_out_here_is_not_served_in_an_outage_however_many_were_since(
+    clock: Clock, forgetful: int, store_ttl: float
+) -> None:
+    store = FailingStore(None, clock=clock)
+    async with Workers(Emulator(clock=clock), clock, [store], store_ttl=store_ttl) as world:
+        worker = world.workers[0]
+        clock.advance(10)
+        assert isinstance(await worker.resolve(world.token), Session)
+        await worker.sign_out(world.token)
+        clock.advance(61)
+        await end_others(world, forgetful - 1)
+        store.fail("find", "get", "unchanged_at")
+        assert await worker.resolve(world.token) is SessionReason.REVOKED
+        store.fail()
+        await end_others(world, forgetful)
+        store.fail("find", "get", "unchanged_at")
+        assert await worker.resolve(world.token) is SessionReason.UNAVAILABLE
+    await store.close()
+
+
+async def test_whoever_was_seen_since_then_is_served_in_an_outage_all_the_same(clock: Clock, forgetful: int) -> None:
+    store = FailingStore(None, clock=clock)
+    async with Workers(Emulator(clock=clock), clock, [store]) as world:
+        worker, stranger = world.workers[0], str(world.emulator.sign_in(mobile="922")["sessionInfo"]["sessionToken"])
+        await end_others(world, forgetful)
+        clock.advance(1)
+        for token in (world.token, stranger):
+            assert isinstance(await worker.resolve(token), Session)
+        await end_others(world, 1)
+        store.fail("find", "get", "unchanged_at")
+        for token in (world.token, stranger):
+            served = await worker.resolve(token)
+            assert isinstance(served, Session)
+            assert served.stale
+    await store.close()
+
+
+@pytest.mark.parametrize("is_learned", [True, False])
+async def test_a_stranger_that_was_signed_out_is_not_served_in_an_outage_by_another_token(
+    clock: Clock, forgetful: int, is_learned: bool
+) -> None:
+    """Whether the sign-out was here, or this worker learned of one elsewhere from the token that was signed out."""
+    stores: list[SessionStore] = [FailingStore(None, clock=clock)]
+    async with Workers(Emulator(clock=clock), clock, stores * 2) as world:
+        here, elsewhere = world.workers
+        info = world.emulator.sign_in(mobile="922")["sessionInfo"]
+        first, second = str(info["sessionToken"]), (await renewed(world, info["refreshToken"])).session_token
+        for token in (first, second):
+            assert isinstance(await here.resolve(token), Session)
+        await (elsewhere if is_learned else here).sign_out(first)
+        assert await here.resolve(first) is SessionReason.REVOKED
+        clock.advance(1)
+        store = stores[0]
+        assert isinstance(store, FailingStore)
+        store.fail("find", "get", "unchanged_at")
+        assert await here.resolve(second) is SessionReason.REVOKED
+        store.fail()
+        await end_others(world, forgetful)
+        store.fail("find", "get", "unchanged_at")
+        assert await here.resolve(second) is SessionReason.UNAVAILABLE
+    await stores[0].close()

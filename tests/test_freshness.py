@@ -12,14 +12,17 @@ import httpx
 import pytest
 from conftest import Clock, World
 from crew import FailingStore, Workers, close, files
+from fleet_members import Turnstile, until
 from simulated import settle
 
 from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, Fault
 from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.stores.base import EndReason
 from fastapi_otpless_session.wire import TokenPair
 
 DAY = 86_400
+REFRESHES = "get-new-session-token"
 
 
 def asked(world: World) -> int:
@@ -137,6 +140,68 @@ def test_a_token_near_its_end_is_refreshed_behind_the_request(world: World) -> N
     world.get("/public")
     assert world.get("/orders").json()["refreshed"] is True
     assert world.emulator.count("get-new-session-token") == 1
+
+
+def near_its_end(world: World) -> dict[str, Any]:
+    """Sign somebody in whose token is in the last part of its life, and cannot be refreshed."""
+    user = world.sign_in()
+    world.clock.advance(DAY * 0.976)
+    assert world.get("/orders").status_code == 200
+    world.emulator.kill_refresh(world.session_id(user))
+    world.clock.advance(10)
+    return user
+
+
+def test_a_refresh_that_nobody_needs_yet_ends_no_session_where_it_is_refused(world: World) -> None:
+    near_its_end(world)
+    for _ in range(20):
+        assert world.get("/orders").status_code == 200
+        world.get("/public")  # lets the loop run
+        world.clock.advance(10)
+    assert world.emulator.count(REFRESHES) == 1
+    world.clock.advance(DAY * 0.024)
+    assert world.get("/orders").json()["detail"]["code"] == "session_expired"
+    assert world.emulator.count(REFRESHES) == 2
+    world.get("/orders")
+    assert world.emulator.count(REFRESHES) == 2
+
+
+def test_a_session_whose_refresh_was_refused_ends_when_otpless_says_no(world: World) -> None:
+    user = near_its_end(world)
+    world.get("/orders")
+    world.get("/public")
+    assert world.emulator.count(REFRESHES) == 1
+    world.emulator.expire(world.session_id(user))
+    world.clock.advance(61)
+    assert world.get("/orders").json()["detail"]["code"] == "session_expired"
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+async def test_whoever_needs_the_refresh_that_nobody_needed_before_has_its_refusal(
+    tmp_path: Path, clock: Clock, where: str
+) -> None:
+    """The token dies while OTPLESS is asked; whoever brings it then waits for that answer, and asks again."""
+    emulator, stores = Emulator(clock=clock), files(tmp_path, clock, 2)
+    emulator.app = turnstile = Turnstile(emulator.app)
+    async with Workers(emulator, clock, stores) as world:
+        worker, other = world.workers
+        emulator.kill_refresh(world.session_id)
+        clock.advance(DAY * 0.99)
+        assert isinstance(await worker.resolve(world.token), Session)
+        turnstile.hold_next()
+        assert isinstance(await worker.resolve(world.token), Session)
+        await until(lambda: turnstile.held == 1)
+        emulator.expire(world.session_id)
+        clock.advance(2)
+        needing = asyncio.create_task((worker if where == "here" else other).resolve(world.token, max_age=0))
+        await settle(200)
+        turnstile.let_go()
+        assert await needing is SessionReason.EXPIRED
+        assert emulator.count(REFRESHES) == 2
+        row = await stores[0].get(world.session_id)
+        assert row is not None
+        assert row.end_reason is EndReason.EXPIRED
+    await close(stores)
 
 
 @pytest.mark.parametrize("limit", ["idle_timeout", "absolute_timeout"])
@@ -295,9 +360,6 @@ async def test_whoever_keeps_coming_in_an_outage_is_not_idle_and_who_stays_away_
         clock.advance(30)
         assert isinstance(await asked_for(worker, world.token), Session)
         assert await asked_for(worker, away.token.get_secret_value()) is SessionReason.EXPIRED
-
-
-REFRESHES = "get-new-session-token"
 
 
 async def test_a_no_of_otpless_counts_though_the_refresh_after_it_gets_no_answer(clock: Clock) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Clock, World, make_settings
+from conftest import Clock, World, make_app, make_settings
 from crew import STRICT, FailingStore, Workers, close, files
 from fleet_members import Turnstile, until
 from processes import PATIENCE
@@ -19,8 +19,10 @@ from simulated import LoopTime, Stalls, hurry, settle
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import (
+    CurrentSession,
     NoVerdictError,
     OtplessClient,
+    OtplessSessionMiddleware,
     OtplessSessions,
     Session,
     SessionReason,
@@ -29,6 +31,7 @@ from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, 
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
+from fastapi_otpless_session.tokens import new_key
 
 DAY = 86_400
 
@@ -74,7 +77,7 @@ def test_an_older_token_is_good_for_the_grace_after_its_successor_was_seen(make_
     assert world.get("/orders", second).status_code == 200
     world.clock.advance(29)
     assert token_of(world.get("/orders", first)) == second
-    world.clock.advance(1)
+    world.clock.advance(2)  # one for the time that a request takes by a real clock
     reused = world.get("/orders", first)
     assert (reused.status_code, code(reused)) == (401, "session_reused")
 
@@ -267,9 +270,9 @@ async def test_of_a_herd_only_the_first_reads_the_row(
         assert all(isinstance(session, Session) and session.refreshed for session in sessions)
         assert len({id(session) for session in sessions}) == 1
         assert asked == Counter(find=1, unchanged_at=seen)
-        [life, *_] = [await worker.remaining_life(s) for s in sessions if isinstance(s, Session)]
-        assert life is not None
-        assert life > 0
+        [newest, *_] = [await worker.newest_token(s) for s in sessions if isinstance(s, Session)]
+        assert newest is not None
+        assert newest[1] > 0
         assert (asked["find"], asked["get"]) == (1, 0)
         assert emulator.count("get-new-session-token") == 1
 
@@ -322,9 +325,9 @@ async def test_a_swapped_token_is_not_handed_out_once_its_session_was_ended_else
         here, elsewhere = world.workers
         session = await here.resolve(world.token)
         assert isinstance(session, Session)
-        assert await here.remaining_life(session)
+        assert await here.newest_token(session) is not None
         await elsewhere.end(world.session_id)
-        assert await here.remaining_life(session) is None
+        assert await here.newest_token(session) is None
 
 
 @pytest.mark.parametrize("store_ttl", [0, 3600])
@@ -943,3 +946,135 @@ async def test_a_store_whose_clock_is_ahead_of_each_new_token_does_not_have_otpl
         assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
         assert emulator.count("get-new-session-token") == 2
     await store.close()
+
+
+# What takes long
+
+
+@asynccontextmanager
+async def shop(clock: Clock) -> AsyncIterator[tuple[Workers, httpx.AsyncClient, asyncio.Event]]:
+    """A worker's application, what it is asked with, and until when `/report`, and whatever `upload` sends, take.
+
+    FastAPI reads what is sent before it asks by whom.
+    """
+    store = FailingStore(None, clock=clock)
+    async with Workers(Emulator(STRICT, clock=clock), clock, [store]) as world:
+        app, goes_on = make_app(), asyncio.Event()
+
+        @app.post("/photos")
+        async def photos(photo: dict[str, Any], session: CurrentSession) -> dict[str, Any]:
+            return {"photo": photo, "user": session.user_id}
+
+        @app.get("/report")
+        async def report(session: CurrentSession) -> str:
+            await goes_on.wait()
+            return session.user_id
+
+        app.add_middleware(OtplessSessionMiddleware, sessions=world.workers[0])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="https://shop.example") as client:
+            yield world, client, goes_on
+    await store.close()
+
+
+def with_token(token: str) -> dict[str, str]:
+    return {"X-Session-Token": token}
+
+
+async def upload(client: httpx.AsyncClient, token: str, goes_on: asyncio.Event) -> httpx.Response:
+    """Send something whose second half waits."""
+
+    async def halves() -> AsyncIterator[bytes]:
+        yield b"{"
+        await goes_on.wait()
+        yield b"}"
+
+    headers = {**with_token(token), "Content-Type": "application/json"}
+    return await client.post("/photos", content=halves(), headers=headers)
+
+
+async def swapped(world: Workers, client: httpx.AsyncClient, token: str) -> str:
+    """Return the token after `token`, once that is dead and this one was seen."""
+    world.clock.advance(DAY + 1)
+    newer = token_of(await client.get("/orders", headers=with_token(token)))
+    assert (await client.get("/orders", headers=with_token(newer))).status_code == 200
+    return newer
+
+
+async def test_a_token_counts_as_it_did_when_its_request_arrived(clock: Clock) -> None:
+    """However slowly the rest of that comes: another tab may have the next token meanwhile."""
+    async with shop(clock) as (world, client, goes_on):
+        uploading = asyncio.create_task(upload(client, world.token, goes_on))
+        await settle()
+        newer = await swapped(world, client, world.token)
+        clock.advance(60)
+        goes_on.set()
+        answer = await uploading
+        assert (answer.status_code, token_of(answer)) == (200, newer)
+        assert (await client.get("/orders", headers=with_token(newer))).status_code == 200
+
+
+async def test_a_superseded_token_is_one_however_slowly_its_request_comes(clock: Clock) -> None:
+    async with shop(clock) as (world, client, goes_on):
+        newer = await swapped(world, client, world.token)
+        clock.advance(31)
+        uploading = asyncio.create_task(upload(client, world.token, goes_on))
+        await settle()
+        clock.advance(60)
+        goes_on.set()
+        assert code(await uploading) == "session_reused"
+        assert code(await client.get("/orders", headers=with_token(newer))) == "session_revoked"
+
+
+@pytest.mark.parametrize("was_good", [True, False])
+async def test_who_was_on_the_way_for_several_tokens_gets_nowhere_and_ends_nothing(
+    clock: Clock, was_good: bool
+) -> None:
+    """By then the row does not tell any more whether the token counted when its request arrived."""
+    async with shop(clock) as (world, client, goes_on):
+        newest = world.token
+        if not was_good:
+            newest = await swapped(world, client, newest)
+            clock.advance(31)
+        uploading = asyncio.create_task(upload(client, world.token, goes_on))
+        await settle()
+        for _ in range(3):
+            newest = await swapped(world, client, newest)
+        goes_on.set()
+        assert code(await uploading) == "session_reused"
+        assert (await client.get("/orders", headers=with_token(newest))).status_code == 200
+
+
+async def test_whoever_says_that_a_token_is_yet_to_come_makes_it_no_older(clock: Clock) -> None:
+    async with shop(clock) as (world, client, _):
+        await swapped(world, client, world.token)
+        clock.advance(20)
+        assert isinstance(await world.workers[0].resolve(world.token, waited=-20), Session)
+
+
+async def test_a_late_answer_brings_the_newest_token(clock: Clock) -> None:
+    """The one that it was to bring was replaced meanwhile, and its client, who goes on with it, is no thief."""
+    async with shop(clock) as (world, client, goes_on):
+        clock.advance(DAY + 1)
+        reporting = asyncio.create_task(client.get("/report", headers=with_token(world.token)))
+        await _called(world.emulator)
+        second = token_of(await client.get("/orders", headers=with_token(world.token)))
+        third = await swapped(world, client, second)
+        goes_on.set()
+        answer = await reporting
+        assert (answer.status_code, token_of(answer)) == (200, third)
+
+
+async def test_a_late_answer_brings_no_token_that_cannot_be_read(tmp_path: Path, clock: Clock) -> None:
+    """A worker that has been told of a new key already has sealed the newest token with it."""
+    stores = files(tmp_path, clock, 2)
+    async with Workers(Emulator(STRICT, clock=clock), clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        session = await here.resolve(world.token)
+        assert isinstance(session, Session)
+        with_new_key = make_settings(encryption_keys=[new_key(), "derived"])
+        async with OtplessSessions(with_new_key, store=there.store, client=there._client, clock=clock) as ahead:
+            clock.advance(DAY + 1)
+            assert isinstance(await ahead.resolve(session.token.get_secret_value()), Session)
+        assert await here.newest_token(session) is None
+    await close(stores)

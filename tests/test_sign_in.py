@@ -146,6 +146,24 @@ async def test_nobody_waits_longer_for_a_double_than_for_otpless(clock: Clock) -
     await store.close()
 
 
+# With a new key
+
+
+async def test_a_key_that_cannot_be_asked_for_yet_keeps_nobody_from_signing_in(clock: Clock) -> None:
+    """OTPLESS has just begun to sign with it, and its keys were fetched seconds ago: no signature can be checked."""
+    emulator, store = Emulator(STRICT, clock=clock), SqliteStore(None, clock=clock)
+    async with worker_on(emulator, store, clock) as (worker, answers):
+        answers.arrives.set()
+        await worker.sign_in(brought(emulator.sign_in()))
+        emulator.rotate_key()
+        clock.advance(5)
+        user = emulator.sign_in(mobile="919876543210")
+        session = await worker.sign_in(brought(user))
+        assert session.id == user["sessionInfo"]["sessionId"]
+        assert emulator.count("jwks") == 1
+    await store.close()
+
+
 # Again
 
 

@@ -53,6 +53,8 @@ class Standing(StrEnum):
     OLDER = "older"
     """Superseded, and still good: its successor was not seen yet, or only just."""
     SUPERSEDED = "superseded"
+    FORGOTTEN = "forgotten"
+    """Superseded by now; the row no longer tells whether it was at the time that is asked about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +95,17 @@ class SessionRow:
         return self.confirmed_generation >= self.generation
 
     def standing(self, generation: int, now: float, grace: float) -> Standing:
-        """Say whether a token of `generation` still counts, `grace` seconds after its successor was confirmed."""
+        """Say whether a token of `generation` still counts, `grace` seconds after its successor was confirmed.
+
+        `now` may lie before a confirmation: such a token did count then, as long as the row tells of its successor's.
+        """
         if generation == self.generation:
             return Standing.CURRENT
         if generation >= self.confirmed_generation:
             return Standing.OLDER
-        if generation < self.confirmations[0][0]:
-            return Standing.SUPERSEDED
+        oldest, since = self.confirmations[0]
+        if generation < oldest - 1:
+            return Standing.SUPERSEDED if now - since >= grace else Standing.FORGOTTEN
         superseded_at = next(at for confirmed, at in self.confirmations if confirmed > generation)
         return Standing.OLDER if now - superseded_at < grace else Standing.SUPERSEDED
 

@@ -34,7 +34,7 @@ class OverriddenSessions(OtplessSessions):
         """Leave it to `resolve`."""
 
     async def resolve(
-        self, token: str, *, known_only: bool = False, max_age: float | None = None
+        self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
     ) -> Session | SessionReason:
         """Return the session, or the reason why there is none."""
         return self._outcome
