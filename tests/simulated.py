@@ -129,5 +129,5 @@ class Hurried:
 
 def hurry(client: OtplessClient, stalls: Stalls) -> OtplessClient:
     """Have a client's deadlines pass at once where they are waited for in vain."""
-    client._http = Hurried(client._http, stalls)
+    client._calls._http = Hurried(client._calls._http, stalls)
     return client

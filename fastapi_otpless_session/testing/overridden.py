@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,7 +15,7 @@ from fastapi_otpless_session.connection import RequestSession, put_session
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import SessionSummary
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.transport import HEADER, Presented, Transport
+from fastapi_otpless_session.transport import Transport
 
 TOKEN = "override.session.token"  # noqa: S105 - it opens nothing
 
@@ -87,18 +87,15 @@ class OverridingMiddleware:
     def __init__(self, app: ASGIApp, *, sessions: OtplessSessions) -> None:
         self.app = app
         self._sessions = sessions
-        self._transport = _CarriesOne(sessions.settings)
+        self._transport = Transport(sessions.settings)
+        self._credentials = {b"authorization", b"cookie", sessions.settings.header_name.lower().encode()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Note the session, and pass all on as it is."""
         if scope["type"] in {"http", "websocket"}:
-            put_session(RequestSession(self._sessions, self._transport, scope), scope)
+            others = [(name, value) for name, value in scope["headers"] if name not in self._credentials]
+            put_session(RequestSession(self._sessions, self._transport, {**scope, "headers": others}, (TOKEN,)), scope)
         await self.app(scope, receive, send)
-
-
-class _CarriesOne(Transport):
-    def find(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str] = ()) -> Presented:
-        return Presented(((TOKEN, HEADER),), HEADER, token=TOKEN)
 
 
 def _summary(session: Session) -> SessionSummary:
