@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, put_session
-from fastapi_otpless_session.errors import OtplessSessionError, RefusalError, refusal
+from fastapi_otpless_session.errors import ConfigurationError, OtplessSessionError, RefusalError, refusal
 from fastapi_otpless_session.script import SCRIPT_PATH
-from fastapi_otpless_session.serving import Serving, answer
+from fastapi_otpless_session.serving import Serving, answer, keep_headers
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.settings import OtplessSettings
@@ -30,8 +30,9 @@ class OtplessSessionMiddleware:
     """Gives each request its session.
 
     `settings` default to the `OTPLESS_*` variables and are read at startup, so that wrong ones keep the server from
-    starting. `sessions`: yours, opened here unless you did. `on_refusal(connection, error)` returns the response for
-    what `REQUIRED_PATHS` refuses, or None for the default JSON, which a `RefusalError` that it raises gets, too.
+    starting. `sessions`: yours, with settings of their own; opened here unless you did. `on_refusal(connection, error)`
+    returns the response for what `REQUIRED_PATHS` refuses, or None for the default JSON, which a `RefusalError` that it
+    raises gets, too.
     """
 
     def __init__(
@@ -68,6 +69,11 @@ class OtplessSessionMiddleware:
         """Return what serves requests, made on first use. Raises `ConfigurationError`."""
         if self._serving is None:
             sessions = self._given or OtplessSessions(self._settings)
+            if self._settings is not None and self._settings != sessions.settings:
+                raise ConfigurationError(
+                    "OtplessSessionMiddleware: settings and sessions are given, and the sessions have others of their "
+                    "own: write sessions=OtplessSessions(settings, …) alone"
+                )
             transport = Transport(sessions.settings)
             has_cors = any(isinstance(inner, CORSMiddleware) for inner in _inside(self.app))
             self._serving = Serving(
@@ -78,6 +84,7 @@ class OtplessSessionMiddleware:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = self._ready()
         sessions, transport = serving.sessions, serving.transport
+        keep_headers(scope)
         scope, offered = transport.take_subprotocols(scope)
         request = RequestSession(sessions, transport, scope, offered)
         put_session(request, scope)

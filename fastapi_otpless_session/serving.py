@@ -39,6 +39,7 @@ class Serving:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         transport = self.transport
+        keep_headers(scope)
         request = RequestSession(self.sessions, transport, scope)
         put_session(request, scope)
 
@@ -67,6 +68,12 @@ class Serving:
             if has_started:
                 raise
             await answer(error)(scope, receive, send_with_session)
+
+
+def keep_headers(scope: Scope) -> None:
+    """Have the headers of a scope be read more than once: by ASGI they may be any iterable."""
+    if not isinstance(scope["headers"], list):
+        scope["headers"] = [*scope["headers"]]
 
 
 def answer(error: RefusalError) -> Response:

@@ -20,7 +20,7 @@ from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.copies import Copy
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
-from fastapi_otpless_session.errors import NoVerdictError, SessionRefusedError, StoreError
+from fastapi_otpless_session.errors import ConfigurationError, NoVerdictError, SessionRefusedError, StoreError
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
@@ -86,8 +86,8 @@ class OtplessSessions:
         on_sign_out: Hook | None = None,
         on_reuse: Hook | None = None,
     ) -> None:
-        settings = settings or OtplessSettings()
-        self.settings: OtplessSettings = settings
+        self.settings: OtplessSettings = _checked(settings or OtplessSettings())
+        settings = self.settings
         self._owns_store, self._owns_client = store is None, client is None
         self._store = store = store or open_store(settings.store_url.get_secret_value(), clock=clock)
         self._client = client = client or OtplessClient(settings)
@@ -414,3 +414,10 @@ def _summary(row: SessionRow) -> SessionSummary:
         last_seen_at=utc(row.last_seen_at),
         expires_at=utc(row.expires_at),
     )
+
+
+def _checked(settings: object) -> OtplessSettings:
+    if not isinstance(settings, OtplessSettings):
+        kind = "a class" if isinstance(settings, type) else f"a {type(settings).__name__}"
+        raise ConfigurationError(f"settings: OtplessSettings(…) is expected, and not {kind}")
+    return settings

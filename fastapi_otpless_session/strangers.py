@@ -8,11 +8,11 @@ get-session-details *and* the store has no ended row for its session id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
@@ -263,7 +263,8 @@ class Strangers:
         if look is not None:
             return look
         at = self._monotonic()
-        now, row = await asyncio.gather(self._store.now(), self._store.get(session_id))
+        asked: Awaitable[Any] = asyncio.gather(self._store.now(), self._store.get(session_id))
+        now, row = await asked  # said to be a tuple, but it is a list, which compiled code would refuse
         ended = None if row is None else await self._ended(row, now)
         if ended is not None:
             self._seen.drop(digest)

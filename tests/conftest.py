@@ -27,6 +27,7 @@ from fastapi_otpless_session import (
     OtplessSessions,
     OtplessSettings,
     create_session_router,
+    serving,
     telemetry,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings
@@ -38,6 +39,11 @@ for number in (signal.SIGINT, signal.SIGQUIT):  # a shell has what runs in the b
 pytest_plugins = ["backends", "browser", "doctored", "traced"]
 EMULATOR_URL = "http://otpless.localhost"
 NOW = 1_900_000_000.0
+
+interpreted_only = pytest.mark.skipif(
+    not serving.__file__.endswith(".py"), reason="looks at frames, of which compiled code has none"
+)
+"""Of a test that the compiled package (`make test-compiled`) cannot be put to."""
 
 
 def pytest_collection_finish() -> None:

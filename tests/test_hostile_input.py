@@ -16,7 +16,7 @@ from typing import Any, cast
 import httpx
 import pytest
 from asgi import Exchange, exchange, http_scope, serving
-from conftest import Clock, World, add_routes, make_settings
+from conftest import Clock, World, add_routes, interpreted_only, make_settings
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
@@ -149,6 +149,7 @@ async def test_what_is_no_token_is_refused_before_any_hashing_parsing_or_call(wa
     assert watched.emulator.calls == []
 
 
+@interpreted_only
 async def test_what_could_be_a_token_is_hashed_looked_up_and_parsed(watched: Watched) -> None:
     watched.forget()
     with called_modules() as called:

@@ -30,6 +30,7 @@ from fastapi_otpless_session import (
     OtplessSessionError,
     OtplessSessionMiddleware,
     OtplessSessions,
+    OtplessSettings,
     RefusalError,
     Sessions,
     SessionUnavailableError,
@@ -102,6 +103,35 @@ def test_a_store_that_cannot_be_reached_at_the_start_is_told_with_the_setting_th
     (failed,) = asyncio.run(_lifespan(app))
     assert failed["type"] == "lifespan.startup.failed"
     assert "OTPLESS_STORE_URL" in failed["message"]
+
+
+def test_settings_beside_sessions_that_have_others_keep_the_server_from_starting() -> None:
+    """Nobody would heed the first, and a path that they require a session for would be open."""
+    sessions = OtplessSessions(make_settings())
+    app = FastAPI()
+    app.add_middleware(
+        OtplessSessionMiddleware, settings=make_settings(required_paths="/account/**"), sessions=sessions
+    )
+    (failed,) = asyncio.run(_lifespan(app))
+    assert failed["type"] == "lifespan.startup.failed"
+    assert "OtplessSessions(settings" in failed["message"]
+    with pytest.raises(ConfigurationError, match="settings and sessions"):
+        TestClient(app).get("/account/cards")
+
+
+def test_the_same_settings_beside_sessions_are_no_error() -> None:
+    settings = make_settings(required_paths="/account/**")
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=settings, sessions=OtplessSessions(settings))
+    assert TestClient(app, base_url="https://shop.example").get("/account/cards").status_code == 401
+
+
+@pytest.mark.parametrize("wrong", [{"client_id": "shop"}, OtplessSettings])
+def test_settings_that_are_none_are_named(wrong: Any) -> None:
+    app = FastAPI()
+    app.add_middleware(OtplessSessionMiddleware, settings=wrong)
+    (failed,) = asyncio.run(_lifespan(app))
+    assert "OtplessSettings(…)" in failed["message"]
 
 
 def test_a_test_client_whose_application_cannot_start_gets_the_error() -> None:
@@ -185,6 +215,25 @@ def test_without_a_lifespan_the_first_use_opens_and_every_event_loop_works() -> 
     assert client.get("/orders").json()["refreshed"] is True
     assert client.post("/auth/logout").status_code == 204
     assert client.get("/orders").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/orders", "/required"])
+async def test_headers_that_can_be_read_once_are_read_by_all(path: str) -> None:
+    """ASGI: any iterable."""
+    emulator = Emulator()
+    app = in_process(emulator, required_paths="/required")
+
+    @app.get("/required")
+    async def required(request: Request) -> dict[str, str]:
+        return dict(request.headers)
+
+    scope = http_scope(path)
+    user = emulator.sign_in()
+    scope["headers"] = iter([(b"x-session-token", user["sessionInfo"]["sessionToken"].encode()), (b"x-other", b"1")])
+    answer = await exchange(app, scope)
+    assert answer.status == 200
+    if path == "/required":
+        assert json.loads(answer.body).keys() == {"x-session-token", "x-other"}
 
 
 def test_a_mounted_application_works_on_its_own() -> None:

@@ -142,6 +142,21 @@ def served(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment
     return installed(tmp_path_factory.mktemp("served") / "venv", f"{wheel}[cli]")
 
 
+@pytest.fixture(scope="module")
+def compiled(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel as it is built from the sdist where compiling is asked for."""
+    (sdist,) = packages.glob("*.tar.gz")
+    folder = tmp_path_factory.mktemp("compiled")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", str(folder), str(sdist)]
+    environ = {**os.environ, "HATCH_BUILD_HOOK_ENABLE_MYPYC": "1"}
+    built = subprocess.run(  # noqa: S603
+        command, env=environ, capture_output=True, text=True, timeout=LONG, check=False
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
 # What is in them
 
 
@@ -165,6 +180,34 @@ def test_the_sdist_holds_what_it_takes_to_work_on_it(packages: Path) -> None:
     assert wanted <= names
     assert {"tests/test_story.py", "example_app/main.py", "docs/stores.md", ".ci/run"} <= names
     assert not any(name.endswith((".pyc", ".db", ".env")) or "/.venv" in f"/{name}" for name in names)
+
+
+REFUSED = """
+import asyncio
+import httpx
+from fastapi import FastAPI
+from fastapi_otpless_session import OtplessSessionMiddleware, OtplessSettings, serving
+
+assert not serving.__file__.endswith(".py"), serving.__file__
+app = FastAPI()
+settings = OtplessSettings(client_id="x", client_secret="y", store_url="memory://", required_paths="/**")
+app.add_middleware(OtplessSessionMiddleware, settings=settings)
+
+
+async def main():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="https://shop.example") as client:
+        assert (await client.get("/")).status_code == 401
+        assert (await client.get("/", headers={"X-Session-Token": "e30.e30.e30"})).status_code == 401
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_compiled_wheel_is_this_systems_and_works(compiled: Path, tmp_path: Path) -> None:
+    assert not compiled.name.endswith("none-any.whl")
+    environment = installed(tmp_path / "venv", str(compiled))
+    environment.run("-W", "error", "-c", REFUSED)
 
 
 # Without extras

@@ -71,7 +71,8 @@ def _not_built(app: Application, error: BaseException, where: str) -> Outcome:
         return problem(finding, "Mend the arguments that the middleware is added with.")
     return problem(
         finding,
-        f"Hooks are arguments of OtplessSessions: add_middleware({OURS}, sessions=OtplessSessions({hook}=…))",
+        "Hooks are arguments of OtplessSessions, and so are settings of yours: "
+        f"add_middleware({OURS}, sessions=OtplessSessions({hook}=…))",
     )
 
 
