@@ -12,6 +12,22 @@ def parse(body: bytes) -> Any:
     return _DECODER.decode(body.decode())
 
 
+def writable(value: Any) -> Any:
+    """Replace halves of characters, which JSON can carry and UTF-8 cannot. Raises `RecursionError`, likewise.
+
+    Not to be compiled: what recurses there fills the stack instead.
+    """
+    match value:
+        case str():
+            return value.encode("utf-8", "replace").decode()
+        case list():
+            return [writable(item) for item in value]
+        case dict():
+            return {writable(name): writable(item) for name, item in value.items()}
+        case _:
+            return value
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     read = dict(pairs)
     if len(read) != len(pairs):

@@ -256,25 +256,12 @@ def _object(answer: Answer, *, of_one_session: bool = False) -> dict[str, Any]:
         raise _nonsense(answer.flaw, of_one_session=of_one_session)
     try:
         body = strict_json.parse(answer.body.removeprefix(BOM_UTF8))
-        body = _writable(body) if b"\\u" in answer.body else body
+        body = strict_json.writable(body) if b"\\u" in answer.body else body
     except (ValueError, RecursionError):
         raise _nonsense("the body is not JSON", of_one_session=of_one_session) from None
     if not isinstance(body, dict):
         raise _nonsense("the body is not a JSON object", of_one_session=of_one_session)
     return body
-
-
-def _writable(value: Any) -> Any:
-    """Replace halves of characters, which JSON can carry and UTF-8 cannot."""
-    match value:
-        case str():
-            return value.encode("utf-8", "replace").decode()
-        case list():
-            return [_writable(item) for item in value]
-        case dict():
-            return {_writable(name): _writable(item) for name, item in value.items()}
-        case _:
-            return value
 
 
 def _pair(data: object) -> TokenPair:
