@@ -59,8 +59,12 @@ $(COMPILED)/.compiled: $(STAMP) $(shell find $(COPIED) -name '*.py' -o -name '*.
 	cd $(COMPILED) && HATCH_BUILD_HOOK_ENABLE_MYPYC=1 $(CURDIR)/$(BIN)/python -m hatchling build --target wheel
 	@touch $@
 
+# From Python 3.12 on, what mypyc compiles warns when it is cancelled: https://github.com/mypyc/mypyc/issues/1214.
+OF_MYPYC = -W 'ignore:the (type, exc, tb) signature of throw() is deprecated:DeprecationWarning'
+
 test-compiled: compiled
-	cd $(COMPILED) && $(AS_COMPILED) $(CURDIR)/$(BIN)/pytest -m 'not slow and not varied' -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+	cd $(COMPILED) && $(AS_COMPILED) $(CURDIR)/$(BIN)/pytest -m 'not slow and not varied' $(OF_MYPYC) \
+	    -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 # The package as it is, and then compiled.
 bench: compiled

@@ -56,7 +56,7 @@ class RequestSession:
         self._arrived_at = sessions.monotonic()
         # Not the scope itself, which leads here: nobody but the garbage collector could free the two.
         self._headers = scope["headers"]
-        self._scheme = scope.get("scheme", "")
+        self._scheme = scope.get("scheme") or ""
         self._is_safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
         self._offered = offered
         self._served: Copy | Stranger | None = None

@@ -13,7 +13,9 @@ from fastapi_otpless_session.errors import ChannelUnreadError, CookieTooLargeErr
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.tokens import has_token_shape
 
-Headers = list[tuple[bytes, bytes]]
+Headers = list[Any]
+Pairs = Iterable[Any]
+"""Each of a name and a value, in bytes: by ASGI any two-item iterable, where compiled code would insist on a tuple."""
 
 COOKIE_LIMIT = 4096
 MOST_TOKENS = 8
@@ -95,7 +97,7 @@ class Transport:
 
     # In
 
-    def find(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str] = ()) -> Presented:
+    def find(self, headers: Pairs, offered: Sequence[str] = ()) -> Presented:
         """Return what a request presents; `offered` are tokens from the websocket subprotocols."""
         names = self._names
         only_name = only_value = b""
@@ -124,7 +126,7 @@ class Transport:
             if is_pair and name.strip(" \t") == self._cookie
         ]
 
-    def _together(self, headers: Iterable[tuple[bytes, bytes]], offered: Sequence[str]) -> Presented:
+    def _together(self, headers: Pairs, offered: Sequence[str]) -> Presented:
         seen: Seen = [(token, OFFERED) for token in offered if token]
         bearers: Seen = []
         for name, value in headers:
@@ -169,7 +171,7 @@ class Transport:
         # An exemption has to fit as it came, too: with a doubled slash the router may find a catch-all instead.
         return not all(map(self._exempt.fullmatch, spellings))
 
-    def is_cross_site(self, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:
+    def is_cross_site(self, headers: Pairs, scheme: str) -> bool:
         """Whether a request comes from another site, by Fetch metadata or else by its origin."""
         sites, origins = _values(headers, b"sec-fetch-site"), _values(headers, b"origin")
         if sites and OWN_SITES.issuperset(sites):
@@ -232,7 +234,7 @@ class Transport:
         return {**start, "headers": headers}
 
 
-def is_preflight(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+def is_preflight(headers: Pairs) -> bool:
     """Whether an OPTIONS asks for a browser what a page of another origin may send. It carries no credentials."""
     return {b"origin", b"access-control-request-method"} <= {name for name, _ in headers}
 
@@ -303,11 +305,11 @@ def _spellings(path: str) -> tuple[str, str, str]:
     return path, routed, plain + "/" if routed.endswith("/") and plain != "/" else plain
 
 
-def _values(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[str]:
+def _values(headers: Pairs, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in headers if key == name]
 
 
-def _is_own(origin: str, headers: Iterable[tuple[bytes, bytes]], scheme: str) -> bool:
+def _is_own(origin: str, headers: Pairs, scheme: str) -> bool:
     """Whether an origin's host and port are those of `Host`, default ports normalised."""
     its_scheme, _, place = origin.partition("://")
     port, hosts = DEFAULT_PORTS.get(its_scheme), _values(headers, b"host")

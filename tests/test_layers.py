@@ -40,7 +40,7 @@ ON_TOP = {"", "command_line", "__main__"}
 """The root gathers the public names, and the command line calls what it needs; no layer imports either."""
 TESTING = {
     *("", "connection", "dependencies", "emulator", "session", "sessions", "signin", "stores.base", "tokens"),
-    "transport",
+    *("serving", "transport"),
 }
 ISLANDS = {"emulator": set[str](), "testing": TESTING}
 """Folders that belong to no layer, and what of the rest they may import."""

@@ -236,6 +236,39 @@ async def test_headers_that_can_be_read_once_are_read_by_all(path: str) -> None:
         assert json.loads(answer.body).keys() == {"x-session-token", "x-other"}
 
 
+async def test_headers_need_not_be_tuples() -> None:
+    """ASGI: two-item iterables. Applications write their own likewise."""
+    emulator = Emulator()
+
+    async def lists(scope: Scope, _: Receive, send: Send) -> None:
+        await scope["state"]["otpless"].session()
+        headers = [[b"vary", b"accept"], [b"x-name", b"1"], [b"cache-control", b"public"]]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    app = in_process(emulator, required_paths="/required", validation_ttl=0)
+    app.mount("/lists", lists)
+    user = emulator.sign_in()
+    await exchange(
+        app, http_scope("/auth/login", "POST", [(b"content-type", b"application/json")]), [json.dumps(user).encode()]
+    )
+    emulator.expire(user["sessionInfo"]["sessionId"])
+    cookie = [b"cookie", b"__Host-otpless_session=" + user["sessionInfo"]["sessionToken"].encode()]
+    answer = await exchange(app, {**http_scope("/lists/"), "headers": [cookie, [b"x-other", b"1"]]})
+    assert answer.status == 200
+    assert answer.values(b"vary") == [b"accept, Authorization, X-Session-Token, Cookie"]
+    assert answer.values(b"cache-control") == [b"no-store"]
+    assert len(answer.values(b"set-cookie")) == 1
+    asked = [[b"origin", b"https://shop.example"], [b"access-control-request-method", b"GET"]]
+    assert (await exchange(app, {**http_scope("/required", "OPTIONS"), "headers": asked})).status == 404
+    posted = {
+        **http_scope("/required", "POST"),
+        "scheme": None,
+        "headers": [cookie, [b"origin", b"https://evil.example"]],
+    }
+    assert (await exchange(app, posted)).status == 403
+
+
 def test_a_mounted_application_works_on_its_own() -> None:
     emulator = Emulator()
     outer = FastAPI()

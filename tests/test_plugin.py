@@ -487,6 +487,24 @@ def test_the_middleware_is_found_wherever_it_is_and_keeps_what_else_it_was_given
         TestClient(app).get("/orders")
 
 
+@pytest.mark.parametrize("around", [False, True])
+def test_middleware_that_gives_itself_settings_gets_the_emulators_nonetheless(around: bool) -> None:
+    class Ours(OtplessSessionMiddleware):
+        def __init__(self, app: Any, **values: Any) -> None:
+            settings = OtplessSettings(client_id="real", client_secret="real", required_paths=["/orders"])
+            super().__init__(app, settings=settings, **values)
+
+    app: Any = bare_app()
+    if around:
+        app = Ours(app)
+    else:
+        app.add_middleware(Ours)
+    with use_emulator(app, required_paths=["/orders"]) as otpless, TestClient(app) as client:
+        assert client.get("/orders").status_code == 401
+        otpless.sign_in(client)
+        assert client.get("/orders").status_code == 200
+
+
 def test_settings_in_code_are_kept_but_for_what_would_leave_the_process() -> None:
     settings = OtplessSettings(
         client_id="real",

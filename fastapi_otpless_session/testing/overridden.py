@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import ConfigurationError, OtplessSessions, OtplessSettings, Session, SessionDetails
 from fastapi_otpless_session.connection import RequestSession, put_session
+from fastapi_otpless_session.serving import keep_headers
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import SessionSummary
 from fastapi_otpless_session.signin import OtplessUser
@@ -93,6 +94,7 @@ class OverridingMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Note the session, and pass all on as it is."""
         if scope["type"] in {"http", "websocket"}:
+            keep_headers(scope)
             others = [(name, value) for name, value in scope["headers"] if name not in self._credentials]
             put_session(RequestSession(self._sessions, self._transport, {**scope, "headers": others}, (TOKEN,)), scope)
         await self.app(scope, receive, send)

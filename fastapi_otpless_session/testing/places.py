@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from fastapi_otpless_session import ConfigurationError, OtplessSessionMiddleware, OtplessSessions, OtplessSettings
 from fastapi_otpless_session.testing.overridden import OverridingMiddleware
@@ -37,7 +38,7 @@ class _Added:
 
     def using(self, sessions: OtplessSessions) -> AbstractContextManager[None]:
         kept: dict[str, Any] = {name: value for name, value in self.entry.kwargs.items() if name != "settings"}
-        instead = Middleware(self.entry.cls, *self.entry.args, **{**kept, "sessions": sessions})
+        instead = Middleware(_without_settings(self.entry.cls), *self.entry.args, **{**kept, "sessions": sessions})
         return self.replaced_by(instead)
 
     def replaced_by(self, instead: Middleware) -> AbstractContextManager[None]:
@@ -63,7 +64,7 @@ class _Wrapped:
 
     def using(self, sessions: OtplessSessions) -> AbstractContextManager[None]:
         on_refusal = self.middleware._on_refusal  # noqa: SLF001 - what else it was made with
-        made_by: Any = type(self.middleware)
+        made_by = _without_settings(type(self.middleware))
         return self.replaced_by(Middleware(made_by, sessions=sessions, on_refusal=on_refusal))
 
     @contextmanager
@@ -81,6 +82,16 @@ class _Wrapped:
         self.middleware.__class__ = kind
         vars(self.middleware).clear()
         vars(self.middleware).update(attributes)
+
+
+def _without_settings(made_by: Any) -> Any:
+    """Return such middleware with no settings beside the sessions': the application's own may give itself some."""
+
+    def make(self: Any, app: ASGIApp, *args: Any, **values: Any) -> None:
+        made_by.__init__(self, app, *args, **values)
+        self._settings = None
+
+    return type(made_by.__name__, (made_by,), {"__init__": make})
 
 
 Place = _Added | _Wrapped
