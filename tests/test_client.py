@@ -1333,6 +1333,7 @@ def test_one_client_serves_event_loops_one_after_another_and_leaves_nothing_open
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", r"the \(type, exc, tb\) signature of throw", DeprecationWarning)  # mypyc's
         assert [asyncio.run(ask()) for _ in range(THREADS)] == [Verdict.VALID] * THREADS
         gc.collect()
 
