@@ -87,7 +87,7 @@ def environment() -> dict[str, Any]:
 def in_short(about: dict[str, Any]) -> str:
     """Return that as one line."""
     packages = about["packages"]
-    return f"{about['date']}, Python {about['python']}, FastAPI {packages['fastapi']}, {about['cpu']}. make bench"
+    return f"{about['date']}, Python {about['python']}, FastAPI {packages['fastapi']}, {about['cpu']}, compiled. make bench"
 
 
 def _cpu() -> str:
