@@ -86,8 +86,8 @@ def environment() -> dict[str, Any]:
 
 def in_short(about: dict[str, Any]) -> str:
     """Return that as one line."""
-    packages = about["packages"]
-    return f"{about['date']}, Python {about['python']}, FastAPI {packages['fastapi']}, {about['cpu']}, compiled. make bench"
+    machine = f"Python {about['python']}, FastAPI {about['packages']['fastapi']}, {about['cpu']}"
+    return f"{about['date']}, {machine}, compiled. make bench"
 
 
 def _cpu() -> str:
