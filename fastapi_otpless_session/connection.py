@@ -226,7 +226,9 @@ def put_session(request: RequestSession, scope: MutableMapping[str, Any]) -> Non
     Some servers and lifespan managers hand one state to many requests: Hypercorn 0.17, asgi-lifespan. What is in the
     state of a scope without our mark is another request's, which keeps it.
     """
-    state = scope.setdefault("state", {})
+    if "state" not in scope:
+        scope["state"] = {}
+    state = scope["state"]
     if STATE_NAME in state and OWN_MARK not in scope:
         state = scope["state"] = {**state}
     state[STATE_NAME] = request

@@ -39,11 +39,12 @@ class Serving:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         transport = self.transport
-        keep_headers(scope)
+        if type(scope["headers"]) is not list:  # what servers give; so nothing is called for it
+            keep_headers(scope)
         request = RequestSession(self.sessions, transport, scope)
         put_session(request, scope)
 
-        is_required = transport.is_required(scope, self._root_path)
+        is_required = transport.has_required and transport.is_required(scope, self._root_path)
         if is_required and scope["method"] == "OPTIONS" and is_preflight(scope["headers"]):
             is_required, send = False, _to_preflight(send, has_cors=self._has_cors)
         has_started = False
@@ -72,8 +73,7 @@ class Serving:
 
 def keep_headers(scope: Scope) -> None:
     """Have the headers of a scope be read more than once: by ASGI they may be any iterable."""
-    if not isinstance(scope["headers"], list):
-        scope["headers"] = [*scope["headers"]]
+    scope["headers"] = [*scope["headers"]]
 
 
 def answer(error: RefusalError) -> Response:

@@ -80,7 +80,8 @@ class Transport:
         self._names = {name.lower().encode(): channel for name, channel in self._looked_at()}
         self._attributes = _attributes(settings)
         self._trusted = frozenset(settings.trusted_origins)
-        self._has_required = bool(settings.required_paths)
+        self.has_required: bool = bool(settings.required_paths)
+        """Whether any path needs a session by `REQUIRED_PATHS`."""
         self._required = _compile(settings.required_paths)
         self._exempt = _compile(settings.exempt_paths)
         self._vary = [name for name, _ in self._looked_at()]
@@ -156,7 +157,7 @@ class Transport:
 
         `root_path`: what the application inside will add to the scope's own.
         """
-        if not self._has_required:
+        if not self.has_required:
             return False
         path = _route_path(scope, root_path) if root_path or scope.get("root_path") else scope["path"]
         return self._covers(path) if len(path) <= LONGEST_REMEMBERED else self._is_covered(path)

@@ -109,7 +109,7 @@ def added(world: World, path: str, token: str | None) -> list[str]:
 @pytest.mark.parametrize(
     ("values", "path", "bound"),
     [
-        pytest.param({}, "/public", 13, id="unused"),
+        pytest.param({}, "/public", 12, id="unused"),
         pytest.param({"store_ttl": 60, "required_paths": ["/public"]}, "/public", 48, id="believed"),
         pytest.param({"required_paths": ["/public"]}, "/public", 65, id="looked at in SQLite"),
         pytest.param({"store_ttl": 60}, "/orders", 340, id="believed, with the dependency"),
