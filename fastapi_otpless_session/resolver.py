@@ -21,7 +21,6 @@ from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events
-from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import (
     UNAVAILABLE,
     Refreshed,
@@ -30,6 +29,7 @@ from fastapi_otpless_session.refresh import (
     ended_reason,
     named,
 )
+from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import (
@@ -49,7 +49,6 @@ from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
 DIGESTS_REMEMBERED = 200
-REMEMBERED = 10_000
 NOTED_SECONDS = 1.0
 """How much older than known here the "valid" in the store may be: it is not written with every request."""
 LANDING_SECONDS = 0.25
@@ -131,13 +130,10 @@ class Resolver:
         self._has_quiet_time = settings.validation_ttl > 0
         self._store_ttl = settings.store_ttl
         self._patience = settings.refresh_timeout + LANDING_SECONDS
-        self._refused: Lru[str, tuple[float, int]] = Lru(REMEMBERED)
-        """By session: when its row was created, and the newest generation of it that OTPLESS said no to.
-
-        A refresh that gets no answer leaves that as it is. A session that is signed in again counts from one.
-        """
-        self._refused_ahead: Lru[str, tuple[float, int]] = Lru(REMEMBERED)
-        """Likewise: which generation OTPLESS did not replace before it was dead. It is not asked to again."""
+        self._refused = Refusals()
+        """What OTPLESS said no to. A refresh that gets no answer leaves that as it is."""
+        self._refused_ahead = Refusals()
+        """What OTPLESS did not replace before it was dead. It is not asked to again."""
 
     def at_once(self, token: str, *, known_only: bool) -> Copy | Stranger | None:
         """Return a session that may be served without waiting for anybody or writing; None: `resolve`.
@@ -280,7 +276,7 @@ class Resolver:
             return False
         now = copy.offset + at
         is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
-        return not is_over_now and not self._is_refused(row)
+        return not is_over_now and not self._refused.covers(row)
 
     async def _from_copy(self, asked: _Asked, copy: Copy) -> Current | None:
         """Return what a copy that is believed is good for; None: OTPLESS refuses its token.
@@ -312,7 +308,7 @@ class Resolver:
         is_dead = is_over(row.token_expires_at, now)
         if standing is Standing.CURRENT and asked.max_age is None:
             fresh = self._copies.of(row, claims, now, read_at)
-            if fresh.is_quiet(now) and not self._is_refused(row):  # as a rule; what follows would find that out
+            if fresh.is_quiet(now) and not self._refused.covers(row):  # as a rule; what follows would find that out
                 self._copies.put(asked.digest, fresh)
                 return fresh.session(asked.token)
             if is_dead:  # it tells who comes next that nothing has changed
@@ -368,7 +364,7 @@ class Resolver:
         if self._duties.is_to_end(current.row, current.now):
             await self._endings.end_refused(current.row, EndReason.EXPIRED)
             return SessionReason.EXPIRED
-        is_dead = self._is_refused(current.row) or is_over(current.row.token_expires_at, current.now)
+        is_dead = self._refused.covers(current.row) or is_over(current.row.token_expires_at, current.now)
         settled = None if is_dead else await self._settled(current, max_age)
         outcome = settled or await self._waited_for_refresh(current)
         return outcome if isinstance(outcome, SessionReason) else await self._seen(outcome)
@@ -412,11 +408,10 @@ class Resolver:
     async def _validate(self, current: Current) -> Verdict:
         verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
         if verdict is not Verdict.VALID:
-            self._refused.put(current.row.session_id, (current.row.created_at, current.row.generation))
+            self._refused.note(current.row)
             self._doubt(current.token)
             return verdict
-        if self._is_refused(current.row):
-            self._refused.drop(current.row.session_id)
+        self._refused.forget(current.row)
         if self._is_worth_noting(current):
             await touch(self._store, self._duties, current.row, validated=True)
         return verdict
@@ -429,17 +424,13 @@ class Resolver:
 
     def _is_worth_keeping(self, current: Current) -> bool:
         """Whether to remember a session as it is now: not with an old answer, nor where a no came meanwhile."""
-        return not current.stale and not self._is_refused(current.row)
-
-    def _is_refused(self, row: SessionRow) -> bool:
-        """Whether OTPLESS said no to a row's current token, or to a later one."""
-        return _has(self._refused, row)
+        return not current.stale and not self._refused.covers(current.row)
 
     def _is_to_be_refreshed_ahead(self, current: Current) -> bool:
         row = current.row
         if not self._duties.is_to_be_refreshed_ahead(row, current.claims, current.now):
             return False
-        return not _has(self._refused_ahead, row)
+        return not self._refused_ahead.covers(row)
 
     def _is_worth_noting(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
@@ -461,8 +452,7 @@ class Resolver:
             await self._refresh_behind(current, ahead=True)
         except RefusedAheadError as error:
             telemetry.logger.info("Behind a request: %s", error)
-            row = current.row
-            self._refused_ahead.put(row.session_id, (row.created_at, row.generation))
+            self._refused_ahead.note(current.row)
 
     async def _refresh_behind(self, current: Current, *, ahead: bool = False) -> None:
         """Refresh behind the request, from the row as it is now: what was believed has no refresh token."""
@@ -582,7 +572,7 @@ class Resolver:
         if self._duties.is_to_end(row, now):
             return SessionReason.UNAVAILABLE
         self._duties.note_unwritten(row.session_id)
-        if self._is_refused(row) or self._endings.may_have_forgotten(copy.at):
+        if self._refused.covers(row) or self._endings.may_have_forgotten(copy.at):
             return SessionReason.UNAVAILABLE
         if not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
@@ -591,12 +581,6 @@ class Resolver:
 
 def _count_coalesced(outcome: str) -> None:
     telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=outcome))
-
-
-def _has(refusals: Lru[str, tuple[float, int]], row: SessionRow) -> bool:
-    """Whether a refusal of a row's generation, or of a later one, is among these."""
-    created_at, generation = refusals.get(row.session_id) or (0.0, 0)
-    return created_at == row.created_at and generation >= row.generation
 
 
 def _crowd(asked: _Asked, row: SessionRow) -> Hashable:

@@ -86,8 +86,8 @@ class OtplessSessions:
         on_sign_out: Hook | None = None,
         on_reuse: Hook | None = None,
     ) -> None:
-        self.settings: OtplessSettings = _checked(settings or OtplessSettings())
-        settings = self.settings
+        settings = _checked(settings or OtplessSettings())
+        self.settings: OtplessSettings = settings
         self._owns_store, self._owns_client = store is None, client is None
         self._store = store = store or open_store(settings.store_url.get_secret_value(), clock=clock)
         self._client = client = client or OtplessClient(settings)
