@@ -4,8 +4,8 @@ app = FastAPI()
 app.add_middleware(OtplessSessionMiddleware)                  # settings from OTPLESS_* variables or .env
 app.include_router(create_session_router(), prefix="/auth")   # sign in, sign out, who am I, my devices
 
-A name is loaded when it is first used: whoever needs only some, such as the emulator's command, does not wait for the
-rest.
+A name is loaded when it is first used: whoever imports only some, or `fastapi_otpless_session.emulator`, does not wait
+for the rest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every exception of the package, in one tree.
+"""Every exception that an application is meant to catch, in one tree.
 
 OtplessSessionError
 ├── ConfigurationError (also a ValueError)

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
@@ -66,8 +67,8 @@ class OtplessSessions:
 
     `on_sign_in`, `on_refresh`, `on_sign_out` and `on_reuse` are called with a `SessionEvent` once what it tells has
     happened in this worker. They may be coroutine functions, or plain functions, which run in a thread. One that fails
-    or takes longer than 5 s is logged, and does no harm. They run behind requests; where no lifespan runs, the request
-    waits for them (but for `on_refresh`).
+    or takes longer than 5 s is logged, and harms no request; a thread that hangs in one keeps the process from ending.
+    They run behind requests; where no lifespan runs, the request waits for them (but for `on_refresh`).
 
         async with OtplessSessions() as sessions:
             await sessions.end_all(user_id)
@@ -194,11 +195,16 @@ class OtplessSessions:
     async def open(self) -> None:
         """Open the store and the connections to OTPLESS, and begin the work that is done behind requests.
 
-        Raises `StoreError` where the store cannot be used.
+        Raises `StoreError` where the store cannot be used. What was opened before a fault is closed again.
         """
-        await self._open_store()
-        await self._client.open()
-        await self._background.begin(self._housekeep)
+        try:
+            await self._open_store()
+            await self._client.open()
+            await self._background.begin(self._housekeep)
+        except BaseException:
+            if not self.is_open:  # else others go on with it
+                await self.close()
+            raise
         self.is_open = True
 
     async def _open_store(self) -> None:
@@ -210,14 +216,18 @@ class OtplessSessions:
             raise StoreError(f"{str(error).rstrip('.')}. Check OTPLESS_STORE_URL") from None
 
     async def close(self) -> None:
-        """Finish the refreshes that are under way on this event loop, and close what was opened."""
+        """Finish the refreshes that are under way on this event loop, and close what was opened.
+
+        All of it: a step that fails or is cancelled keeps none of the next from being done.
+        """
         self.is_open = False
-        await self._background.close()
-        await self._endings.write_all_noted()
-        if self._owns_client:
-            await self._client.close()
-        if self._owns_store:
-            await self._store.close()
+        async with AsyncExitStack() as steps:  # the last first
+            if self._owns_store:
+                steps.push_async_callback(self._store.close)
+            if self._owns_client:
+                steps.push_async_callback(self._client.close)
+            steps.push_async_callback(self._endings.write_all_noted)
+            steps.push_async_callback(self._background.close)
 
     async def __aenter__(self) -> Self:
         await self.open()

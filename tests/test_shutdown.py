@@ -9,6 +9,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -19,9 +20,10 @@ from processes import PATIENCE, wait_until
 from servers import Nursery, Worker, environment, uvicorn
 from simulated import Stalls, hurry
 
-from fastapi_otpless_session import OtplessSessions, Session, SessionReason
+from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.wire import Answer, Request
 
 EVERY_TIME = {"OTPLESS_VALIDATION_TTL": "0", "OTPLESS_REQUEST_TIMEOUT": "30", "OTPLESS_REFRESH_TIMEOUT": "30"}
 
@@ -112,6 +114,54 @@ async def test_sessions_that_are_closed_twice_at_once_are_closed_and_can_be_open
         await asyncio.gather(sessions.close(), sessions.close())
         assert not sessions.is_open
         assert asyncio.all_tasks() == before
+
+
+@dataclass
+class FaultySender:
+    """Sends nothing, and fails while it is told to."""
+
+    fails_to: str = ""
+
+    async def open(self) -> None:
+        self._check("open")
+
+    async def close(self) -> None:
+        self._check("close")
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:  # noqa: ARG002 - nobody asks
+        raise AssertionError
+
+    def _check(self, name: str) -> None:
+        if name == self.fails_to:
+            raise OSError(f"cannot {name}")
+
+
+async def test_sessions_that_cannot_be_opened_leave_nothing_open_and_can_be_opened_later(tmp_path: Path) -> None:
+    settings = make_settings(store_url=f"sqlite:///{tmp_path / 'sessions.db'}")
+    sender = FaultySender("open")
+    files = _open_files()
+    sessions = OtplessSessions(settings, client=OtplessClient(settings, http=sender))
+    with pytest.raises(OSError, match="cannot open"):
+        await sessions.open()
+    assert _open_files() == files
+    assert "otpless-session-store" not in {thread.name for thread in threading.enumerate()}
+    sender.fails_to = ""
+    async with sessions:
+        assert await sessions.list("MO-1") == []
+
+
+async def test_sessions_whose_client_cannot_be_closed_close_their_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sender = FaultySender("close")
+    monkeypatch.setattr("fastapi_otpless_session.client.new_sender", lambda _: sender)
+    files = _open_files()
+    sessions = OtplessSessions(make_settings(store_url=f"sqlite:///{tmp_path / 'sessions.db'}"))
+    await sessions.open()
+    with pytest.raises(OSError, match="cannot close"):
+        await sessions.close()
+    assert _open_files() == files
+    assert "otpless-session-store" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_life_with_faults_leaves_no_task_connection_file_or_thread_open(tmp_path: Path) -> None:
