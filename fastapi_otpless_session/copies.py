@@ -23,7 +23,7 @@ GENERATIONS_REMEMBERED = 100
 
 @dataclass(slots=True)
 class Copy:
-    """What a store had for a digest. Only when it was read, and is to be read again, changes."""
+    """A store's row for a digest, as it was read. Only `at`, `offset` and `first_duty` change."""
 
     row: SessionRow
     claims: Claims

@@ -21,9 +21,9 @@ class Crowd:
         self._waiters: deque[tuple[float, asyncio.Future[bool]]] = deque()
 
     def join(self, seconds: float) -> asyncio.Future[bool]:
-        """Return what will tell a waiter to go on: whether there is something, or `seconds` have passed.
+        """Return a future: True once the crowd is let go, False after `seconds`, which must be the same for all.
 
-        Those who come later give up later, so that `seconds` is to be the same for all.
+        Those who come later then give up later, and one timer serves them.
         """
         waiter = self._loop.create_future()
         self._waiters.append((self._loop.time() + seconds, waiter))
@@ -32,7 +32,7 @@ class Crowd:
         return waiter
 
     def let_go(self) -> None:
-        """Have all go on who wait."""
+        """Wake everyone who is waiting."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

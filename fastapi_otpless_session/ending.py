@@ -94,7 +94,7 @@ class Endings:
         await asyncio.gather(*(self._write(row) for _, row in self._unwritten.items()[:WRITTEN_AT_ONCE]))
 
     async def write_all_noted(self) -> None:
-        """Do so with all of it, as long as the store takes some: nobody else will know of what is left."""
+        """Write until none is left, or a round writes nothing: the rest is lost with the process."""
         left, before = len(self._unwritten.keys), 0
         while 0 < left != before:
             await self.write_noted()

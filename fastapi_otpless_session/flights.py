@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class _Asked(Generic[T]):
-    """What one who asks will know, and who waits for that: nobody, as a rule, and then nothing is made for them."""
+    """A question under way, and those who wait for its answer: made when there is one, which is seldom."""
 
     __slots__ = ("_answer", "_crowd")
 

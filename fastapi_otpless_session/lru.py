@@ -17,7 +17,7 @@ class Lru(Generic[K, V]):
         self._limit = limit
         self._entries: OrderedDict[K, V] = OrderedDict()
         self.keys: KeysView[K] = self._entries.keys()
-        """What there is, at any time. Asking is no use of an entry."""
+        """A live view of the keys. To look there does not count as use."""
 
     def get(self, key: K) -> V | None:
         """Return an entry, which counts as its use."""

@@ -16,7 +16,9 @@ class Refusals:
         """By session: when its row was created, and the generation."""
 
     def note(self, row: SessionRow) -> None:
-        """Remember that a row's generation was refused."""
+        """Remember that a row's generation was refused. A late answer about an older one changes nothing."""
+        if self.covers(row):
+            return
         self._newest.put(row.session_id, (row.created_at, row.generation))
 
     def forget(self, row: SessionRow) -> None:

@@ -298,7 +298,8 @@ class Resolver:
         claims = copy.claims if copy is not None else claims_for(asked.token, row)
         if found.generation == REFRESH_TOKEN or claims is None:
             return SessionReason.INVALID
-        reason = await self._ended(row)
+        is_of_former_life = is_over(claims.expires_at, row.created_at)  # before the session was signed in anew
+        reason = SessionReason.EXPIRED if is_of_former_life else await self._ended(row)
         if reason is not None:
             return reason
         standing = row.standing(found.generation, now - asked.waited, self._settings.rotation_grace)

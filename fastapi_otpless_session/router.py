@@ -289,6 +289,8 @@ async def _read_user(request: Request) -> OtplessUser:
         raise _invalid("The body ended before its time.") from None
     except ValidationError as error:
         fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
+        if fields == [""]:
+            raise _invalid("The body is not a JSON object, as the SDK's otplessUser is.") from None
         raise _invalid(f"Missing or not as the SDK sends it: {', '.join(fields)}.") from None
     except (ValueError, RecursionError):
         raise _invalid("The body is not JSON.") from None

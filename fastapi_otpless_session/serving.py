@@ -50,7 +50,7 @@ class Serving:
         has_started = False
 
         def send_with_session(message: Message) -> Awaitable[None]:
-            """Return what sends, rather than be a coroutine of its own, of which each message would need one."""
+            """Send a message. Not a coroutine function: that would cost each message a coroutine."""
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True

@@ -169,7 +169,7 @@ class OtplessSettings(BaseSettings):
     rotation_grace: Seconds = 30
     """How long a token stays good after its successor was first seen."""
     on_reuse: Annotated[Literal["revoke", "reject"], BeforeValidator(_lower)] = "revoke"
-    """What a token that was replaced long ago does to its session."""
+    """What comes of a token that is presented after its grace: `revoke` ends its session, `reject` only refuses it."""
     idle_timeout: Limit = None
     """How long a session may go without a request; None: as long as OTPLESS lets it."""
     absolute_timeout: Limit = None

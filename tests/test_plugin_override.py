@@ -88,6 +88,13 @@ def test_nobody_is_signed_in_for_the_reason_that_is_given(app: FastAPI) -> None:
         assert client.get("/maybe").status_code == 400
 
 
+def test_a_reason_may_be_its_name_and_what_is_none_is_an_error(app: FastAPI) -> None:
+    with override_session(app, None, reason="expired"):
+        assert TestClient(app).get("/orders").json()["detail"]["code"] == "session_expired"
+    with pytest.raises(ValueError, match="'gone' is not a valid SessionReason"), override_session(app, reason="gone"):
+        pass
+
+
 def test_what_was_there_is_back_also_after_an_error_and_in_turn(app: FastAPI) -> None:
     app.dependency_overrides[current_session] = somebody_elses
     before = dict(app.dependency_overrides), list(app.user_middleware)

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from fastapi_otpless_session import (
     SessionReason,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
+from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
@@ -1078,3 +1080,30 @@ async def test_a_late_answer_brings_no_token_that_cannot_be_read(tmp_path: Path,
             assert isinstance(await ahead.resolve(session.token.get_secret_value()), Session)
         assert await here.newest_token(session) is None
     await close(stores)
+
+
+async def test_a_token_of_a_sessions_former_life_is_none_of_the_new_one(tmp_path: Path, clock: Clock) -> None:
+    """What is kept of a row that is gone may lead to the one that was signed in anew: generations begin at one."""
+    async with expired(tmp_path, clock) as world:
+        worker, store = world.workers[0], world.workers[0].store
+        row = await store.get(world.session_id)
+        assert row is not None
+        assert isinstance(store, SqliteStore)
+        await store._write(lambda db: db.execute("DELETE FROM sessions").rowcount)
+        now = await store.now()
+        anew = replace(row, created_at=now, validated_at=now, last_seen_at=now, token_expires_at=now + DAY)
+        assert await store.create(anew, b"t" * 32, b"r" * 32) is None
+        assert await worker.resolve(world.token) is SessionReason.EXPIRED
+        assert world.emulator.count("get-new-session-token") == 0
+        assert await store.get(world.session_id) == anew
+
+
+def test_a_late_no_about_an_older_token_is_not_taken_for_one_about_the_newest() -> None:
+    refusals, older, newer = (
+        Refusals(),
+        SessionRow(session_id="s", user_id="u"),
+        SessionRow(session_id="s", user_id="u", generation=2),
+    )
+    refusals.note(newer)
+    refusals.note(older)
+    assert refusals.covers(newer)

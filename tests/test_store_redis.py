@@ -483,6 +483,14 @@ async def test_a_sign_in_again_does_not_set_a_newer_token_back(subject: Subject)
     assert await subject.standing(2) is Standing.CURRENT
 
 
+async def test_a_damaged_row_keeps_no_other_from_being_told(subject: Subject, redis_server: RedisServer) -> None:
+    row, other = await subject.sign_in(), await subject.sign_in("other")
+    for each in (row, other):
+        await subject.store.end(each, EndReason.REVOKED, revoke_in=0)
+    redis_server.execute("HSET", "otpless:session:s-1", "revocation_due", "soon")
+    assert await subject.claim() == ["other"]
+
+
 async def test_the_outbox_forgets_what_is_not_due_and_keeps_what_may_be(
     subject: Subject, redis_server: RedisServer
 ) -> None:

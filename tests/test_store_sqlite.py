@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import logging
@@ -972,3 +973,31 @@ def test_workers_that_start_and_stop_at_once_are_not_in_each_others_way(tmp_path
     with ProcessPoolExecutor(6, spawn) as workers:
         opened = [workers.submit(_open_and_close, str(tmp_path / "s.db"), 60) for _ in range(6)]
     assert [each.exception() for each in opened] == [None] * 6  # "database is locked", for the moment of a close
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+async def test_a_store_that_one_thread_closes_is_none_for_the_others_which_read_it(
+    tmp_path: Path, is_file: bool
+) -> None:
+    """It was freed under their hands, which ended the process."""
+    store = open_store(f"sqlite:///{tmp_path / 's.db'}" if is_file else "memory://")
+    is_over, read = threading.Event(), threading.Event()
+
+    async def go_on_reading() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(StoreError):
+                assert await store.find(b"x" * 32) is None
+                read.set()
+
+    threads = [threading.Thread(target=asyncio.run, args=(go_on_reading(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(100):
+        await store.open()
+        await asyncio.to_thread(read.wait, PATIENCE)
+        read.clear()
+        await store.close()
+    is_over.set()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    await store.close()

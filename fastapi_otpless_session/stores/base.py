@@ -66,22 +66,32 @@ class SessionRow:
     state: State = State.ACTIVE
     end_reason: EndReason | None = None
     generation: int = FIRST_GENERATION
+    """Counts the session's tokens: each refresh that is committed adds one."""
     confirmations: tuple[tuple[int, float], ...] = ((FIRST_GENERATION, 0.0),)
     """Which generations the client was seen to have, and since when; oldest first, pruned to the grace."""
     rotated_at: float = 0.0
+    """When the current generation was committed."""
     session_token: bytes = field(default=b"", repr=False)
     token_expires_at: float = 0.0
+    """When the session token expires, which is what a refresh is for."""
     refresh_token: bytes = field(default=b"", repr=False)
     lease_owner: str | None = None
+    """Who may refresh the session. One that is left on a free lease never learned OTPLESS's answer."""
     lease_until: float = 0.0
+    """When the lease is free again; 0: it was given back."""
     fence: int = 0
+    """Counts leases: whoever commits with an older one is too late."""
     validated_at: float = 0.0
+    """When OTPLESS last said that the session is valid."""
     created_at: float = 0.0
     last_seen_at: float = 0.0
+    """When a request last brought it, as noted now and then."""
     expires_at: float = 0.0
+    """When the last of its tokens expires; the row may be deleted from then on."""
     summary: str = "{}"
     """What a list of the user's devices shows, as JSON."""
     revocation_due: float | None = None
+    """When OTPLESS is to be told, once more maybe, that the session ended; None: it need not be."""
     revocation_attempts: int = 0
 
     @property

@@ -35,6 +35,7 @@ from fastapi_otpless_session.stores.base import (
 from fastapi_otpless_session.stores.records import COLUMNS, TYPES, confirmations_text, record_of, row_of
 from fastapi_otpless_session.stores.redis_cluster import Work
 from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink, dangers
+from fastapi_otpless_session.telemetry import logger
 
 DIGESTS = "digests"
 LONGEST_LINEAGE = 32
@@ -283,13 +284,21 @@ class RedisStore:
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""
         held, due = await self._run(lua.CLAIM_DUE, self._key("due"), str(limit), _number(hold))
-        claimed = await asyncio.gather(*(self._claim(name.decode(), held, hold) for name in due))
+        claimed = await asyncio.gather(*(self._claimed(name.decode(), held, hold) for name in due))
         return [row for row in claimed if row is not None]
 
     async def waiting_revocations(self) -> int:
         """Return how long the outbox is."""
         outbox = self._key("due")
         return min(MOST_COUNTED, int(await self._do(outbox, lambda client: client.zcard(outbox), is_read=True)))
+
+    async def _claimed(self, session_id: str, held: bytes, hold: float) -> SessionRow | None:
+        """Claim a row; None, too, where its node of a cluster is down, or it is damaged: the others are told of."""
+        try:
+            return await self._claim(session_id, held, hold)
+        except StoreError as error:
+            logger.warning("OTPLESS is told of a sign-out later: %s", error)
+            return None
 
     async def _claim(self, session_id: str, held: bytes, hold: float) -> SessionRow | None:
         """Take a row whose telling the outbox calls due; put the outbox right where the row does not."""

@@ -519,7 +519,8 @@ class _Connections:
             return
         if self._writer is not None:
             self._writer.close()
-        self._reader.close()
+        with self._lock:  # another thread's event loop may be reading
+            self._reader.close()
         _open.discard(self)
 
     def _refuse_if_inherited(self) -> None:

@@ -54,7 +54,7 @@ def override_session(
     refreshed: bool = False,
     stale: bool = False,
     details: SessionDetails | None = None,
-    reason: SessionReason = SessionReason.MISSING,
+    reason: SessionReason | str = SessionReason.MISSING,
 ) -> Iterator[Session | None]:
     """Let every request to an application have this session, whatever it carries.
 
@@ -64,16 +64,17 @@ def override_session(
     All dependencies, `request.state.otpless` and the router's routes show it, also in what is mounted. A sign-out, also
     through `Sessions`, holds for everybody until the block ends. Signing in, swapped tokens and `REQUIRED_PATHS` need
     `use_emulator` instead: the middleware is taken off meanwhile, wherever it is. `user_id=None`: nobody is signed in,
-    for `reason`. `expires_in` is in seconds from now, and may be negative. `details` are made of `mobile` and `email`
-    unless given. Afterwards all is as before.
+    for `reason`, such as `"expired"`. `expires_in` is in seconds from now, and may be negative. `details` are made of
+    `mobile` and `email` unless given. Afterwards all is as before.
 
-    Raises TypeError for what is not the FastAPI application itself, ValueError for an empty `user_id` or a time that
-    no calendar holds.
+    Raises TypeError for what is not the FastAPI application itself, ValueError for an empty `user_id`, a `reason`
+    that is none, or a time that no calendar holds.
     """
     if not isinstance(app, FastAPI):
         raise TypeError(f"override_session wants the FastAPI application itself, not {type(app).__name__}")
     if user_id == "":
         raise ValueError("user_id must not be empty; None: nobody is signed in")
+    reason = SessionReason(reason)
     session = None
     if user_id is not None:
         now = datetime.now(UTC)
