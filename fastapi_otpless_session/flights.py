@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class _Asked(Generic[T]):
-    """A question under way, and those who wait for its answer: made when there is one, which is seldom."""
+    """A question under way. What others need to wait for its answer is made once one of them comes, which is seldom."""
 
     __slots__ = ("_answer", "_crowd")
 

@@ -295,11 +295,12 @@ class Resolver:
 
     async def _known(self, asked: _Asked, found: Found, copy: Copy | None, read_at: float) -> Session | SessionReason:
         row, now = found.row, found.now
+        if copy is not None and copy.row.created_at != row.created_at:  # of the session's former life
+            copy = None
         claims = copy.claims if copy is not None else claims_for(asked.token, row)
         if found.generation == REFRESH_TOKEN or claims is None:
-            return SessionReason.INVALID
-        is_of_former_life = is_over(claims.expires_at, row.created_at)  # before the session was signed in anew
-        reason = SessionReason.EXPIRED if is_of_former_life else await self._ended(row)
+            return SessionReason.INVALID if found.generation == REFRESH_TOKEN else self._strangers.refused(asked.token)
+        reason = await self._ended(row)
         if reason is not None:
             return reason
         standing = row.standing(found.generation, now - asked.waited, self._settings.rotation_grace)
@@ -590,10 +591,14 @@ def _crowd(asked: _Asked, row: SessionRow) -> Hashable:
 
 
 def claims_for(token: str, row: SessionRow) -> Claims | None:
-    """Return a token's claims if they name the row's session and user, or none of them: the index may be damaged."""
+    """Return a token's claims if they name the row's session and user, or none of them: the index may be damaged.
+
+    And if the token was not over when the row was created: what is kept of a row that has expired leads to the one that
+    was signed in anew under the same id.
+    """
     try:
         claims = tokens.read_claims(token)
     except TokenError:
         return None
     names_row = claims.session_id in {None, row.session_id} and claims.user_id in {None, row.user_id}
-    return claims if names_row else None
+    return claims if names_row and not is_over(claims.expires_at, row.created_at) else None

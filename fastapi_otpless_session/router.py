@@ -284,13 +284,14 @@ async def _read_user(request: Request) -> OtplessUser:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BodyRefusedError(415, "media_type_unsupported", "Send the SDK's otplessUser as application/json.")
     try:
-        return OtplessUser.model_validate(strict_json.parse(await _read_limited(request)))
+        body = strict_json.parse(await _read_limited(request))
+        if not isinstance(body, dict):
+            raise _invalid("The body is not a JSON object, as the SDK's otplessUser is.")
+        return OtplessUser.model_validate(body)
     except ClientDisconnect:  # whom no answer reaches; it is one for whoever counts and logs them
         raise _invalid("The body ended before its time.") from None
     except ValidationError as error:
         fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
-        if fields == [""]:
-            raise _invalid("The body is not a JSON object, as the SDK's otplessUser is.") from None
         raise _invalid(f"Missing or not as the SDK sends it: {', '.join(fields)}.") from None
     except (ValueError, RecursionError):
         raise _invalid("The body is not JSON.") from None

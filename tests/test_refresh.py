@@ -1094,6 +1094,9 @@ async def test_a_token_of_a_sessions_former_life_is_none_of_the_new_one(tmp_path
         anew = replace(row, created_at=now, validated_at=now, last_seen_at=now, token_expires_at=now + DAY)
         assert await store.create(anew, b"t" * 32, b"r" * 32) is None
         assert await worker.resolve(world.token) is SessionReason.EXPIRED
+        await worker.sign_out(world.token)
+        other = await worker.sign_in(OtplessUser.model_validate(world.emulator.sign_in()))
+        await worker.replace(world.token, other)
         assert world.emulator.count("get-new-session-token") == 0
         assert await store.get(world.session_id) == anew
 

@@ -229,6 +229,13 @@ def test_a_body_that_the_sdk_never_sends_gets_a_clear_error(
     assert world.emulator.calls == []
 
 
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"otplessUser"', b"1"])
+def test_a_body_that_is_no_object_is_told_as_that(world: World, body: bytes) -> None:
+    answer = world.client.post("/auth/login", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, code(answer)) == (422, "body_invalid")
+    assert answer.json()["detail"]["message"] == "The body is not a JSON object, as the SDK's otplessUser is."
+
+
 def test_a_body_without_a_length_is_limited_too(world: World) -> None:
     def chunks() -> Any:
         for _ in range(17):

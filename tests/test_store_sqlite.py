@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import logging
@@ -19,7 +18,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -985,19 +984,21 @@ async def test_a_store_that_one_thread_closes_is_none_for_the_others_which_read_
 
     async def go_on_reading() -> None:
         while not is_over.is_set():
-            with contextlib.suppress(StoreError):
+            with suppress(StoreError):
                 assert await store.find(b"x" * 32) is None
                 read.set()
 
     threads = [threading.Thread(target=asyncio.run, args=(go_on_reading(),)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for _ in range(100):
-        await store.open()
-        await asyncio.to_thread(read.wait, PATIENCE)
-        read.clear()
+    try:
+        for _ in range(100):
+            await store.open()
+            assert await asyncio.to_thread(read.wait, PATIENCE)
+            read.clear()
+            await store.close()
+    finally:
+        is_over.set()
+        for thread in threads:
+            await asyncio.to_thread(thread.join)
         await store.close()
-    is_over.set()
-    for thread in threads:
-        await asyncio.to_thread(thread.join)
-    await store.close()

@@ -284,7 +284,7 @@ class RedisStore:
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""
         held, due = await self._run(lua.CLAIM_DUE, self._key("due"), str(limit), _number(hold))
-        claimed = await asyncio.gather(*(self._claimed(name.decode(), held, hold) for name in due))
+        claimed = await asyncio.gather(*(self._claim_if_possible(name.decode(), held, hold) for name in due))
         return [row for row in claimed if row is not None]
 
     async def waiting_revocations(self) -> int:
@@ -292,7 +292,7 @@ class RedisStore:
         outbox = self._key("due")
         return min(MOST_COUNTED, int(await self._do(outbox, lambda client: client.zcard(outbox), is_read=True)))
 
-    async def _claimed(self, session_id: str, held: bytes, hold: float) -> SessionRow | None:
+    async def _claim_if_possible(self, session_id: str, held: bytes, hold: float) -> SessionRow | None:
         """Claim a row; None, too, where its node of a cluster is down, or it is damaged: the others are told of."""
         try:
             return await self._claim(session_id, held, hold)
