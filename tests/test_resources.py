@@ -182,7 +182,7 @@ async def _expired(store: SessionStore, vault: Vault, number: int) -> str:
         token_expires_at=now - 1,
         refresh_token=vault.seal_refresh_token(refresh, session_id),
         validated_at=now,
-        created_at=now,
+        created_at=now - 86_400,
         last_seen_at=now,
         expires_at=now + 604_800,
         summary="{}",
