@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi_otpless_session.flights import Flights, finished
+from fastapi_otpless_session.flights import Asked, Flights, finished
 from fastapi_otpless_session.loops import PerLoop
 
 T = TypeVar("T")
@@ -78,17 +78,10 @@ class Background:
         result: T = await (await self._loops.get()).flights.ask(key, work, seconds)
         return result
 
-    def is_asked(self, key: Hashable) -> bool:
-        """Whether somebody on the running event loop has asked for `key` and does not know yet."""
+    def asked(self, key: Hashable) -> Asked[Any] | None:
+        """Return what somebody on the running event loop has asked for by `key` and does not know yet."""
         loop = self._loops.there()
-        return loop is not None and loop.flights.is_asked(key)
-
-    def overhear(self, key: Hashable, seconds: float) -> Coroutine[Any, Any, tuple[Any] | None]:
-        """Return what the first to ask for `key` on the running event loop learns; see `Flights.overhear`."""
-        loop = self._loops.there()
-        if loop is None:
-            raise KeyError(key)
-        return loop.flights.overhear(key, seconds)
+        return None if loop is None else loop.flights.asked(key)
 
     async def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something behind the request; where nothing may run there, now."""

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping, MutableMapping, Sequence
 from typing import Any
 
+from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 
 from fastapi_otpless_session import telemetry
@@ -37,7 +38,9 @@ class RequestSession:
     """The session of one request or websocket. `await session()` gives it, or None with `reason` saying why."""
 
     _presented: Presented | None = None
-    _lock: asyncio.Lock | None = None
+    _is_asking: bool = False
+    _others: asyncio.Event | None = None
+    """Where others in the request wait while one of them asks; made for the first of them: most often there is none."""
     _max_age: float | None = None
     was_asked_for: bool = False
     """Whether anybody has asked for the session."""
@@ -138,8 +141,11 @@ class RequestSession:
         outcome = self.outcome
         if outcome is not None and self._is_within(max_age):
             return outcome
-        self._lock = self._lock or asyncio.Lock()
-        async with self._lock:
+        while self._is_asking:
+            self._others = self._others or asyncio.Event()
+            await self._others.wait()
+        self._is_asking = True
+        try:
             outcome = self.outcome
             if outcome is None:
                 outcome = self._refusal(self.presented) or await self._asked(max_age)
@@ -147,6 +153,11 @@ class RequestSession:
             elif isinstance(outcome, Session) and not self._is_within(max_age):
                 return await self._newer(max_age)
             return outcome
+        finally:
+            self._is_asking = False
+            if self._others is not None:
+                self._others.set()
+                self._others = None
 
     def _is_within(self, max_age: float | None) -> bool:
         """Whether the answer so far was asked for as recent as this. Its age is for the store's clock to tell."""
@@ -201,21 +212,34 @@ class RequestSession:
             presented.token or "", known_only=presented.is_cookie_only, max_age=max_age, waited=waited
         )
 
+    def write_at_once(self, message: MutableMapping[str, Any]) -> bool:
+        """Write a swapped token as `write` does, where nobody has to be waited for; False: `write` is to do it."""
+        session = self._outcome
+        life = self.sessions.remaining_life(session) if isinstance(session, Session) else None
+        if life is None or not isinstance(session, Session):
+            return False
+        self._write(message, session.token, life)
+        return True
+
     async def write(self, message: MutableMapping[str, Any]) -> None:
         """Write a swapped token into the start of a response, in place, after one more look at the session.
 
         It is the newest by then, as for an older token that is presented: whoever presented this one may have no other.
         """
-        session, headers = self._outcome, message["headers"]
+        session = self._outcome
         if not isinstance(session, Session):
             return
         try:
             newest = await self.sessions.newest_token(session)
-            if newest is not None:
-                token, life = newest
-                self.transport.write_session(headers, self.presented.channels, token.get_secret_value(), life)
         except StoreError as error:
             telemetry.logger.warning("The swapped token goes out with the next response: %s", error)
+            return
+        if newest is not None:
+            self._write(message, *newest)
+
+    def _write(self, message: MutableMapping[str, Any], token: SecretStr, life: float) -> None:
+        try:
+            self.transport.write_session(message["headers"], self.presented.channels, token.get_secret_value(), life)
         except CookieTooLargeError as error:
             telemetry.logger.error("The swapped token cannot be set as a cookie: %s", error.message)
 

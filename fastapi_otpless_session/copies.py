@@ -5,6 +5,7 @@ The records that applications see do have the token; the last ones that were mad
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,7 +24,7 @@ GENERATIONS_REMEMBERED = 100
 
 @dataclass(slots=True)
 class Copy:
-    """A store's row for a digest, as it was read. Only `at`, `offset` and `first_duty` change."""
+    """A store's row for a digest, as it was read. Only `at`, `offset`, `first_duty` and `is_just_read` change."""
 
     row: SessionRow
     claims: Claims
@@ -35,10 +36,23 @@ class Copy:
     """When it was read, by the worker's monotonic clock."""
     offset: float
     """What the store's clock was ahead of that: threads that read while it is written are wrong by a drift at most."""
+    is_just_read: bool = False
+    """Whether that was in the event loop's current turn."""
 
     def read_again(self, now: float, at: float) -> None:
         """Note that the store's row is the same at `at` by the worker's monotonic clock, `now` by the store's."""
         self.at, self.offset = at, now - at
+
+    def share_reading(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have it count as just read until the loop's current turn is over.
+
+        All who wait for one refresh go on in the same turn, and to look for each of 500 takes a tenth of what they do.
+        """
+        self.is_just_read = True
+        loop.call_soon(self._end_sharing)
+
+    def _end_sharing(self) -> None:
+        self.is_just_read = False
 
     def doubt(self) -> None:
         """Have the store's row read before this is believed again; an outage of the store is bridged with it."""

@@ -18,7 +18,7 @@ from fastapi_otpless_session.telemetry import logger
 T = TypeVar("T")
 
 
-class _Asked(Generic[T]):
+class Asked(Generic[T]):
     """A question under way. What others need to wait for its answer is made once one of them comes, which is seldom."""
 
     __slots__ = ("_answer", "_crowd")
@@ -27,12 +27,17 @@ class _Asked(Generic[T]):
         self._answer: asyncio.Future[T] | None = None
         self._crowd: Crowd | None = None
 
-    async def heard(self, seconds: float) -> tuple[T] | None:
-        """Wait for the answer; None: there will be none. Raises its error, and `NoVerdictError` after `seconds`."""
-        self._answer = answer = self._answer or asyncio.get_running_loop().create_future()
+    def join(self, seconds: float) -> asyncio.Future[bool]:
+        """Return a future, to be awaited at once: `heard` takes what it gives. Not a coroutine: a herd waits by it."""
+        self._answer = self._answer or asyncio.get_running_loop().create_future()
         self._crowd = self._crowd or Crowd()
-        _check(await self._crowd.join(seconds))
-        return (answer.result(),) if answer.done() else None
+        return self._crowd.join(seconds)
+
+    def heard(self, in_time: bool) -> tuple[T] | None:
+        """Return the answer that was waited for; None: there will be none. Raises its error, and `NoVerdictError`."""
+        _check(in_time)
+        answer = self._answer
+        return (answer.result(),) if answer is not None and answer.done() else None
 
     def fail(self, error: Exception) -> None:
         """Have those who wait get an error."""
@@ -56,7 +61,7 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, tuple[asyncio.Task[T], Crowd]] = {}
-        self._asked: dict[Hashable, _Asked[T]] = {}
+        self._asked: dict[Hashable, Asked[T]] = {}
         self._is_drained = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
@@ -68,16 +73,9 @@ class Flights(Generic[T]):
         started = self._tasks.get(key)
         return None if started is None else started[0]
 
-    def is_asked(self, key: Hashable) -> bool:
-        """Whether somebody has asked for `key` and does not know yet."""
-        return key in self._asked
-
-    def overhear(self, key: Hashable, seconds: float) -> Coroutine[Any, Any, tuple[T] | None]:
-        """Return what the first to ask for `key` learns; None where that one is cancelled.
-
-        Raises what that one's work raises, and `NoVerdictError` after `seconds`. Raises `KeyError`: nobody has asked.
-        """
-        return self._asked[key].heard(seconds)
+    def asked(self, key: Hashable) -> Asked[T] | None:
+        """Return the question about `key` whose answer somebody is about to learn, if there is one."""
+        return self._asked.get(key)
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Wait for the task of `key`, started where there is none. Raises `NoVerdictError` after `seconds`."""
@@ -93,9 +91,9 @@ class Flights(Generic[T]):
         that wait longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
         """
         while (other := self._asked.get(key)) is not None:
-            if (heard := await other.heard(seconds)) is not None:
+            if (heard := other.heard(await other.join(seconds))) is not None:
                 return heard[0]
-        asked: _Asked[T] = _Asked()
+        asked: Asked[T] = Asked()
         self._asked[key] = asked
         try:
             result = await work()
@@ -117,7 +115,7 @@ class Flights(Generic[T]):
         earlier = self._asked.get(key)
         if earlier is not None:
             with suppress(NoVerdictError):
-                await earlier.heard(seconds)
+                earlier.heard(await earlier.join(seconds))
             _check(self._asked.get(key) is not earlier)
         return await self.ask(key, work, seconds)
 

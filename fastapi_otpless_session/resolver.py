@@ -19,6 +19,7 @@ from fastapi_otpless_session.copies import Copies, Copy, session_of
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
+from fastapi_otpless_session.flights import Asked
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events
 from fastapi_otpless_session.refresh import (
@@ -54,9 +55,6 @@ NOTED_SECONDS = 1.0
 LANDING_SECONDS = 0.25
 """What a refresh may take beyond its call's deadline to put things in order: nobody is to join one that fails."""
 WAITS_FOR_REFRESH = {"otpless.waits_for": "refresh"}
-
-
-_Heard = tuple[Session | SessionReason] | None
 
 
 class Current(NamedTuple):
@@ -171,19 +169,22 @@ class Resolver:
         self, token: str, *, known_only: bool, max_age: float | None, waited: float
     ) -> Session | SessionReason:
         """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
-        came_from("token")
         if not tokens.is_token(token):
-            return SessionReason.INVALID
+            return _counted(SessionReason.INVALID, "token")
         digest = self._digest(token)
-        asked = _Asked(token, digest, known_only, max_age, max(0.0, waited))
         if digest in self._endings.signed_out:
-            came_from("memory")
-            return SessionReason.REVOKED
+            return _counted(SessionReason.REVOKED, "memory")
+        asked = _Asked(token, digest, known_only, max_age, max(0.0, waited))
+        outcome, copy = None, self._copies.get(digest)
         try:
-            return await self._resolved(asked, self._copies.get(digest))
+            if copy is not None and (others := self._others(asked, copy)) is not None:
+                outcome = await self._overheard(others)
+            if outcome is None:  # or the first of them was cancelled
+                outcome = await self._resolved(asked, self._copies.get(digest))
         except NoVerdictError as error:
             telemetry.logger.info("No verdict: %s", error)
-            return SessionReason.UNAVAILABLE
+            outcome = SessionReason.UNAVAILABLE
+        return _counted(outcome)
 
     async def recheck(self, row: SessionRow) -> Session | SessionReason:
         """Look at a row again as if its current token had been presented. Raises `NoVerdictError`."""
@@ -201,14 +202,19 @@ class Resolver:
     def remaining_life(self, session: Session) -> float | None:
         """Return how many seconds a session's refresh token is still good for; None: that cannot be told at once.
 
-        Or its token is not the newest any more. It takes a look at the row, however long a copy may be believed.
+        Or its token is not the newest any more. It takes a look at the row, however long a copy may be believed; those
+        of a herd who are woken together share it.
         """
         digest = self._digest(session.token.get_secret_value())
         copy = self._copies.get(digest)
         if copy is None or copy.row.session_id != session.id or session.id in self._endings.over:
             return None
-        now = self._unchanged_at(digest, copy, self._monotonic())
-        return None if now is None else copy.row.expires_at - now
+        at = self._monotonic()
+        if not copy.is_just_read:
+            if self._unchanged_at(digest, copy, at) is None:
+                return None
+            copy.share_reading(asyncio.get_running_loop())
+        return copy.row.expires_at - (copy.offset + at)
 
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
         if copy is not None and self._is_believed(copy):
@@ -216,10 +222,6 @@ class Resolver:
             current = await self._from_copy(asked, copy)
             if current is not None:
                 return current.session()
-        if copy is not None and self._may_wait_with_others(asked, copy):
-            outcome = await self._overheard(_crowd(asked, copy.row))
-            if outcome is not None:
-                return outcome
         read_at = self._monotonic()
         came_from("store")
         try:
@@ -234,13 +236,14 @@ class Resolver:
             return await self._stranger(asked)
         return await self._known(asked, found, copy, read_at)
 
-    def _may_wait_with_others(self, asked: _Asked, copy: Copy) -> bool:
-        """Whether the same dead token is being dealt with for others, and its row still is as they read it."""
-        if asked.max_age is not None or not self._background.is_asked(_crowd(asked, copy.row)):
-            return False
+    def _others(self, asked: _Asked, copy: Copy) -> Asked[Session | SessionReason] | None:
+        """Return what is under way for others with the same dead token, if its row still is as they read it."""
+        others = None if asked.max_age is not None else self._background.asked(_crowd(asked, copy.row))
+        if others is None or copy.row.session_id in self._endings.over:
+            return None
         at = self._monotonic()
         is_as_read = at - copy.at < self._store_ttl or self._unchanged_at(asked.digest, copy, at) is not None
-        return is_as_read and copy.row.session_id not in self._endings.over
+        return others if is_as_read else None
 
     async def _with_others(
         self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
@@ -250,17 +253,17 @@ class Resolver:
         To do it for each would double what a herd costs: 500 requests would take 3.2 times what 500 idle tasks do.
         """
         crowd = _crowd(asked, row)
-        while self._background.is_asked(crowd):
-            if (outcome := await self._overheard(crowd)) is not None:
+        while (others := self._background.asked(crowd)) is not None:
+            if (outcome := await self._overheard(others)) is not None:
                 return outcome
         return await self._background.ask(crowd, serve, self._patience)
 
-    async def _overheard(self, crowd: Hashable) -> Session | SessionReason | None:
+    async def _overheard(self, others: Asked[Session | SessionReason]) -> Session | SessionReason | None:
         """Return what the first of a crowd learns; None: that one was cancelled."""
         came_from("refresh")
         try:
             with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
-                heard: _Heard = await self._background.overhear(crowd, self._patience)
+                heard = others.heard(await others.join(self._patience))
         except BaseException:
             _count_coalesced(UNAVAILABLE)
             raise
@@ -579,6 +582,15 @@ class Resolver:
         if not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
         return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
+
+
+def _counted(outcome: Session | SessionReason, source: str | None = None) -> Session | SessionReason:
+    """Count an outcome, and return it; `source`: see `telemetry.count_resolution`."""
+    if isinstance(outcome, SessionReason):
+        telemetry.count_resolution(outcome.value, source)
+    else:
+        telemetry.count_resolution("stale" if outcome.stale else "session", source)
+    return outcome
 
 
 def _count_coalesced(outcome: str) -> None:

@@ -56,7 +56,7 @@ class Serving:
                 has_started = True
                 if request.was_asked_for:  # written in a copy: an application may send one message to many clients
                     message = transport.varied(message)
-                    if request.has_new_token:
+                    if request.has_new_token and not request.write_at_once(message):
                         return _send_swapped(request, message, send)
             return send(message)
 

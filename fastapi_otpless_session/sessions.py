@@ -250,21 +250,16 @@ class OtplessSessions:
             telemetry.count_served()
         return served
 
-    async def resolve(
+    def resolve(
         self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
-    ) -> Session | SessionReason:
+    ) -> Coroutine[Any, Any, Session | SessionReason]:
         """Return the session that a token stands for, refreshed where need be, or the reason why there is none.
 
         `known_only`: admit only what was signed in here, as the cookie channel does. `max_age`: OTPLESS itself must
         have said "valid" within the last `max_age` seconds. `waited`: how many seconds ago the token came; whether it
         was superseded is judged by then. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
         """
-        outcome = await self._resolver.resolve(token, known_only=known_only, max_age=max_age, waited=waited)
-        if isinstance(outcome, Session):
-            telemetry.count_resolution("stale" if outcome.stale else "session")
-        else:
-            telemetry.count_resolution(outcome.value)
-        return outcome
+        return self._resolver.resolve(token, known_only=known_only, max_age=max_age, waited=waited)
 
     async def recheck(self, session: Session, *, known_only: bool = False) -> Session | SessionReason:
         """Look at a session again that was resolved a while ago, whatever its token has become since."""
@@ -278,6 +273,11 @@ class OtplessSessions:
                 self._duties.note_unwritten(session.id)
             return self._endings.reason(session.id) or SessionReason.UNAVAILABLE
 
+    def remaining_life(self, session: Session) -> float | None:
+        """Return what `newest_token` says of a session's own token, where nobody has to be waited for; else None."""
+        life = self._resolver.remaining_life(session)
+        return None if life is None else max(0.0, life)
+
     async def newest_token(self, session: Session) -> tuple[SecretStr, float] | None:
         """Return a session's newest token, and how many seconds its refresh token is still good for.
 
@@ -285,9 +285,9 @@ class OtplessSessions:
         then is soon taken for a thief. None: the session is not active here, or its token cannot be unsealed. Raises
         `StoreError`.
         """
-        life = self._resolver.remaining_life(session)
+        life = self.remaining_life(session)
         if life is not None:
-            return session.token, max(0.0, life)
+            return session.token, life
         row = await self._store.get(session.id)
         if row is None or row.state is State.ENDED:
             return None

@@ -137,9 +137,9 @@ def came_from(source: str) -> None:
     _source.set(source)
 
 
-def count_resolution(outcome: str) -> None:
-    """Count a resolution, by where its answer came from."""
-    _resolutions[outcome, _source.get()] += 1
+def count_resolution(outcome: str, source: str | None = None) -> None:
+    """Count a resolution, by where its answer came from; None: as was noted last."""
+    _resolutions[outcome, source or _source.get()] += 1
 
 
 VerdictT = TypeVar("VerdictT", bound=Enum)

@@ -31,8 +31,8 @@ OWN_SITES = frozenset({"same-origin", "none"})  # by the page itself, or by the 
 CACHEABLE = frozenset(
     {"public", "s-maxage", "max-age", "immutable", "stale-while-revalidate", "stale-if-error", "no-store"}
 )
-STORING = re.compile(rb"cache-control|expires|surrogate-control|(?:.+-)?cdn-cache-control", re.IGNORECASE)
-"""Headers that caches heed: `Cache-Control`, HTTP/1.0's, and the targeted ones (RFC 9213)."""
+STORING = frozenset({b"cache-control", b"expires", b"surrogate-control", b"cdn-cache-control"})
+"""Headers that caches heed: `Cache-Control`, HTTP/1.0's, and the targeted ones (RFC 9213), which may have a prefix."""
 
 
 class Channel(StrEnum):
@@ -195,16 +195,16 @@ class Transport:
             raise ChannelUnreadError(named)
         return HEADER if named == "header" or not reads_cookie else COOKIE
 
-    def write_session(self, headers: Headers, channels: Iterable[Channel], token: str, max_age: float) -> None:
+    def write_session(self, headers: Headers, channels: frozenset[Channel], token: str, max_age: float) -> None:
         """Add a new token to a response's headers, on the channels that the old one came in on.
 
         What is there already, from a sign-in or from a middleware further in, stays alone: a browser joins two headers
         of a name into `a, b`, which is no token.
         """
-        channels = set(channels)
-        if Channel.COOKIE in channels and not self._sets_cookie(headers):
+        names = [key.lower() for key, _ in headers]
+        if Channel.COOKIE in channels and (b"set-cookie" not in names or not self._sets_cookie(headers)):
             headers.append((b"set-cookie", self.cookie(token, max_age)))
-        if channels - {Channel.COOKIE} and all(key.lower() != self._header for key, _ in headers):
+        if not channels <= COOKIE and self._header not in names:
             headers.append((self._header, token.encode()))
             add_to_list(headers, b"access-control-expose-headers", [self._header_name])
         forbid_storing(headers)
@@ -361,9 +361,17 @@ def add_to_list(headers: Headers, name: bytes, items: Iterable[str]) -> None:
 
 def forbid_storing(headers: Headers) -> None:
     """Replace what a response's headers say of storing by `no-store`."""
-    kept = ["no-store", *_not_about_storing(headers)]
-    headers[:] = [(key, value) for key, value in headers if not STORING.fullmatch(key)]
-    headers.append((b"cache-control", ", ".join(kept).encode("latin-1")))
+    kept = [pair for pair in headers if not _is_about_storing(pair[0])]
+    said = "no-store"
+    if len(kept) < len(headers):  # seldom, and to look twice would cost a herd more than all else here
+        said = ", ".join([said, *_not_about_storing(headers)])
+        headers[:] = kept
+    headers.append((b"cache-control", said.encode("latin-1")))
+
+
+def _is_about_storing(name: bytes) -> bool:
+    name = name.lower()
+    return name in STORING or name.endswith(b"-cdn-cache-control")
 
 
 def _not_about_storing(headers: Headers) -> Iterable[str]:

@@ -123,11 +123,12 @@ async def test_when_all_ends_who_waits_is_let_go_and_nothing_is_begun_anew() -> 
 async def test_who_overhears_is_told_that_nobody_will_know() -> None:
     flights, work = Flights[str](), Work()
     [first] = await begun(ask, flights, work, 1)
-    heard = asyncio.create_task(flights.overhear("key", PATIENCE))
-    await settle()
+    asked = flights.asked("key")
+    assert asked is not None
+    waiting = asked.join(PATIENCE)
     first.cancel()
-    assert await heard is None
-    assert not flights.is_asked("key")
+    assert asked.heard(await waiting) is None
+    assert flights.asked("key") is None
 
 
 # Deadlines
