@@ -77,7 +77,13 @@ class OtplessSessionMiddleware:
             transport = Transport(sessions.settings)
             has_cors = any(isinstance(inner, CORSMiddleware) for inner in _inside(self.app))
             self._serving = Serving(
-                self.app, sessions, transport, self._refused, root_path=self._root_path, has_cors=has_cors
+                self.app,
+                sessions,
+                transport,
+                is_open=self._is_open,
+                refuse=self._refusal,
+                root_path=self._root_path,
+                has_cors=has_cors,
             )
         return self._serving
 
@@ -89,9 +95,9 @@ class OtplessSessionMiddleware:
         request = RequestSession(sessions, transport, scope, offered)
         put_session(request, scope)
         if transport.is_required(scope, self._root_path):
-            refused = await self._refused(scope, request)
-            if refused is not None:
-                await self._deny(refused, request, scope, receive, send)
+            outcome = await request.resolve()
+            if isinstance(outcome, SessionReason):
+                await self._deny(await self._refusal(scope, outcome), request, scope, receive, send)
                 return
         socket = GuardedSocket(request, receive, send, sessions.settings.websocket_recheck)
         try:
@@ -101,15 +107,13 @@ class OtplessSessionMiddleware:
                 raise
             await self._deny(answer(error), request, scope, receive, send)
 
-    async def _refused(self, scope: Scope, request: RequestSession) -> Response | None:
+    async def _refusal(self, scope: Scope, reason: SessionReason) -> Response:
         """Return the answer to a request whose path needs a session that it does not have."""
-        if _may_be_open(scope) and _is_open(self._routed(scope), self._routes(scope)):
-            return None
-        outcome = await request.resolve()
-        if not isinstance(outcome, SessionReason):
-            return None
-        own = None if self._on_refusal is None else await self._restyled(self._on_refusal, scope, refusal(outcome))
-        return own or _REFUSALS.get(outcome) or answer(refusal(outcome))
+        own = None if self._on_refusal is None else await self._restyled(self._on_refusal, scope, refusal(reason))
+        return own or _REFUSALS.get(reason) or answer(refusal(reason))
+
+    def _is_open(self, scope: Scope) -> bool:
+        return _may_be_open(scope) and _is_open(self._routed(scope), self._routes(scope))
 
     @staticmethod
     async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> Response | None:

@@ -55,6 +55,11 @@ NOTED_SECONDS = 1.0
 LANDING_SECONDS = 0.25
 """What a refresh may take beyond its call's deadline to put things in order: nobody is to join one that fails."""
 WAITS_FOR_REFRESH = {"otpless.waits_for": "refresh"}
+COALESCED = {
+    outcome: telemetry.labels(role="coalesced", outcome=outcome)
+    for outcome in ("refreshed", *(reason.value for reason in SessionReason))
+}
+"""How a refresh that was shared is counted, by its outcome."""
 
 
 class Current(NamedTuple):
@@ -174,17 +179,18 @@ class Resolver:
         digest = self._digest(token)
         if digest in self._endings.signed_out:
             return _counted(SessionReason.REVOKED, "memory")
-        asked = _Asked(token, digest, known_only, max_age, max(0.0, waited))
-        outcome, copy = None, self._copies.get(digest)
+        outcome, source, copy = None, None, self._copies.get(digest)
         try:
-            if copy is not None and (others := self._others(asked, copy)) is not None:
+            if copy is not None and max_age is None and (others := self._others(digest, copy)) is not None:
+                source = "refresh"
                 outcome = await self._overheard(others)
             if outcome is None:  # or the first of them was cancelled
+                asked, source = _Asked(token, digest, known_only, max_age, max(0.0, waited)), None
                 outcome = await self._resolved(asked, self._copies.get(digest))
         except NoVerdictError as error:
             telemetry.logger.info("No verdict: %s", error)
             outcome = SessionReason.UNAVAILABLE
-        return _counted(outcome)
+        return _counted(outcome, source)
 
     async def recheck(self, row: SessionRow) -> Session | SessionReason:
         """Look at a row again as if its current token had been presented. Raises `NoVerdictError`."""
@@ -236,13 +242,13 @@ class Resolver:
             return await self._stranger(asked)
         return await self._known(asked, found, copy, read_at)
 
-    def _others(self, asked: _Asked, copy: Copy) -> Asked[Session | SessionReason] | None:
+    def _others(self, digest: bytes, copy: Copy) -> Asked[Session | SessionReason] | None:
         """Return what is under way for others with the same dead token, if its row still is as they read it."""
-        others = None if asked.max_age is not None else self._background.asked(_crowd(asked, copy.row))
+        others = self._background.asked(_crowd(digest, copy.row))
         if others is None or copy.row.session_id in self._endings.over:
             return None
         at = self._monotonic()
-        is_as_read = at - copy.at < self._store_ttl or self._unchanged_at(asked.digest, copy, at) is not None
+        is_as_read = at - copy.at < self._store_ttl or self._unchanged_at(digest, copy, at) is not None
         return others if is_as_read else None
 
     async def _with_others(
@@ -252,15 +258,15 @@ class Resolver:
 
         To do it for each would double what a herd costs: 500 requests would take 3.2 times what 500 idle tasks do.
         """
-        crowd = _crowd(asked, row)
+        crowd = _crowd(asked.digest, row)
         while (others := self._background.asked(crowd)) is not None:
+            came_from("refresh")
             if (outcome := await self._overheard(others)) is not None:
                 return outcome
         return await self._background.ask(crowd, serve, self._patience)
 
     async def _overheard(self, others: Asked[Session | SessionReason]) -> Session | SessionReason | None:
         """Return what the first of a crowd learns; None: that one was cancelled."""
-        came_from("refresh")
         try:
             with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
                 heard = others.heard(await others.join(self._patience))
@@ -594,12 +600,12 @@ def _counted(outcome: Session | SessionReason, source: str | None = None) -> Ses
 
 
 def _count_coalesced(outcome: str) -> None:
-    telemetry.refreshes.add(1, telemetry.labels(role="coalesced", outcome=outcome))
+    telemetry.refreshes.add(1, COALESCED[outcome])
 
 
-def _crowd(asked: _Asked, row: SessionRow) -> Hashable:
+def _crowd(digest: bytes, row: SessionRow) -> Hashable:
     """Return the key of those who bring the same token of the same generation of its session."""
-    return "token", asked.digest, row.generation
+    return "token", digest, row.generation
 
 
 def claims_for(token: str, row: SessionRow) -> Claims | None:

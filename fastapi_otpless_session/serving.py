@@ -9,30 +9,36 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session.connection import RequestSession, put_session
 from fastapi_otpless_session.errors import RefusalError
+from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.transport import Transport, is_preflight
 
-Refuse = Callable[[Scope, RequestSession], Awaitable[Response | None]]
+Refuse = Callable[[Scope, SessionReason], Awaitable[Response]]
 """Returns the answer to a request whose path needs a session that it does not have."""
 
 
 class Serving:
-    """Serves HTTP requests by an application. `root_path`: what that will add to a scope's own."""
+    """Serves HTTP requests by an application. `root_path`: what that will add to a scope's own.
+
+    `is_open` says whether a request will reach a route that needs no session by itself, whatever `REQUIRED_PATHS` says.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         sessions: OtplessSessions,
         transport: Transport,
-        refused: Refuse,
         *,
+        is_open: Callable[[Scope], bool],
+        refuse: Refuse,
         root_path: str,
         has_cors: bool,
     ) -> None:
         self.sessions = sessions
         self.transport = transport
         self._app = app
-        self._refused = refused
+        self._is_open = is_open
+        self._refuse = refuse
         self._root_path = root_path
         self._has_cors = has_cors
 
@@ -47,28 +53,22 @@ class Serving:
         is_required = transport.has_required and transport.is_required(scope, self._root_path)
         if is_required and scope["method"] == "OPTIONS" and is_preflight(scope["headers"]):
             is_required, send = False, _to_preflight(send, has_cors=self._has_cors)
-        has_started = False
-
-        def send_with_session(message: Message) -> Awaitable[None]:
-            """Send a message. Not a coroutine function: that would cost each message a coroutine."""
-            nonlocal has_started
-            if message["type"] == "http.response.start":
-                has_started = True
-                if request.was_asked_for:  # written in a copy: an application may send one message to many clients
-                    message = transport.varied(message)
-                    if request.has_new_token and not request.write_at_once(message):
-                        return _send_swapped(request, message, send)
-            return send(message)
-
-        if is_required and not request.is_admitted() and (refused := await self._refused(scope, request)) is not None:
-            await refused(scope, receive, send_with_session)
+        sending = _Sending(request, send)
+        if (
+            is_required
+            and not request.is_admitted()
+            and not self._is_open(scope)
+            and isinstance(reason := await request.resolve(), SessionReason)
+        ):
+            refused = await self._refuse(scope, reason)
+            await refused(scope, receive, sending)
             return
         try:
-            await self._app(scope, receive, send_with_session)
+            await self._app(scope, receive, sending)
         except RefusalError as error:  # by other middleware, where no exception handler of the application's sees it
-            if has_started:
+            if sending.has_started:
                 raise
-            await answer(error)(scope, receive, send_with_session)
+            await answer(error)(scope, receive, sending)
 
 
 def keep_headers(scope: Scope) -> None:
@@ -81,9 +81,28 @@ def answer(error: RefusalError) -> Response:
     return JSONResponse(error.body, error.status_code, error.headers)
 
 
-async def _send_swapped(request: RequestSession, message: Message, send: Send) -> None:
-    await request.write(message)
-    await send(message)
+class _Sending:
+    """What an application sends the messages of its response by: they go out with what the session adds."""
+
+    def __init__(self, request: RequestSession, send: Send) -> None:
+        self.has_started = False
+        self._request = request
+        self._send = send
+
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """Send a message. Not a coroutine function: that would cost each message a coroutine."""
+        if message["type"] == "http.response.start":
+            self.has_started = True
+            request = self._request
+            if request.was_asked_for:  # written in a copy: an application may send one message to many clients
+                message = request.transport.varied(message)
+                if request.has_new_token and not request.write_at_once(message):
+                    return self._send_swapped(message)
+        return self._send(message)
+
+    async def _send_swapped(self, message: Message) -> None:
+        await self._request.write(message)
+        await self._send(message)
 
 
 def _to_preflight(send: Send, *, has_cors: bool) -> Send:

@@ -369,6 +369,7 @@ def forbid_storing(headers: Headers) -> None:
     headers.append((b"cache-control", said.encode("latin-1")))
 
 
+@lru_cache(REMEMBERED)
 def _is_about_storing(name: bytes) -> bool:
     name = name.lower()
     return name in STORING or name.endswith(b"-cdn-cache-control")
