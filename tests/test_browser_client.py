@@ -104,7 +104,7 @@ class Site:
         path = route.request.url.removeprefix(SITE)
         if path == "/":
             route.fulfill(content_type="text/html", body=self._page)
-        elif path.startswith("/auth/client.js"):
+        elif path.startswith(("/auth/client.js", "/bundle.js")):
             route.fulfill(content_type="text/javascript", body=client_script(self.header).body.decode())
         else:
             self.seen.append((path, route.request.headers.get(self.header.lower())))
@@ -502,6 +502,27 @@ class TestPage:
         page.wait_for_function("events.flat().includes('sign-in-failed')")
         assert events(page) == [["sign-in-failed", "sign_in_refused"]]
         assert stored(page) == OLD
+
+    def test_a_second_copy_of_the_script_changes_nothing(self, browser: Browser) -> None:
+        first = '<script src="/auth/client.js"></script><script>window.first = otplessSession;</script>'
+        site = Site(browser.window(), before=first)
+        page = site.tab()
+        assert page.evaluate("first === otplessSession")
+        site.answers("/auth/login?channel=header", swap=OLD)
+        page.evaluate("otpless({ token: 'once' })")
+        page.wait_for_function("otplessSession.signedIn")
+        assert events(page) == [["signed-in", None]]
+
+    def test_a_copy_in_a_bundle_changes_nothing_beside_the_router_s_and_says_what_it_is_without(
+        self, site: Site
+    ) -> None:
+        page = site.tab()
+        page.evaluate("window.first = otplessSession; 0")
+        page.add_script_tag(url="/bundle.js")
+        assert page.evaluate("first === otplessSession")
+        page.evaluate("delete window.otplessSession")
+        failure = "source => { try { (0, eval)(source); } catch ({ message }) { return message; } }"
+        assert "not in a bundle" in page.evaluate(failure, client_script(HEADER).body.decode())
 
     def test_a_callback_of_the_page_s_own_stays(self, browser: Browser) -> None:
         site = Site(browser.window(), before="<script>function otpless() { return 'mine'; }</script>")

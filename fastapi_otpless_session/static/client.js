@@ -23,9 +23,14 @@
   const SUBPROTOCOL = "otpless-session";
   const POLICY_VIOLATION = 1008;
 
-  if (!document.currentScript) throw new Error('client.js: include it with <script src="…">, not as a module');
-  const base = new URL(".", document.currentScript.src);
+  // Only its own address tells where the API is. A copy in a bundle has none, and is of no use beside the router's.
+  const found = /^([^?#]*\/)client\.js(?:[?#]|$)/.exec((document.currentScript || {}).src || "");
+  if (!found && window.otplessSession) return;
+  if (!found) throw new Error('client.js: include it with <script src="…/client.js">, not in a bundle or as a module');
+  const base = new URL(found[1]);
   const key = "otpless-session-token " + base.href;
+  if (window[key]) return; // included twice: the first has the page's listeners, and the SDK calls it back
+  window[key] = true;
   const listeners = { "signed-in": [], "signed-out": [], "sign-in-failed": [] };
 
   let storage = usableStorage();
