@@ -47,7 +47,7 @@ ARGUMENTS = (
 MILLISECONDS = 1000
 DESKTOP = {"width": 1200, "height": 800}
 PHONE = {"width": 360, "height": 740}
-REFUSED = re.compile(r"Failed to load resource: the server responded with a status of (\d+)")
+REFUSED = re.compile(r"Failed to load resource: (?:the server responded with a status of |net::)(\w+)")
 REFUSED_HANDSHAKE = re.compile(r"WebSocket connection to .* failed: HTTP Authentication failed")
 Scheme = Literal["light", "dark"]
 
@@ -140,7 +140,7 @@ class Window:
     def __init__(self, context: BrowserContext) -> None:
         self.context = context
         self.refusals: set[str] = set()
-        """The statuses that the test expects: Chromium writes them to the console as errors."""
+        """The statuses and network errors that the test expects: Chromium writes them to the console as errors."""
         self._complaints: list[str] = []
         context.set_default_timeout(PATIENCE * MILLISECONDS)
         context.on("console", self._heard)

@@ -237,6 +237,60 @@ class TestToken:
         assert sent.value.headers["x-own"] == "1"
         assert sent.value.headers[HEADER.lower()] == OLD
 
+    @pytest.mark.parametrize(
+        "asked", ["'/orders', {{ {} }}", "new Request('/orders', {{ {} }})"], ids=["path", "Request"]
+    )
+    @pytest.mark.parametrize(
+        ("said", "header", "value"),
+        [
+            ("credentials: 'include'", "cookie", f"otpless_session={OLD}"),
+            ("referrer: '/from'", "referer", f"{SITE}/from"),
+            ("referrerPolicy: 'no-referrer'", "referer", None),
+        ],
+    )
+    def test_what_a_request_says_of_itself_holds(
+        self, site: Site, asked: str, said: str, header: str, value: str | None
+    ) -> None:
+        site.window.context.add_cookies([{"name": "otpless_session", "value": OLD, "url": SITE}])
+        page = site.signed_in_tab()
+        site.answers("/orders")
+        with page.expect_request("**/orders") as sent:
+            page.evaluate(f"otplessSession.fetch({asked.format(said)}).then(() => 0)")
+        headers = sent.value.all_headers()
+        assert (headers.get(header), headers[HEADER.lower()]) == (value, OLD)
+
+    def test_a_request_that_says_nothing_is_as_careful_as_a_path(self, site: Site) -> None:
+        site.window.context.add_cookies([{"name": "otpless_session", "value": OLD, "url": SITE}])
+        page = site.signed_in_tab()
+        site.answers("/orders")
+        with page.expect_request("**/orders") as sent:
+            page.evaluate("otplessSession.fetch(new Request('/orders')).then(() => 0)")
+        assert "cookie" not in sent.value.all_headers()
+
+    @pytest.mark.parametrize("asked", ["'/slow', {{ {} }}", "new Request('/slow', {{ {} }})"], ids=["path", "Request"])
+    def test_whoever_asks_may_give_up(self, site: Site, asked: str) -> None:
+        page = site.signed_in_tab()
+        page.evaluate("window.patience = new AbortController(); 0")
+        with page.expect_request("**/slow"):
+            asked = asked.format("signal: patience.signal")
+            page.evaluate(f"window.last = otplessSession.fetch({asked}).catch(({{ name }}) => name); 0")
+        page.evaluate("patience.abort()")
+        assert page.evaluate("last") == "AbortError"
+
+    @pytest.mark.parametrize(
+        "asked", ["'/moved', {{ {} }}", "new Request('/moved', {{ {} }})"], ids=["path", "Request"]
+    )
+    @pytest.mark.parametrize(("redirect", "outcome"), [("error", "TypeError"), ("manual", "opaqueredirect")])
+    def test_whoever_says_what_a_redirect_is_to_be_has_it_so(
+        self, site: Site, asked: str, redirect: str, outcome: str
+    ) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {"ERR_FAILED"}
+        site.answers("/moved", 307, Location="/orders")
+        asked = asked.format(f"redirect: '{redirect}'")
+        seen = f"otplessSession.fetch({asked}).then(({{ type }}) => type, ({{ name }}) => name)"
+        assert page.evaluate(seen) == outcome
+
     @pytest.mark.parametrize("call", ["fetch", "socket"])
     @pytest.mark.parametrize(
         "address",

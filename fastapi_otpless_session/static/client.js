@@ -22,6 +22,7 @@
   const AS_BEARER = false; // and here whether it does not read that header: it answers in it all the same
   const SUBPROTOCOL = "otpless-session";
   const POLICY_VIOLATION = 1008;
+  const UNSAID = { credentials: "same-origin", redirect: "follow" }; // what a Request has whether it was told so or not
 
   // Only its own address tells where the API is. A copy in a bundle has none, and is of no use beside the router's.
   const found = /^([^?#]*\/)client\.js(?:[?#]|$)/.exec((document.currentScript || {}).src || "");
@@ -163,19 +164,23 @@
 
   /**
    * As fetch, for paths of the API. Cookies stay out of it: a cookie with another session would be a conflict. Redirects
-   * are not followed, unless the options say so: the browser would take the token along, to other origins, too.
+   * are not followed, unless the options say so: the browser would take the token along, to other origins, too. What a
+   * Request says of itself holds as well, but for UNSAID.
    */
   async function call(input, options) {
     const isRequest = input instanceof Request;
     const target = isRequest ? (address(input.url), input) : address(input);
     const given = options || {};
-    const careful = { credentials: given.credentials || "omit", redirect: given.redirect || "manual" };
-    const request = new Request(target, Object.assign({}, given, careful));
+    const said = (name) => given[name] || (isRequest && input[name] !== UNSAID[name] && input[name]);
+    const careful = { credentials: said("credentials") || "omit", redirect: said("redirect") || "manual" };
+    // With any options at all, a browser forgets these two of a Request.
+    const kept = isRequest ? { referrer: input.referrer, referrerPolicy: input.referrerPolicy } : {};
+    const request = new Request(target, Object.assign(kept, given, careful));
     const sent = read();
     if (sent && AS_BEARER) request.headers.set("Authorization", "Bearer " + sent);
     else if (sent) request.headers.set(HEADER, sent);
     const response = await fetch(request);
-    if (response.type === "opaqueredirect") {
+    if (response.type === "opaqueredirect" && !said("redirect")) {
       throw new Error(request.url + " answered with a redirect, which is not followed: the token would go along. Ask " +
         'for where it leads (a "/" more or less?), or pass { redirect: "follow" } where that is on this server');
     }
