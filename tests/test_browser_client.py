@@ -291,6 +291,24 @@ class TestToken:
         seen = f"otplessSession.fetch({asked}).then(({{ type }}) => type, ({{ name }}) => name)"
         assert page.evaluate(seen) == outcome
 
+    @pytest.mark.parametrize(
+        "asked",
+        ["'/orders', { mode: 'no-cors' }", "new Request('/orders', { mode: 'no-cors' })"],
+        ids=["path", "Request"],
+    )
+    def test_what_can_bring_no_token_is_left_alone_and_says_nothing_of_the_session(
+        self, site: Site, asked: str
+    ) -> None:
+        site.window.context.add_cookies([{"name": "otpless_session", "value": OLD, "url": SITE}])
+        page = site.signed_in_tab()
+        site.window.refusals = {"401"}
+        site.answers("/orders", 401, EXPIRED)
+        with page.expect_request("**/orders") as sent:
+            assert page.evaluate(f"otplessSession.fetch({asked}).then(({{ status }}) => status)") == 401
+        headers = sent.value.all_headers()
+        assert (headers.get(HEADER.lower()), headers.get("cookie")) == (None, f"otpless_session={OLD}")
+        assert (stored(page), events(page)) == (OLD, [["signed-in", None]])
+
     @pytest.mark.parametrize("call", ["fetch", "socket"])
     @pytest.mark.parametrize(
         "address",
@@ -650,8 +668,9 @@ def test_a_page_of_another_origin_signs_in_swaps_and_signs_out(
     assert stored(page) not in {None, before}
     followed = "otplessSession.fetch('/orders/', { redirect: 'follow' }).then((answer) => answer.json())"
     assert page.evaluate(followed) == user["userId"]
-    page.evaluate("otplessSession.signOut()")
     window.refusals = {"401"}
+    assert page.evaluate("otplessSession.fetch('/orders', { mode: 'no-cors' }).then(({ type }) => type)") == "opaque"
+    page.evaluate("otplessSession.signOut()")
     assert fetched(page, f"{address}/orders") == 401
     assert not is_signed_in(page)
     assert emulator.session(user["sessionInfo"]["sessionId"]).revoked

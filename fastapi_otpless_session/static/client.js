@@ -171,6 +171,8 @@
     const isRequest = input instanceof Request;
     const target = isRequest ? (address(input.url), input) : address(input);
     const given = options || {};
+    // A browser lets no token into such a request, without a word: its answer is not about our session.
+    if ((given.mode || (isRequest && input.mode)) === "no-cors") return fetch(target, options);
     const said = (name) => given[name] || (isRequest && input[name] !== UNSAID[name] && input[name]);
     const careful = { credentials: said("credentials") || "omit", redirect: said("redirect") || "manual" };
     // With any options at all, a browser forgets these two of a Request.
