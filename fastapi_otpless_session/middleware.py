@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from copy import copy
+from http import HTTPStatus
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -32,7 +34,7 @@ class OtplessSessionMiddleware:
     `settings` default to the `OTPLESS_*` variables and are read at startup, so that wrong ones keep the server from
     starting. `sessions`: yours, with settings of their own; opened here unless you did. `on_refusal(connection, error)`
     returns the response for what `REQUIRED_PATHS` refuses, or None for the default JSON, which a `RefusalError` that it
-    raises gets, too.
+    raises gets, too. A 401 for want of a session gets its `WWW-Authenticate`, unless the response has one.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class OtplessSessionMiddleware:
         """Return the application's own answer; None where it has none. A path that is refused is never let through."""
         try:
             own = ask(HTTPConnection(scope), error)
-            return await own if inspect.isawaitable(own) else own
+            return _challenging(await own if inspect.isawaitable(own) else own, error)
         except RefusalError as raised:
             return answer(raised)
 
@@ -193,6 +195,21 @@ def _inside(app: Any) -> Iterator[Any]:
 
 def _routes_of(app: Any) -> Any:
     return next((inner.routes for inner in _inside(app) if hasattr(inner, "routes")), ())
+
+
+def _challenging(own: Response | None, error: RefusalError) -> Response | None:
+    """Return an application's answer; a 401 with our challenge, if it has none (RFC 9110, section 15.5.2, wants one).
+
+    By that `client.js` knows that a session is over. It goes into a copy: a fault may be answered with the same object.
+    """
+    if own is None or own.status_code != HTTPStatus.UNAUTHORIZED or "www-authenticate" in own.headers:
+        return own
+    challenge = (error.headers or {}).get("WWW-Authenticate")
+    if challenge is None or error.status_code != HTTPStatus.UNAUTHORIZED:
+        return own
+    marked = copy(own)
+    marked.raw_headers = [*own.raw_headers, (b"www-authenticate", challenge.encode())]
+    return marked
 
 
 def _may_be_open(scope: Mapping[str, Any]) -> bool:

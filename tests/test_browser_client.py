@@ -358,6 +358,29 @@ class TestEnd:
         assert not is_signed_in(page)
 
     @pytest.mark.parametrize(
+        ("body", "told"),
+        [
+            ("<p>Please sign in", "session_invalid"),
+            ("null", "session_invalid"),
+            ("[]", "session_invalid"),
+            ('{"oops": "session_expired"}', "session_invalid"),
+            ('{"detail": {"code": 7}}', "session_invalid"),
+            ('{"detail": {"code": "please_sign_in"}}', "please_sign_in"),
+            (json.dumps(EXPIRED), "session_expired"),
+        ],
+        ids=["html", "null", "list", "other-keys", "number", "its-own-code", "ours"],
+    )
+    def test_why_a_session_ended_is_said_though_the_body_is_the_application_s(
+        self, site: Site, body: str, told: str
+    ) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {"401"}
+        challenge = {"WWW-Authenticate": 'Bearer realm="otpless", error="invalid_token"'}
+        page.route("**/orders", lambda route: route.fulfill(status=401, headers=challenge, body=body))
+        assert fetched(page, "/orders") == 401
+        assert (stored(page), events(page)[1:]) == (None, [["signed-out", told]])
+
+    @pytest.mark.parametrize(
         ("status", "body"),
         [
             (401, {"detail": "Wrong PIN"}),
@@ -574,6 +597,14 @@ class TestPage:
         page.wait_for_function("events.flat().includes('sign-in-failed')")
         assert events(page) == [["sign-in-failed", "sign_in_refused"]]
         assert stored(page) == OLD
+
+    def test_a_refused_sign_in_leaves_the_session_though_the_body_is_the_application_s(self, site: Site) -> None:
+        page = site.signed_in_tab()
+        site.window.refusals = {"401"}
+        challenge = {"WWW-Authenticate": 'Bearer realm="otpless"'}
+        site.answers("/auth/login?channel=header", 401, "Please try again", **challenge)
+        assert page.evaluate(f"{SIGN_IN}.catch(({{ code, status }}) => [code, status])") == [None, 401]
+        assert (stored(page), events(page)) == (OLD, [["signed-in", None]])
 
     def test_a_second_copy_of_the_script_changes_nothing(self, browser: Browser) -> None:
         first = '<script src="/auth/client.js"></script><script>window.first = otplessSession;</script>'

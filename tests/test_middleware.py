@@ -15,7 +15,7 @@ from asgi import exchange, http_scope
 from conftest import World, add_routes, make_app, make_settings
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 from starlette.testclient import WebSocketDenialResponse
@@ -463,6 +463,38 @@ def test_on_refusal_restyles_what_required_paths_refuse(make_world: Callable[...
     world = make_world(required_paths="/public", middleware={"on_refusal": restyle_slowly if is_async else restyle})
     answer = world.get("/public")
     assert (answer.status_code, answer.json()) == (418, {"oops": "session_missing", "at": "/public"})
+
+
+@pytest.mark.parametrize(
+    ("status", "own", "challenge"),
+    [
+        (401, None, 'Bearer realm="otpless"'),
+        (401, 'Basic realm="shop"', 'Basic realm="shop"'),
+        (418, None, None),
+    ],
+    ids=["none", "its-own", "no-401"],
+)
+def test_a_401_of_on_refusal_says_whose_it_is(
+    make_world: Callable[..., World], status: int, own: str | None, challenge: str | None
+) -> None:
+    def restyle(_: HTTPConnection, __: RefusalError) -> Response:
+        return HTMLResponse("Please sign in", status, {"WWW-Authenticate": own} if own else None)
+
+    answer = make_world(required_paths="/public", middleware={"on_refusal": restyle}).get("/public")
+    assert (answer.status_code, answer.headers.get("www-authenticate")) == (status, challenge)
+
+
+def test_a_fault_that_on_refusal_makes_a_401_does_not_look_like_the_end_of_a_session(
+    make_world: Callable[..., World],
+) -> None:
+    page = HTMLResponse("Please sign in", 401)
+    world = make_world(required_paths="/public", middleware={"on_refusal": lambda *_: page})
+    assert "otpless" in world.get("/public").headers["www-authenticate"]
+    world.sign_in()
+    world.clock.advance(DAY + 1)
+    world.emulator.add_fault(Fault("status", status=500))
+    answer = world.get("/public")
+    assert (answer.status_code, answer.headers.get("www-authenticate")) == (401, None)
 
 
 @pytest.mark.parametrize("kind", ["nothing", "nothing, slowly", "raises", "raises, slowly"])

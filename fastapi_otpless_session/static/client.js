@@ -14,7 +14,7 @@
 //
 // Events, in every tab: "signed-in" (also when somebody else did), "signed-out" with { code }: why the server ended it,
 // or null for a sign-out; and "sign-in-failed" with the error, where the SDK's callback is ours.
-// Errors have `code` and `status` of the server's refusal.
+// Errors have `code` and `status` of the server's refusal; `code` is null where the application has a body of its own.
 (function () {
   "use strict";
 
@@ -134,14 +134,17 @@
   /** A 401 is the end of the session if it is ours, and about the token that we still have. */
   async function checkRefusal(response, sent) {
     const { code } = await detail(response.clone());
-    if (code === "sign_in_refused") return; // which says nothing of the session that there is
+    const isSignIn = code === "sign_in_refused" || response.url.split("?")[0] === base.href + "login";
+    if (isSignIn) return; // which says nothing of the session that there is
     const isOurs = isOver(code) || /realm="otpless"/.test(response.headers.get("WWW-Authenticate") || "");
-    if (isOurs && sent && read() === sent) write(null, code);
+    if (isOurs && sent && read() === sent) write(null, code || "session_invalid"); // a challenge says no more
   }
 
+  /** What a refusal says; nothing, where the application has a body of its own. */
   async function detail(response) {
     try {
-      return (await response.json()).detail || {};
+      const { code, message } = (await response.json()).detail;
+      return typeof code === "string" ? { code, message } : {};
     } catch (error) {
       return {};
     }
