@@ -38,7 +38,7 @@ CHECKED = {"python", "ini", "sh", "mermaid", "js", "html", "nginx", "json", "tom
 is what a program prints."""
 LOOP_SCOPE = "asyncio_default_fixture_loop_scope=function"
 """What pytest-asyncio wants to be told, or it warns."""
-FOREIGN = {"AsyncClient", "CORSMiddleware", "SameSite", "StreamingResponse", "TestClient", "HTTPS_PROXY"}
+FOREIGN = {"AsyncClient", "CORSMiddleware", "EventSource", "SameSite", "StreamingResponse", "TestClient", "HTTPS_PROXY"}
 """Names of others."""
 PAGES = pytest.mark.parametrize("page", pages(), ids=str)
 

@@ -32,6 +32,7 @@
   const key = "otpless-session-token " + base.href;
   if (window[key]) return; // included twice: the first has the page's listeners, and the SDK calls it back
   window[key] = true;
+
   const listeners = { "signed-in": [], "signed-out": [], "sign-in-failed": [] };
 
   let storage = usableStorage();
