@@ -253,21 +253,24 @@ class Refresher:
         return self._theirs(row, ended) or ended
 
     async def _keep(self, new: _Rotated) -> Refreshed | SessionReason:
-        """Commit a new pair. Where the store fails, serve the request with it and go on trying behind it."""
+        """Commit a new pair. What cannot be now is put off, and tried behind the request.
+
+        Where it is the store that fails, the request is served with it.
+        """
         try:
-            committed = await self._store.commit(new.lease, new.rotation)
-        except StoreError as error:
+            return await self._commit(new)
+        except NoVerdictError as error:
             label = telemetry.session_label(new.row.session_id)
             telemetry.logger.warning("Commit for %s put off: %s", label, error)
-        else:
-            return await self._kept(new, committed)
-        self._pending[new.row.session_id] = new
-        await self._behind(("commit", new.row.session_id, new.lease.fence), lambda: self._keep_later(new))
+            self._pending[new.row.session_id] = new
+            await self._behind(("commit", new.row.session_id, new.lease.fence), lambda: self._keep_later(new))
+            if not isinstance(error, StoreError):
+                raise
         kept = replace(new.row, token_expires_at=new.rotation.token_expires_at, validated_at=new.at)
         return Refreshed(kept, new.pair.session_token, committed=False)
 
     async def _keep_later(self, new: _Rotated) -> None:
-        """Keep the lease, and try the commit until the store has an answer."""
+        """Keep the lease, and try the commit until there is an answer."""
         for pause in islice(_pauses(LONGEST_COMMIT_PAUSE), COMMIT_TRIES):
             await asyncio.sleep(pause)
             if self._pending.get(new.row.session_id) is not new:
@@ -280,22 +283,38 @@ class Refresher:
         telemetry.logger.error("Commit for %s: given up until its next refresh", label)
 
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
-        """Commit a pair whose commit was put off. Raises `StoreError`; then it stays put off."""
-        committed = await self._store.commit(new.lease, new.rotation)
+        """Commit a pair whose commit was put off. Raises `NoVerdictError`; then it stays put off."""
+        outcome = await self._commit(new)
         if self._pending.get(new.row.session_id) is new:
             del self._pending[new.row.session_id]
-        return await self._kept(new, committed)
-
-    async def _kept(self, new: _Rotated, committed: SessionRow | None) -> Refreshed | SessionReason:
-        """Say what came of a commit. A refused fence: the session ended meanwhile, or somebody else has the lease."""
-        if committed is not None:
-            await self._events.refreshed(committed)
-            return Refreshed(committed, new.pair.session_token)
-        await self._behind(("discard", new.row.session_id, new.lease.fence), lambda: self._discard(new))
-        outcome = self._theirs(new.row, await self._store.get(new.row.session_id))
-        if outcome is None:
-            raise NoVerdictError("the lease was lost during the call")
         return outcome
+
+    async def _commit(self, new: _Rotated) -> Refreshed | SessionReason:
+        """Commit a pair, or say what came of its session meanwhile.
+
+        Raises `StoreError`, and `NoVerdictError` where another worker has the lease and may yet come to something.
+        """
+        committed = await self._store.commit(new.lease, new.rotation)
+        if committed is None:
+            outcome = self._theirs(new.row, await self._store.get(new.row.session_id))
+            if outcome is not None:
+                await self._behind(("discard", new.row.session_id, new.lease.fence), lambda: self._discard(new))
+                return outcome
+            committed = await self._commit_anew(new)
+        await self._events.refreshed(committed)
+        return Refreshed(committed, new.pair.session_token)
+
+    async def _commit_anew(self, new: _Rotated) -> SessionRow:
+        """Commit a pair with another lease than the one that was lost, where nobody came to anything since.
+
+        The refresh token that it came for may be used up: then nothing but this pair keeps the session alive.
+        """
+        owner = secrets.token_hex(16)
+        lease = await self._store.take_lease(new.row.session_id, new.row.generation, owner, self._lease_seconds)
+        committed = None if lease is None else await self._store.commit(lease, new.rotation)
+        if committed is None:
+            raise NoVerdictError("the lease was lost during the call")
+        return committed
 
     async def _discard(self, new: _Rotated) -> None:
         """Revoke a pair that came too late, where its session ended; try until the store says whether it did."""

@@ -90,6 +90,10 @@ class FailingStore(SqliteStore):
         self._check("take_lease")
         return await super().take_lease(session_id, generation, owner, seconds)
 
+    async def renew_lease(self, lease: Lease, seconds: float) -> Lease | None:
+        self._check("renew_lease")
+        return await super().renew_lease(lease, seconds)
+
     async def confirm(self, row: SessionRow, grace: float) -> None:
         self._check("confirm")
         await super().confirm(row, grace)

@@ -571,6 +571,53 @@ async def test_a_pair_whose_commit_was_put_off_is_not_overtaken_when_the_lease_l
     await store.close()
 
 
+async def test_a_pair_whose_commit_was_put_off_outlives_an_attempt_of_anothers(tmp_path: Path, clock: Clock) -> None:
+    """The refresh token that it came for is used up: of all that there is for this session, only this pair lives."""
+    emulator = Emulator(STRICT, clock=clock)
+    failing = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
+    stores = [failing, *files(tmp_path, clock, 1)]
+    async with Workers(emulator, clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        failing.fail("commit", "renew_lease")
+        assert isinstance(await here.resolve(world.token), Session)
+        clock.advance(60)
+        emulator.add_fault(Fault("status", path="get-new-session-token", status=500, times=1))
+        assert await there.resolve(world.token) is SessionReason.UNAVAILABLE
+        failing.fail()
+        outcome = await here.resolve(world.token)
+        assert isinstance(outcome, Session)
+        assert outcome.refreshed
+        assert not emulator.session(world.session_id).revoked
+        assert isinstance(await there.resolve(outcome.token.get_secret_value()), Session)
+    await close(stores)
+
+
+@pytest.mark.parametrize("has_given_back", [True, False])
+async def test_a_pair_that_comes_after_its_lease_was_lost_is_kept_unless_there_is_another(
+    tmp_path: Path, clock: Clock, has_given_back: bool
+) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    emulator.set_latency("get-new-session-token", 0.1)
+    stores = files(tmp_path, clock, 1)
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        refreshing = asyncio.create_task(world.workers[0].resolve(world.token))
+        await _called(emulator)
+        clock.advance(60)
+        lease = await stores[0].take_lease(world.session_id, 1, "another", 15)
+        assert lease is not None
+        if not has_given_back:
+            assert await refreshing is SessionReason.UNAVAILABLE
+        await stores[0].release_lease(lease, answer_lost=False)
+        outcome = await (refreshing if has_given_back else world.workers[0].resolve(world.token))
+        assert isinstance(outcome, Session)
+        assert outcome.refreshed
+        assert emulator.count("get-new-session-token") == 1
+        assert not emulator.session(world.session_id).revoked
+    await close(stores)
+
+
 async def test_a_sign_out_in_a_refresh_holds_though_the_new_pair_cannot_be_noted(clock: Clock) -> None:
     emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
     emulator.set_latency("get-new-session-token", 0.05)
