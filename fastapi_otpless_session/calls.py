@@ -56,41 +56,25 @@ class Calls:
         deadline: float | None = None,
     ) -> T:
         ends_at = self._monotonic() + (deadline or self._request_timeout)
+        breaker = self._breakers.of(known=known)
         try:
-            if self._breakers.of(known=known).refuses():  # at once, rather than after waiting for a place
+            if breaker.refuses():  # at once, rather than after waiting for a place
                 raise _held_back()
-            place = await self._gate.enter(known=known, deadline=ends_at - self._monotonic())
+            if not self._gate.enter_at_once(known=known):
+                await self._gate.enter(known=known, deadline=ends_at - self._monotonic())
             try:
-                return await self._guarded(request, read, ends_at, known=known)
+                if not breaker.admit():
+                    raise _held_back()
+                return await self.exchange(request, read, max(0.001, ends_at - self._monotonic()), known=known)
             finally:
-                place.leave()
+                self._gate.leave(known=known)
         except OtplessSessionError as error:
             raise bare(error) from None
 
-    async def _guarded(
-        self, request: wire.Request, read: Callable[[wire.Answer], T], ends_at: float, *, known: bool
+    async def exchange(
+        self, request: wire.Request, read: Callable[[wire.Answer], T], deadline: float, *, known: bool | None = None
     ) -> T:
-        if not self._breakers.of(known=known).admit():
-            raise _held_back()
-        started = self._monotonic()
-        try:
-            result = await self.exchange(request, read, max(0.001, ends_at - started))
-        except UpstreamError as error:
-            self._took_note(error, started, known=known)
-            raise
-        except RefusalError:
-            self._breakers.succeeded(started)
-            raise
-        except asyncio.CancelledError:  # where callers give up early, nothing else would tell of an OTPLESS that hangs
-            if self._monotonic() - started >= (ends_at - started) * SHARE_OF_PATIENCE:
-                self._breakers.failed(started, known=known)
-            raise
-        else:
-            self._breakers.succeeded(started)
-            return result
-
-    async def exchange(self, request: wire.Request, read: Callable[[wire.Answer], T], deadline: float) -> T:
-        """Send a request and read its answer, measured."""
+        """Send a request and read its answer, measured. `known`: for whom the breakers hear of it; None: for nobody."""
         told, started, outcome = self._told[request.url], self._monotonic(), "fault"
         try:
             with telemetry.span(told.span, told.attributes, SpanKind.CLIENT) as span:
@@ -102,14 +86,20 @@ class Calls:
             raise
         except UpstreamError as error:
             outcome = _kind_of(error)
+            if known is not None:
+                self._took_note(error, started, known=known)
             raise
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # where callers give up early, nothing else would tell of an OTPLESS that hangs
             outcome = "cancelled"
+            if known is not None and self._monotonic() - started >= deadline * SHARE_OF_PATIENCE:
+                self._breakers.failed(started, known=known)
             raise
         else:
             outcome = "answer"
             return result
         finally:
+            if known is not None and outcome == "answer":
+                self._breakers.succeeded(started)
             telemetry.upstream_duration.record(
                 self._monotonic() - started, telemetry.labels(call=told.name, outcome=outcome)
             )

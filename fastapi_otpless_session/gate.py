@@ -1,15 +1,17 @@
 """How many calls to OTPLESS a worker makes at once, with room kept for the sessions that it knows.
 
-Two of the standard library's semaphores. The libraries that were looked at limit something else: aiolimiter 1.3 and
-pyrate-limiter 4.5 limit calls *a second*, which bounds nothing once OTPLESS slows down, and neither lets one kind of
-caller wait while there is room for the other. anyio's `CapacityLimiter` would do for one of the two, and belongs to one
-event loop as they do. The wait ends by the one deadline that the call itself has to keep, which none of them shares.
+The libraries that were looked at limit something else: aiolimiter 1.3 and pyrate-limiter 4.5 limit calls *a second*,
+which bounds nothing once OTPLESS slows down, and neither lets one kind of caller wait while there is room for the
+other. Of the standard library's semaphores it would take two for a stranger, and a coroutine for each though nobody
+has to wait.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections import OrderedDict
+from itertools import count
+from math import inf
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.errors import UpstreamError
@@ -21,31 +23,73 @@ SHARE_OF_WAITING = 0.8
 a refresh whose answer is lost may cost its session."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """A place, free or held: one in each gate that leads to it."""
+class _Queue:
+    """Those of one kind who wait for a place, the first first, each with its number among all who ever did."""
 
-    gates: tuple[asyncio.Semaphore, ...]
+    __slots__ = ("_waiters",)
 
-    def is_free(self) -> bool:
-        """Whether it can be taken without waiting."""
-        for gate in self.gates:  # noqa: SIM110 - a generator would take longer than the rest
-            if gate.locked():
-                return False
+    def __init__(self) -> None:
+        self._waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
+
+    @property
+    def first(self) -> float:
+        """The number of whoever is to be the next; infinite where nobody waits."""
+        return next(iter(self._waiters.values()), inf)
+
+    def append(self, waiter: asyncio.Future[None], number: int) -> None:
+        self._waiters[waiter] = number
+
+    def drop(self, waiter: asyncio.Future[None]) -> None:
+        self._waiters.pop(waiter, None)
+
+    def pop(self) -> asyncio.Future[None]:
+        return self._waiters.popitem(last=False)[0]
+
+
+class _Places:
+    """The places on one event loop: how many are free, for everybody and of those for strangers, and who waits."""
+
+    __slots__ = ("_free", "_free_for_strangers", "_known", "_numbers", "_strangers")
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+        self._free_for_strangers = max(1, int(limit * SHARE_OF_STRANGERS))
+        self._known, self._strangers = _Queue(), _Queue()
+        self._numbers = count()
+
+    def take(self, *, known: bool) -> bool:
+        """Take a place, if one is free that nobody waits for."""
+        if self._free <= 0 or (not known and self._free_for_strangers <= 0):
+            return False
+        self._free -= 1
+        self._free_for_strangers -= not known
         return True
 
-    def leave(self) -> None:
-        """Give the place back."""
-        for gate in self.gates:
-            gate.release()
+    def give_back(self, *, known: bool) -> None:
+        """Give a place back, for whoever has waited longest of those who may have it."""
+        self._free += 1
+        self._free_for_strangers += not known
+        while self._free > 0:
+            first, first_stranger = self._known.first, self._strangers.first if self._free_for_strangers > 0 else inf
+            if first == first_stranger == inf:
+                return
+            is_known = first < first_stranger
+            waiter = (self._known if is_known else self._strangers).pop()
+            self.take(known=is_known)
+            waiter.set_result(None)
 
-
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """The places on one event loop, by who may take them."""
-
-    known: Pass
-    strangers: Pass
+    async def wait(self, *, known: bool) -> None:
+        """Wait for a place, and take it."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._known if known else self._strangers
+        queue.append(waiter, next(self._numbers))
+        try:
+            await waiter
+        except BaseException:
+            queue.drop(waiter)
+            if waiter.done() and not waiter.cancelled():  # it was given one in the same moment
+                self.give_back(known=known)
+            raise
 
 
 class Gate:
@@ -55,37 +99,27 @@ class Gate:
     """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._places: PerLoop[_Places] = PerLoop(self._new_places)
+        self._places: PerLoop[_Places] = PerLoop(lambda: _Places(limit))
 
-    async def enter(self, *, known: bool, deadline: float) -> Pass:
+    def enter_at_once(self, *, known: bool) -> bool:
+        """Take a place where nobody has to be waited for, as a rule; False: `enter`."""
+        places = self._places.there()
+        return places is not None and places.take(known=known)
+
+    async def enter(self, *, known: bool, deadline: float) -> None:
         """Take a place. Raises `UpstreamError` where none gets free early enough in `deadline` seconds."""
-        places = self._places.there() or await self._places.get()
-        place = places.known if known else places.strangers
-        if place.is_free():  # as a rule; then nobody waits, and a deadline would cost a timer
-            for gate in place.gates:
-                await gate.acquire()
-            return place
+        places = await self._places.get()
+        if places.take(known=known):
+            return
         try:
             async with asyncio.timeout(deadline * SHARE_OF_WAITING):
-                return await _wait(place)
+                await places.wait(known=known)
         except TimeoutError:
             telemetry.upstream_rejections.add(1, telemetry.labels(reason="full"))
             raise UpstreamError("too many calls to OTPLESS are under way", unsent=True) from None
 
-    def _new_places(self) -> _Places:
-        everybody = asyncio.Semaphore(self._limit)
-        strangers = asyncio.Semaphore(max(1, int(self._limit * SHARE_OF_STRANGERS)))
-        return _Places(Pass((everybody,)), Pass((strangers, everybody)))
-
-
-async def _wait(place: Pass) -> Pass:
-    held: tuple[asyncio.Semaphore, ...] = ()
-    try:
-        for gate in place.gates:
-            await gate.acquire()
-            held = (*held, gate)
-    except BaseException:
-        Pass(held).leave()
-        raise
-    return place
+    def leave(self, *, known: bool) -> None:
+        """Give the place back, on the event loop that it was taken on."""
+        places = self._places.there()
+        if places is not None:
+            places.give_back(known=known)

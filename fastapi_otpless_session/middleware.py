@@ -97,9 +97,9 @@ class OtplessSessionMiddleware:
         request = RequestSession(sessions, transport, scope, offered)
         put_session(request, scope)
         if transport.is_required(scope, self._root_path):
-            outcome = await request.resolve()
-            if isinstance(outcome, SessionReason):
-                await self._deny(await self._refusal(scope, outcome), request, scope, receive, send)
+            reason = await request.refused()
+            if reason is not None:
+                await self._deny(await self._refusal(scope, reason), request, scope, receive, send)
                 return
         socket = GuardedSocket(request, receive, send, sessions.settings.websocket_recheck)
         try:

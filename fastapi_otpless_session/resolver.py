@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fastapi_otpless_session import telemetry, tokens
+from fastapi_otpless_session import copies, telemetry, tokens
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.copies import Copies, Copy, session_of
+from fastapi_otpless_session.copies import Copies, Copy
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
@@ -43,7 +43,7 @@ from fastapi_otpless_session.stores.base import (
     State,
     WatchfulStore,
 )
-from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Stranger, Strangers, touch
+from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Stranger, Strangers, touch, validated
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims, TokenError, UnreadableError
 from fastapi_otpless_session.vault import Vault
@@ -75,11 +75,20 @@ class Current(NamedTuple):
 
     def session(self) -> Session:
         """Return what the application sees of the session."""
-        return session_of(self.row, self.claims, self.token, self.validated_at, self.refreshed, self.stale)
+        return copies.session_of(self.row, self.claims, self.token, self.validated_at, self.refreshed, self.stale)
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""
         return f"Current(row={self.row!r})"
+
+
+Resolved = Session | SessionReason | Copy | Stranger | Current
+"""What a token stands for: a session, or what one is made of; or why there is none."""
+
+
+def session_of(served: Copy | Stranger | Current, token: str) -> Session:
+    """Return what the application sees of whom a token was resolved to."""
+    return served.session() if isinstance(served, Current) else served.session(token)
 
 
 class _Asked(NamedTuple):
@@ -170,16 +179,15 @@ class Resolver:
             copy.read_again(now, at)
         return now
 
-    async def resolve(
-        self, token: str, *, known_only: bool, max_age: float | None, waited: float
-    ) -> Session | SessionReason:
-        """Return the session of a token, or why there is none. A fault is `UNAVAILABLE`."""
+    async def resolve(self, token: str, *, known_only: bool, max_age: float | None, waited: float) -> Resolved:
+        """Return whom a token stands for, or why there is nobody. A fault is `UNAVAILABLE`."""
         if not tokens.is_token(token):
             return _counted(SessionReason.INVALID, "token")
         digest = self._digest(token)
         if digest in self._endings.signed_out:
             return _counted(SessionReason.REVOKED, "memory")
-        outcome, source, copy = None, None, self._copies.get(digest)
+        outcome: Resolved | None = None
+        source, copy = None, self._copies.get(digest)
         try:
             if copy is not None and max_age is None and (others := self._others(digest, copy)) is not None:
                 source = "refresh"
@@ -222,12 +230,12 @@ class Resolver:
             copy.share_reading(asyncio.get_running_loop())
         return copy.row.expires_at - (copy.offset + at)
 
-    async def _resolved(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
+    async def _resolved(self, asked: _Asked, copy: Copy | None) -> Resolved:
         if copy is not None and self._is_believed(copy):
             came_from("memory")
             current = await self._from_copy(asked, copy)
             if current is not None:
-                return current.session()
+                return current
         read_at = self._monotonic()
         came_from("store")
         try:
@@ -302,7 +310,7 @@ class Resolver:
             self._copies.keep(asked.digest, outcome.row, copy.claims, copy.offset + copy.at, copy.at)
         return outcome
 
-    async def _known(self, asked: _Asked, found: Found, copy: Copy | None, read_at: float) -> Session | SessionReason:
+    async def _known(self, asked: _Asked, found: Found, copy: Copy | None, read_at: float) -> Resolved:
         row, now = found.row, found.now
         if copy is not None and copy.row.created_at != row.created_at:  # of the session's former life
             copy = None
@@ -321,19 +329,23 @@ class Resolver:
             fresh = self._copies.of(row, claims, now, read_at)
             if fresh.is_quiet(now) and not self._refused.covers(row):  # as a rule; what follows would find that out
                 self._copies.put(asked.digest, fresh)
-                return fresh.session(asked.token)
+                return fresh
             if is_dead:  # it tells who comes next that nothing has changed
                 self._copies.put(asked.digest, fresh)
         if is_dead and asked.max_age is None:
-            return await self._with_others(asked, row, lambda: self._served(asked, found, claims, read_at))
+            return await self._with_others(asked, row, lambda: self._shown(asked, found, claims, read_at))
         return await self._served(asked, found, claims, read_at)
 
-    async def _served(self, asked: _Asked, found: Found, claims: Claims, read_at: float) -> Session | SessionReason:
+    async def _shown(self, asked: _Asked, found: Found, claims: Claims, read_at: float) -> Session | SessionReason:
+        """As `_served`, for many: the session's record is made once for them."""
+        outcome = await self._served(asked, found, claims, read_at)
+        return outcome if isinstance(outcome, SessionReason) else outcome.session()
+
+    async def _served(self, asked: _Asked, found: Found, claims: Claims, read_at: float) -> Current | SessionReason:
         """Return what a token that still counts is good for: by its own generation, or as the current one."""
         row, now = found.row, found.now
         if found.generation < row.generation:
-            outcome = await self._judged(row, now, asked.max_age)
-            return outcome if isinstance(outcome, SessionReason) else outcome.session()
+            return await self._judged(row, now, asked.max_age)
         is_dead = is_over(row.token_expires_at, now)
         if not row.is_confirmed and not is_dead and await self._confirm(row):
             row = replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
@@ -348,7 +360,7 @@ class Resolver:
             return outcome
         if outcome.token == asked.token and self._is_worth_keeping(outcome):
             self._copies.keep(asked.digest, outcome.row, claims, now, read_at)
-        return outcome.session()
+        return outcome
 
     async def _ended(self, row: SessionRow) -> SessionReason | None:
         """Return why a session has ended, if it has. A sign-out that the store could not note is made up for."""
@@ -417,7 +429,7 @@ class Resolver:
         return self._background.ask(key, lambda: self._validate(current), patience, anew=anew)
 
     async def _validate(self, current: Current) -> Verdict:
-        verdict = await telemetry.counted_verdict(self._client.validate_session(current.token))
+        verdict = await validated(self._client, current.token, known=True)
         if verdict is not Verdict.VALID:
             self._refused.note(current.row)
             self._doubt(current.token)
@@ -521,14 +533,14 @@ class Resolver:
                 _count_coalesced(result)
         return outcome
 
-    async def _stranger(self, asked: _Asked) -> Session | SessionReason:
+    async def _stranger(self, asked: _Asked) -> Stranger | SessionReason:
         if asked.known_only or not self._settings.accept_unknown_tokens:
             return self._strangers.refused(asked.token)
         outcome = await self._strangers.admit(asked.token, asked.digest, asked.max_age)
         if isinstance(outcome, SessionReason):
             return outcome
         # A sign-out that the store could not note left no row.
-        return self._endings.reason(outcome.session_id) or outcome.session(asked.token)
+        return self._endings.reason(outcome.session_id) or outcome
 
     async def _reused(self, row: SessionRow) -> SessionReason:
         """Somebody presents a token that was replaced long ago: a thief, or the user after one (RFC 9700, 4.14.2)."""
@@ -569,7 +581,7 @@ class Resolver:
         )
         return current._replace(row=replace(row, last_seen_at=current.now))
 
-    def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Session | SessionReason:
+    def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Resolved:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""
         came_from("memory")
         longest = self._settings.stale_if_error if asked.max_age is None else 0
@@ -577,7 +589,7 @@ class Resolver:
             stranger = None if asked.known_only else self._strangers.while_store_is_down(asked.digest)
             if stranger is None or not longest:
                 return SessionReason.UNAVAILABLE
-            return stranger if isinstance(stranger, SessionReason) else stranger.session(asked.token)
+            return stranger
         row, at = copy.row, self._monotonic()
         age, now = at - copy.at, copy.offset + at
         if self._duties.is_to_end(row, now):
@@ -587,15 +599,16 @@ class Resolver:
             return SessionReason.UNAVAILABLE
         if not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
-        return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True).session()
+        return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True)
 
 
-def _counted(outcome: Session | SessionReason, source: str | None = None) -> Session | SessionReason:
+def _counted(outcome: Resolved, source: str | None = None) -> Resolved:
     """Count an outcome, and return it; `source`: see `telemetry.count_resolution`."""
     if isinstance(outcome, SessionReason):
         telemetry.count_resolution(outcome.value, source)
     else:
-        telemetry.count_resolution("stale" if outcome.stale else "session", source)
+        is_stale = not isinstance(outcome, Copy) and outcome.stale
+        telemetry.count_resolution("stale" if is_stale else "session", source)
     return outcome
 
 

@@ -53,22 +53,34 @@ class Serving:
         is_required = transport.has_required and transport.is_required(scope, self._root_path)
         if is_required and scope["method"] == "OPTIONS" and is_preflight(scope["headers"]):
             is_required, send = False, _to_preflight(send, has_cors=self._has_cors)
-        sending = _Sending(request, send)
+        has_started = False
+
+        def send_with_session(message: Message) -> Awaitable[None]:
+            """Send a message. Not a coroutine function: that would cost each message a coroutine."""
+            nonlocal has_started
+            if message["type"] == "http.response.start":
+                has_started = True
+                if request.was_asked_for:  # written in a copy: an application may send one message to many clients
+                    message = transport.varied(message)
+                    if request.has_new_token and not request.write_at_once(message):
+                        return _send_swapped(request, message, send)
+            return send(message)
+
         if (
             is_required
             and not request.is_admitted()
             and not self._is_open(scope)
-            and isinstance(reason := await request.resolve(), SessionReason)
+            and (reason := await request.refused()) is not None
         ):
             refused = await self._refuse(scope, reason)
-            await refused(scope, receive, sending)
+            await refused(scope, receive, send_with_session)
             return
         try:
-            await self._app(scope, receive, sending)
+            await self._app(scope, receive, send_with_session)
         except RefusalError as error:  # by other middleware, where no exception handler of the application's sees it
-            if sending.has_started:
+            if has_started:
                 raise
-            await answer(error)(scope, receive, sending)
+            await answer(error)(scope, receive, send_with_session)
 
 
 def keep_headers(scope: Scope) -> None:
@@ -81,28 +93,9 @@ def answer(error: RefusalError) -> Response:
     return JSONResponse(error.body, error.status_code, error.headers)
 
 
-class _Sending:
-    """What an application sends the messages of its response by: they go out with what the session adds."""
-
-    def __init__(self, request: RequestSession, send: Send) -> None:
-        self.has_started = False
-        self._request = request
-        self._send = send
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        """Send a message. Not a coroutine function: that would cost each message a coroutine."""
-        if message["type"] == "http.response.start":
-            self.has_started = True
-            request = self._request
-            if request.was_asked_for:  # written in a copy: an application may send one message to many clients
-                message = request.transport.varied(message)
-                if request.has_new_token and not request.write_at_once(message):
-                    return self._send_swapped(message)
-        return self._send(message)
-
-    async def _send_swapped(self, message: Message) -> None:
-        await self._request.write(message)
-        await self._send(message)
+async def _send_swapped(request: RequestSession, message: Message, send: Send) -> None:
+    await request.write(message)
+    await send(message)
 
 
 def _to_preflight(send: Send, *, has_cors: bool) -> Send:

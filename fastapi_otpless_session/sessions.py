@@ -25,7 +25,7 @@ from fastapi_otpless_session.errors import ConfigurationError, NoVerdictError, S
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
-from fastapi_otpless_session.resolver import LANDING_SECONDS, Resolver
+from fastapi_otpless_session.resolver import LANDING_SECONDS, Resolved, Resolver, session_of
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
 from fastapi_otpless_session.settings import OtplessSettings
@@ -243,22 +243,29 @@ class OtplessSessions:
     def at_once(self, token: str, *, known_only: bool = False) -> Copy | Stranger | None:
         """Return what `resolve` would make its session of, where nobody has to be waited for.
 
-        Requests are answered by it where it can, and by `resolve` where not: who overrides one overrides both.
+        Requests are answered by it where it can, and by `resolved` where not: who overrides one overrides both.
         """
         served = self._resolver.at_once(token, known_only=known_only)
         if served is not None:
             telemetry.count_served()
         return served
 
-    def resolve(
+    async def resolve(
         self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
-    ) -> Coroutine[Any, Any, Session | SessionReason]:
+    ) -> Session | SessionReason:
         """Return the session that a token stands for, refreshed where need be, or the reason why there is none.
 
         `known_only`: admit only what was signed in here, as the cookie channel does. `max_age`: OTPLESS itself must
         have said "valid" within the last `max_age` seconds. `waited`: how many seconds ago the token came; whether it
         was superseded is judged by then. Raises nothing: a fault is `SessionReason.UNAVAILABLE`.
         """
+        outcome = await self.resolved(token, known_only=known_only, max_age=max_age, waited=waited)
+        return outcome if isinstance(outcome, Session | SessionReason) else session_of(outcome, token)
+
+    def resolved(
+        self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
+    ) -> Coroutine[Any, Any, Resolved]:
+        """Return what `resolve` makes its session of. Requests are answered by it: who overrides one overrides both."""
         return self._resolver.resolve(token, known_only=known_only, max_age=max_age, waited=waited)
 
     async def recheck(self, session: Session, *, known_only: bool = False) -> Session | SessionReason:

@@ -356,7 +356,7 @@ class Strangers:
 
     async def _ask(self, token: str, claims: Claims) -> Stranger | SessionReason:
         """Have OTPLESS itself say "valid" to our credentials, and who it is where no signature could."""
-        verdict = await telemetry.counted_verdict(self._client.validate_session(token, known=False))
+        verdict = await validated(self._client, token, known=False)
         if verdict is not Verdict.VALID:
             return REASONS[verdict]
         session_id, user_id = claims.session_id, claims.user_id
@@ -377,6 +377,17 @@ class Strangers:
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
         self._turned_away.put(digest, (reason, self._clock()))
         return reason
+
+
+async def validated(client: OtplessClient, token: str, *, known: bool) -> Verdict:
+    """Return what OTPLESS says of a session token, counted. Raises `UpstreamError`."""
+    try:
+        verdict = await client.validate_session(token, known=known)
+    except NoVerdictError:
+        telemetry.validations.add(1, telemetry.labels(outcome="unavailable"))
+        raise
+    telemetry.validations.add(1, telemetry.labels(outcome=verdict.name.lower()))
+    return verdict
 
 
 async def touch(store: SessionStore, duties: Duties, row: SessionRow, *, validated: bool) -> None:

@@ -17,13 +17,12 @@ import logging
 import secrets
 import weakref
 from collections import defaultdict
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from enum import Enum
 from functools import lru_cache
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from opentelemetry import metrics, trace
@@ -140,20 +139,6 @@ def came_from(source: str) -> None:
 def count_resolution(outcome: str, source: str | None = None) -> None:
     """Count a resolution, by where its answer came from; None: as was noted last."""
     _resolutions[outcome, source or _source.get()] += 1
-
-
-VerdictT = TypeVar("VerdictT", bound=Enum)
-
-
-async def counted_verdict(asked: Awaitable[VerdictT]) -> VerdictT:
-    """Return what OTPLESS says of a session token, counted."""
-    try:
-        verdict = await asked
-    except NoVerdictError:
-        validations.add(1, labels(outcome="unavailable"))
-        raise
-    validations.add(1, labels(outcome=verdict.name.lower()))
-    return verdict
 
 
 def outcome_of(error: BaseException) -> str:

@@ -32,9 +32,9 @@ class OverriddenSessions(OtplessSessions):
         self._shown = details
 
     def at_once(self, token: str, *, known_only: bool = False) -> None:
-        """Leave it to `resolve`."""
+        """Leave it to `resolved`."""
 
-    async def resolve(
+    async def resolved(
         self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
     ) -> Session | SessionReason:
         """Return the session, or the reason why there is none."""
