@@ -151,23 +151,22 @@ class RequestSession:
         while self._is_asking:
             self._others = self._others or asyncio.Event()
             await self._others.wait()
-        self._is_asking = True
+        is_settled, self._is_asking = self._is_settled(), True
         try:
-            return await self._settle(max_age)
+            if is_settled and (self.reason is not None or self._is_within(max_age)):
+                return self.reason
+            outcome = (None if is_settled else self._refusal(self.presented)) or await self._asked(max_age)
+            if is_settled and outcome is SessionReason.UNAVAILABLE:  # no verdict on what was resolved already
+                return outcome
+            self._take(outcome, max_age)
+            return self.reason
         finally:
             self._is_asking = False
             if self._others is not None:
                 self._others.set()
                 self._others = None
 
-    async def _settle(self, max_age: float | None) -> SessionReason | None:
-        """Ask, where nobody did, or the answer so far may be too old; a fault then is no verdict on the session."""
-        is_settled = self._is_settled()
-        if is_settled and (self.reason is not None or self._is_within(max_age)):
-            return self.reason
-        outcome = (None if is_settled else self._refusal(self.presented)) or await self._asked(max_age)
-        if is_settled and outcome is SessionReason.UNAVAILABLE:
-            return outcome
+    def _take(self, outcome: Resolved, max_age: float | None) -> None:
         self._max_age, self._served, self._outcome, self.has_new_token = max_age, None, None, False
         if isinstance(outcome, Session | SessionReason):
             self._outcome = outcome
@@ -175,7 +174,6 @@ class RequestSession:
         else:
             self._served = outcome
             self.has_new_token = isinstance(outcome, Current) and outcome.refreshed
-        return self.reason
 
     def _is_settled(self) -> bool:
         return self._outcome is not None or self._served is not None

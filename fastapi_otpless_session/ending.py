@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, KeysView
+from collections.abc import KeysView
 from math import inf
 
 from fastapi_otpless_session import telemetry
-from fastapi_otpless_session.background import Background
+from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
-from fastapi_otpless_session.hooks import Events, SignOutReason
+from fastapi_otpless_session.hooks import SignOutReason
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
-from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import SessionReason
-from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, State
 
 REMEMBERED = 10_000
 WRITTEN_AT_ONCE = 100
@@ -29,22 +28,13 @@ WHY = {
 class Endings:
     """Ends sessions, and remembers in this worker which have ended, for when the store cannot be read."""
 
-    def __init__(
-        self,
-        *,
-        store: SessionStore,
-        outbox: Outbox,
-        events: Events,
-        background: Background,
-        patience: float,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._store = store
-        self._events = events
-        self._outbox = outbox
-        self._background = background
-        self._patience = patience
-        self._monotonic = monotonic
+    def __init__(self, core: Core) -> None:
+        self._store = core.store
+        self._events = core.events
+        self._outbox = core.outbox
+        self._background = core.background
+        self._patience = core.settings.request_timeout
+        self._monotonic = core.monotonic
         self._known: Lru[str, tuple[SessionReason, float]] = Lru(REMEMBERED)
         """By session: why it ended, and when this worker first knew."""
         self._forgotten_until = -inf

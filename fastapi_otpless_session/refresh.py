@@ -15,25 +15,22 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf
-from typing import Any
 
 from fastapi_otpless_session import telemetry
-from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
-from fastapi_otpless_session.hooks import Events, SignOutReason
+from fastapi_otpless_session.hooks import SignOutReason
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.lru import Lru
-from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionReason, is_over
-from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore, State
+from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, State
 from fastapi_otpless_session.tokens import UnreadableError
-from fastapi_otpless_session.vault import Vault, check_life, check_pair
+from fastapi_otpless_session.vault import check_life, check_pair
 from fastapi_otpless_session.wire import TokenPair
 
 LEASE_FACTOR = 1.5
@@ -73,30 +70,19 @@ def ended_reason(row: SessionRow | None) -> SessionReason:
 
 
 class Refresher:
-    """Refreshes sessions. `behind` runs a task of the application's that outlives the request."""
+    """Refreshes sessions, each once at a time in a process, and once among all workers."""
 
-    def __init__(
-        self,
-        *,
-        store: SessionStore,
-        client: OtplessClient,
-        vault: Vault,
-        outbox: Outbox,
-        events: Events,
-        settings: OtplessSettings,
-        monotonic: Callable[[], float],
-        behind: Callable[[Hashable, Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]],
-    ) -> None:
-        self._store = store
-        self._client = client
-        self._vault = vault
-        self._outbox = outbox
-        self._events = events
-        self._timeout = settings.refresh_timeout
-        self._lease_seconds = settings.refresh_timeout * LEASE_FACTOR
-        self._monotonic = monotonic
-        self._behind = behind
-        self._room = PerLoop(lambda: asyncio.Semaphore(settings.max_upstream))
+    def __init__(self, core: Core) -> None:
+        self._store = core.store
+        self._client = core.client
+        self._vault = core.vault
+        self._outbox = core.outbox
+        self._events = core.events
+        self._timeout = core.settings.refresh_timeout
+        self._lease_seconds = core.settings.refresh_timeout * LEASE_FACTOR
+        self._monotonic = core.monotonic
+        self._behind = core.background.detach
+        self._room = PerLoop(lambda: asyncio.Semaphore(core.settings.max_upstream))
         self._pending: dict[str, _Rotated] = {}
         self._in_vain: Lru[str, float] = Lru(REMEMBERED)
         """When a session's new token was over as it came. Nothing else would keep each request from asking again."""

@@ -13,15 +13,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fastapi_otpless_session import copies, telemetry, tokens
-from fastapi_otpless_session.background import Background
-from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.copies import Copies, Copy
-from fastapi_otpless_session.duties import Duties
+from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
 from fastapi_otpless_session.flights import Asked
 from fastapi_otpless_session.freshness import Freshness, freshness
-from fastapi_otpless_session.hooks import Events
 from fastapi_otpless_session.refresh import (
     UNAVAILABLE,
     Refreshed,
@@ -32,21 +29,18 @@ from fastapi_otpless_session.refresh import (
 )
 from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.session import Session, SessionReason, is_over
-from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import (
     REFRESH_TOKEN,
     EndReason,
     Found,
     SessionRow,
-    SessionStore,
     Standing,
     State,
     WatchfulStore,
 )
-from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Stranger, Strangers, touch, validated
+from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, Stranger, Strangers, touch
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims, TokenError, UnreadableError
-from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
 DIGESTS_REMEMBERED = 200
@@ -109,39 +103,25 @@ class _Asked(NamedTuple):
 class Resolver:
     """Resolves tokens and rows."""
 
-    def __init__(
-        self,
-        *,
-        store: SessionStore,
-        client: OtplessClient,
-        vault: Vault,
-        refresher: Refresher,
-        strangers: Strangers,
-        duties: Duties,
-        endings: Endings,
-        events: Events,
-        background: Background,
-        settings: OtplessSettings,
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._store = store
-        self._client = client
-        self._vault = vault
+    def __init__(self, core: Core, *, refresher: Refresher, strangers: Strangers, endings: Endings) -> None:
+        self._store = core.store
+        self._client = core.client
+        self._vault = core.vault
         # Most requests bring the token of one of the last. To look its digest up saves a twentieth of a bare route.
-        self._digest = lru_cache(DIGESTS_REMEMBERED)(vault.digest)
+        self._digest = lru_cache(DIGESTS_REMEMBERED)(core.vault.digest)
         self._refresher = refresher
         self._strangers = strangers
         self._endings = endings
-        self._events = events
-        self._background = background
-        self._settings = settings
-        self._monotonic = monotonic
-        self._duties = duties
-        self._copies = Copies(duties)
-        self._watchful = store if isinstance(store, WatchfulStore) else None
-        self._has_quiet_time = settings.validation_ttl > 0
-        self._store_ttl = settings.store_ttl
-        self._patience = settings.refresh_timeout + LANDING_SECONDS
+        self._events = core.events
+        self._background = core.background
+        self._settings = core.settings
+        self._monotonic = core.monotonic
+        self._duties = core.duties
+        self._copies = Copies(core.duties)
+        self._watchful = core.store if isinstance(core.store, WatchfulStore) else None
+        self._has_quiet_time = core.settings.validation_ttl > 0
+        self._store_ttl = core.settings.store_ttl
+        self._patience = core.settings.refresh_timeout + LANDING_SECONDS
         self._refused = Refusals()
         """What OTPLESS said no to. A refresh that gets no answer leaves that as it is."""
         self._refused_ahead = Refusals()
@@ -233,9 +213,17 @@ class Resolver:
     async def _resolved(self, asked: _Asked, copy: Copy | None) -> Resolved:
         if copy is not None and self._is_believed(copy):
             came_from("memory")
-            current = await self._from_copy(asked, copy)
-            if current is not None:
-                return current
+            now = copy.offset + self._monotonic()
+            current = Current(copy.row, asked.token, copy.claims, now, copy.row.validated_at)
+            settled = await self._settled(current, asked.max_age)
+            if settled is not None:
+                if self._duties.is_to_be_noted(settled.row, now):
+                    settled = await self._seen(settled)
+                if settled.row is not copy.row and self._is_worth_keeping(
+                    settled
+                ):  # not as read again: it was believed
+                    self._copies.keep(asked.digest, settled.row, copy.claims, copy.offset + copy.at, copy.at)
+                return settled
         read_at = self._monotonic()
         came_from("store")
         try:
@@ -294,21 +282,6 @@ class Resolver:
         now = copy.offset + at
         is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
         return not is_over_now and not self._refused.covers(row)
-
-    async def _from_copy(self, asked: _Asked, copy: Copy) -> Current | None:
-        """Return what a copy that is believed is good for; None: OTPLESS refuses its token.
-
-        What is only believed does not count as read again.
-        """
-        now = copy.offset + self._monotonic()
-        current = Current(copy.row, asked.token, copy.claims, now, copy.row.validated_at)
-        settled = await self._settled(current, asked.max_age)
-        if settled is None:
-            return None
-        outcome = await self._seen(settled)
-        if outcome.row is not copy.row and self._is_worth_keeping(outcome):
-            self._copies.keep(asked.digest, outcome.row, copy.claims, copy.offset + copy.at, copy.at)
-        return outcome
 
     async def _known(self, asked: _Asked, found: Found, copy: Copy | None, read_at: float) -> Resolved:
         row, now = found.row, found.now
@@ -429,7 +402,12 @@ class Resolver:
         return self._background.ask(key, lambda: self._validate(current), patience, anew=anew)
 
     async def _validate(self, current: Current) -> Verdict:
-        verdict = await validated(self._client, current.token, known=True)
+        try:
+            verdict = await self._client.validate_session(current.token)
+        except NoVerdictError:
+            telemetry.count_validation("unavailable")
+            raise
+        telemetry.count_validation(verdict.name.lower())
         if verdict is not Verdict.VALID:
             self._refused.note(current.row)
             self._doubt(current.token)

@@ -19,6 +19,7 @@ from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.copies import Copy
+from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import ConfigurationError, NoVerdictError, SessionRefusedError, StoreError
@@ -98,73 +99,27 @@ class OtplessSessions:
         self.monotonic: Callable[[], float] = monotonic
         """Seconds that never go back."""
         self._background = background = Background(drain=DRAIN_FACTOR * settings.refresh_timeout + LANDING_SECONDS)
-        self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
-        events = Events(self._hooks, background, clock)
-        self._endings = endings = Endings(
-            store=store,
-            outbox=outbox,
-            events=events,
-            background=background,
-            patience=settings.request_timeout,
-            monotonic=monotonic,
-        )
+        self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         self._duties = duties = Duties(settings, monotonic)
-        self._strangers = strangers = Strangers(
-            store=store,
-            client=client,
+        core = Core(
             settings=settings,
-            duties=duties,
-            background=background,
-            endings=endings,
-            clock=clock,
-            monotonic=monotonic,
-        )
-        refresher = Refresher(
             store=store,
             client=client,
             vault=vault,
+            duties=duties,
             outbox=outbox,
-            events=events,
-            settings=settings,
-            monotonic=monotonic,
-            behind=background.detach,
-        )
-        self._resolver = resolver = Resolver(
-            store=store,
-            client=client,
-            vault=vault,
-            refresher=refresher,
-            strangers=strangers,
-            duties=duties,
-            endings=endings,
-            events=events,
+            events=Events(self._hooks, background, clock),
             background=background,
-            settings=settings,
-            monotonic=monotonic,
-        )
-        self._sign_ins = SignIns(
-            store=store,
-            client=client,
-            vault=vault,
-            strangers=strangers,
-            duties=duties,
-            endings=endings,
-            events=events,
-            settings=settings,
-        )
-        self._sign_outs = SignOuts(
-            store=store,
-            client=client,
-            vault=vault,
-            resolver=resolver,
-            strangers=strangers,
-            endings=endings,
-            background=background,
-            settings=settings,
             clock=clock,
+            monotonic=monotonic,
         )
+        self._endings = endings = Endings(core)
+        self._strangers = strangers = Strangers(core, endings=endings)
+        self._resolver = resolver = Resolver(core, refresher=Refresher(core), strangers=strangers, endings=endings)
+        self._sign_ins = SignIns(core, strangers=strangers, endings=endings)
+        self._sign_outs = SignOuts(core, resolver=resolver, strangers=strangers, endings=endings)
         self._details: Lru[bytes, tuple[SessionDetails, float]] = Lru(DETAILS_REMEMBERED)
 
     @property

@@ -8,20 +8,16 @@ from functools import partial
 from typing import Literal
 
 from fastapi_otpless_session import telemetry, tokens
-from fastapi_otpless_session.client import OtplessClient
-from fastapi_otpless_session.duties import Duties
+from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, SignInRefusedError
-from fastapi_otpless_session.hooks import Events
 from fastapi_otpless_session.resolver import Current
 from fastapi_otpless_session.session import Session, SessionReason, is_over
-from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.signin import Bound, OtplessUser, bind
-from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, State
 from fastapi_otpless_session.strangers import Strangers
 from fastapi_otpless_session.tokens import UnreadableError
 from fastapi_otpless_session.turns import Turns
-from fastapi_otpless_session.vault import Vault
 
 PURGE_BATCH = 500
 """How many expired rows and digests are deleted in one transaction."""
@@ -32,28 +28,17 @@ PURGES_AT_ONCE = 20
 class SignIns:
     """Signs people in."""
 
-    def __init__(
-        self,
-        *,
-        store: SessionStore,
-        client: OtplessClient,
-        vault: Vault,
-        strangers: Strangers,
-        duties: Duties,
-        endings: Endings,
-        events: Events,
-        settings: OtplessSettings,
-    ) -> None:
-        self._store = store
-        self._client = client
-        self._vault = vault
+    def __init__(self, core: Core, *, strangers: Strangers, endings: Endings) -> None:
+        self._store = core.store
+        self._client = core.client
+        self._vault = core.vault
         self._strangers = strangers
-        self._duties = duties
+        self._duties = core.duties
         self._endings = endings
-        self._events = events
-        self._settings = settings
+        self._events = core.events
+        self._settings = core.settings
         self._turns = Turns()
-        self._patience = settings.refresh_timeout + settings.request_timeout
+        self._patience = core.settings.refresh_timeout + core.settings.request_timeout
 
     async def sign_in(self, user: OtplessUser, fits: Callable[[str, float], None] | None) -> Session:
         """Bind, store and count a sign-in; see `OtplessSessions.sign_in`."""

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens
-from fastapi_otpless_session.background import Background
-from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, bare
 from fastapi_otpless_session.hooks import SignOutReason
 from fastapi_otpless_session.resolver import Resolver, claims_for
 from fastapi_otpless_session.session import Session
-from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, SessionStore, State
+from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, State
 from fastapi_otpless_session.strangers import Strangers, UnclearError
 from fastapi_otpless_session.tokens import Claims
-from fastapi_otpless_session.vault import Vault
 from fastapi_otpless_session.wire import Verdict
 
 UNKNOWN_LIFETIME = 30 * 86_400.0
@@ -28,28 +23,16 @@ UNKNOWN_LIFETIME = 30 * 86_400.0
 class SignOuts:
     """Signs people out, by any of their session tokens."""
 
-    def __init__(
-        self,
-        *,
-        store: SessionStore,
-        client: OtplessClient,
-        vault: Vault,
-        resolver: Resolver,
-        strangers: Strangers,
-        endings: Endings,
-        background: Background,
-        settings: OtplessSettings,
-        clock: Callable[[], float],
-    ) -> None:
-        self._store = store
-        self._client = client
-        self._vault = vault
+    def __init__(self, core: Core, *, resolver: Resolver, strangers: Strangers, endings: Endings) -> None:
+        self._store = core.store
+        self._client = core.client
+        self._vault = core.vault
         self._resolver = resolver
         self._strangers = strangers
         self._endings = endings
-        self._background = background
-        self._settings = settings
-        self._clock = clock
+        self._background = core.background
+        self._settings = core.settings
+        self._clock = core.clock
 
     async def sign_out(self, token: SecretStr, known_only: bool) -> None:
         """End the session of a token; see `OtplessSessions.sign_out`."""

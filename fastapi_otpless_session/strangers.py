@@ -8,7 +8,7 @@ get-session-details *and* the store has no ended row for its session id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens
-from fastapi_otpless_session.background import Background
-from fastapi_otpless_session.client import OtplessClient
+from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
@@ -26,7 +25,6 @@ from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, is_over, utc
-from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State, WatchfulStore
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import Claims, TokenError, UnknownKeyError
@@ -103,28 +101,17 @@ class _Seen:
 class Strangers:
     """Admits tokens that nobody signed in here, and remembers, bounded and briefly, whom it turned away."""
 
-    def __init__(
-        self,
-        *,
-        store: SessionStore,
-        client: OtplessClient,
-        settings: OtplessSettings,
-        duties: Duties,
-        background: Background,
-        endings: Endings,
-        clock: Callable[[], float],
-        monotonic: Callable[[], float],
-    ) -> None:
-        self._store = store
+    def __init__(self, core: Core, *, endings: Endings) -> None:
+        self._store = core.store
         # A glimpse tells of ended sessions only; for limits the row is needed.
-        self._watchful = store if isinstance(store, WatchfulStore) and not duties.has_limits else None
-        self._client = client
-        self._settings = settings
-        self._duties = duties
-        self._background = background
+        self._watchful = core.store if isinstance(core.store, WatchfulStore) and not core.duties.has_limits else None
+        self._client = core.client
+        self._settings = core.settings
+        self._duties = core.duties
+        self._background = core.background
         self._endings = endings
-        self._clock = clock
-        self._monotonic = monotonic
+        self._clock = core.clock
+        self._monotonic = core.monotonic
         self._seen: Lru[bytes, _Seen] = Lru(REMEMBERED)
         self._turned_away: Lru[bytes, tuple[SessionReason, float]] = Lru(REMEMBERED)
 
@@ -356,7 +343,12 @@ class Strangers:
 
     async def _ask(self, token: str, claims: Claims) -> Stranger | SessionReason:
         """Have OTPLESS itself say "valid" to our credentials, and who it is where no signature could."""
-        verdict = await validated(self._client, token, known=False)
+        try:
+            verdict = await self._client.validate_session(token, known=False)
+        except NoVerdictError:
+            telemetry.count_validation("unavailable")
+            raise
+        telemetry.count_validation(verdict.name.lower())
         if verdict is not Verdict.VALID:
             return REASONS[verdict]
         session_id, user_id = claims.session_id, claims.user_id
@@ -377,17 +369,6 @@ class Strangers:
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
         self._turned_away.put(digest, (reason, self._clock()))
         return reason
-
-
-async def validated(client: OtplessClient, token: str, *, known: bool) -> Verdict:
-    """Return what OTPLESS says of a session token, counted. Raises `UpstreamError`."""
-    try:
-        verdict = await client.validate_session(token, known=known)
-    except NoVerdictError:
-        telemetry.validations.add(1, telemetry.labels(outcome="unavailable"))
-        raise
-    telemetry.validations.add(1, telemetry.labels(outcome=verdict.name.lower()))
-    return verdict
 
 
 async def touch(store: SessionStore, duties: Duties, row: SessionRow, *, validated: bool) -> None:

@@ -141,6 +141,11 @@ def count_resolution(outcome: str, source: str | None = None) -> None:
     _resolutions[outcome, source or _source.get()] += 1
 
 
+def count_validation(outcome: str) -> None:
+    """Count what OTPLESS said of a session token, or that it said nothing."""
+    validations.add(1, labels(outcome=outcome))
+
+
 def outcome_of(error: BaseException) -> str:
     """Name an error among the outcomes of what failed with it."""
     if isinstance(error, RefusalError):

@@ -26,7 +26,7 @@ LAYERS = [
     },
     {"http", "http_aiohttp", "body", "calls", "client", "breaker", "gate", "keys"},
     {
-        *("vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
+        *("core", "vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
         *("duties", "copies", "refusals", "resolver", "sign_ins", "sign_outs", "sessions"),
     },
     {"connection", "websocket", "serving", "middleware", "secured", "dependencies", "script", "router"},
