@@ -32,7 +32,7 @@ class KeyCache:
 
         `now`: an unknown key is an `UpstreamError`, too, where OTPLESS may not be asked for it yet.
         """
-        flights = await self._flights.get()
+        flights = self._flights.there() or await self._flights.get()
         fetch = flights.under_way("keys")
         if self._wants_fetch(kid):
             await finished(fetch := flights.start("keys", self._fetch_once))
