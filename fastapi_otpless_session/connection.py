@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.copies import Copy
+from fastapi_otpless_session.current import Current, Resolved, session_of
 from fastapi_otpless_session.errors import (
     ConflictingCredentialsError,
     CookieTooLargeError,
@@ -22,7 +23,6 @@ from fastapi_otpless_session.errors import (
     StoreError,
     refusal,
 )
-from fastapi_otpless_session.resolver import Current, Resolved, session_of
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.strangers import Stranger

@@ -20,13 +20,15 @@ from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.copies import Copy
 from fastapi_otpless_session.core import Core
+from fastapi_otpless_session.current import Resolved, session_of
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import ConfigurationError, NoVerdictError, SessionRefusedError, StoreError
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
+from fastapi_otpless_session.judge import LANDING_SECONDS
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import Refresher
-from fastapi_otpless_session.resolver import LANDING_SECONDS, Resolved, Resolver, session_of
+from fastapi_otpless_session.resolver import Resolver
 from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
 from fastapi_otpless_session.settings import OtplessSettings

@@ -9,9 +9,9 @@ from typing import Literal
 
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.core import Core
+from fastapi_otpless_session.current import Current
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, SignInRefusedError
-from fastapi_otpless_session.resolver import Current
 from fastapi_otpless_session.session import Session, SessionReason, is_over
 from fastapi_otpless_session.signin import Bound, OtplessUser, bind
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, State

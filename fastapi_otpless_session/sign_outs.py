@@ -6,10 +6,11 @@ from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.core import Core
+from fastapi_otpless_session.current import claims_for
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError, bare
 from fastapi_otpless_session.hooks import SignOutReason
-from fastapi_otpless_session.resolver import Resolver, claims_for
+from fastapi_otpless_session.resolver import Resolver
 from fastapi_otpless_session.session import Session
 from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, State
 from fastapi_otpless_session.strangers import Strangers, UnclearError

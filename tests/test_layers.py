@@ -27,7 +27,7 @@ LAYERS = [
     {"http", "http_aiohttp", "body", "calls", "client", "breaker", "gate", "keys"},
     {
         *("core", "vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
-        *("duties", "copies", "refusals", "resolver", "sign_ins", "sign_outs", "sessions"),
+        *("duties", "copies", "current", "judge", "refusals", "resolver", "sign_ins", "sign_outs", "sessions"),
     },
     {"connection", "websocket", "serving", "middleware", "secured", "dependencies", "script", "router"},
     {
