@@ -126,6 +126,34 @@ def test_a_misspelled_variable_in_the_env_file_is_told_and_an_applications_own_i
     assert "OTPLESS_REFRESH_TIMEOUT" in examine().text("variables")
 
 
+@pytest.mark.parametrize("quote", ['"', "'"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OTPLESS_CLIENT_SECRET", SECRET), ("otpless_client_id", "demo-client"), ("OTPLESS_COOKIE_SECURE", "false")],
+)
+def test_quotes_that_became_a_part_of_a_value_are_told(examine: Examine, name: str, value: str, quote: str) -> None:
+    found = examine(**{name: f"{quote}{value}{quote}"})
+    assert found["quotes"] == "problem"
+    assert f"The quotes around {name.upper()} are a part of its value" in found.text("quotes")
+    assert "docker run --env-file" in found.text("quotes")
+    assert value not in found.text("quotes")
+
+
+@pytest.mark.parametrize("value", ["https://otpless.com", '["a", "b"]', '"', "it's", '"half'])
+def test_quotes_that_are_not_around_a_value_are_its_own(examine: Examine, value: str) -> None:
+    assert examine(OTPLESS_ISSUER=value, OTHERS_ISSUER='"theirs"')["quotes"] == "ok"
+
+
+def test_quotes_around_a_value_in_the_env_file_are_none_unless_there_are_two_pairs(
+    examine: Examine, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text('OTPLESS_ISSUER="https://otpless.com"\n')
+    assert examine()["quotes"] == "ok"
+    (tmp_path / ".env").write_text("OTPLESS_ISSUER='\"https://otpless.com\"'\n")
+    assert "OTPLESS_ISSUER" in examine().text("quotes")
+    assert examine(OTPLESS_ISSUER="https://otpless.com")["quotes"] == "ok"  # the environment goes before the file
+
+
 # OTPLESS
 
 
