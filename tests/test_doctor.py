@@ -176,6 +176,19 @@ def test_people_get_a_table_no_wider_than_their_terminal(
     assert "\x1b" not in found.out
 
 
+def test_what_goes_to_no_terminal_has_a_line_for_each_finding_and_each_fix(
+    examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = examine(app=APP, as_json=False, OTPLESS_STORE_URL="memory://").out.splitlines()
+    found = {line.split()[1]: line for line in lines if line.startswith(("ok ", "warning ", "problem "))}
+    assert found["store-shared"].endswith("none knows who signed in at another.")
+    fixes = [line for line in lines if line.lstrip().startswith("fix: ")]
+    assert {line.index("fix: ") for line in fixes} == {found["store-shared"].index("memory://")}
+    assert len(lines) == len(found) + len(fixes) + 2  # an empty one, and how many there are of each kind
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
 def test_skipped_checks_are_shown_on_request(examine: Examine, url: str) -> None:
     found = examine("--all", otpless=url, as_json=False)
     assert "skipped  store-clock" in found.out
