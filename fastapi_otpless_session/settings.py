@@ -28,6 +28,7 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from fastapi_otpless_session.errors import ConfigurationError
@@ -201,7 +202,7 @@ class OtplessSettings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError(_explain(error, env_file)) from None
-        except (UnicodeDecodeError, OSError) as error:
+        except (UnicodeDecodeError, OSError, SettingsError) as error:
             raise ConfigurationError(_unreadable(error, env_file)) from None
 
     @classmethod
@@ -372,8 +373,11 @@ def _files(env_file: object) -> list[Path]:
     return [Path(file).expanduser().absolute() for file in files if isinstance(file, str | os.PathLike)]
 
 
-def _unreadable(error: OSError | UnicodeDecodeError, env_file: object) -> str:
+def _unreadable(error: OSError | UnicodeDecodeError | SettingsError, env_file: object) -> str:
     """Name the file that cannot be read, without what it says. Not every error does: then it is one of those there."""
+    if isinstance(error, SettingsError):  # of `_secrets_dir`: a file in it, or that it is no folder
+        cause = error.__cause__
+        return _unreadable(cause, None) if isinstance(cause, OSError | UnicodeDecodeError) else str(error)
     named = error.filename if isinstance(error, OSError) else None
     files = [Path(named).absolute()] if named else [file for file in _files(env_file) if file.is_file()]
     why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""

@@ -459,6 +459,18 @@ def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path) -> None:
     assert refused().startswith(f"{tmp_path / '.env'} cannot be read (Input/output error);")
 
 
+def test_a_folder_of_secrets_is_read_last_and_what_is_wrong_with_it_is_said(tmp_path: Path) -> None:
+    folder = _made(tmp_path / "secrets")
+    (folder / "otpless_client_secret").write_text("of-the-file\n")
+    (folder / "otpless_issuer").write_text("https://issuer.example")
+    settings = OtplessSettings(_secrets_dir=folder)
+    assert settings.issuer == "https://issuer.example"
+    assert settings.client_secret.get_secret_value() == CANARY  # the environment goes before it
+    (folder / "otpless_issuer").write_bytes(b"\xff")
+    assert refused(_secrets_dir=folder).startswith("A file in _secrets_dir cannot be read; make it a file of UTF-8")
+    assert "must reference a directory" in refused(_secrets_dir=folder / "otpless_issuer")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_a_secret_that_this_user_may_not_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "otpless_issuer").touch(0)
