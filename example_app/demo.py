@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType
 from urllib.parse import urlsplit
 
@@ -61,8 +61,12 @@ class Server(uvicorn.Server):
         if self.started:
             _say(self._greeting)
 
-    def stop(self, _signal: int, _frame: FrameType | None) -> None:
-        """Stop cleanly. uvicorn raises a signal once more after its end; that is not to kill the process either."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the base's names
+        """Stop cleanly, however often it is asked to.
+
+        uvicorn's own does not end the application's lifespan where Ctrl-C is pressed again, and prints where it was;
+        and it raises the signals once more after its end. What is open has few seconds anyway.
+        """
         self.should_exit = True
 
 
@@ -92,7 +96,7 @@ def _run() -> int:
         config = uvicorn.Config(create_app(), log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=3)
         server = Server(config, greeting)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, server.stop)
+            signal.signal(number, server.handle_exit)
         try:
             server.run(sockets=shop)
         except SystemExit:  # uvicorn has said why it didn't start
@@ -199,7 +203,16 @@ def _aside(*remarks: str) -> str:
 
 
 def _another(port: int) -> int:
-    return port + 1 if port < _LARGEST_PORT else 0
+    """Return one of the next ports that is free, and meant for neither; 0, which takes any, where there is none."""
+    meant = {USUAL_EMULATOR_PORT, _wanted("PORT"), _wanted("EMULATOR_PORT")}
+    candidates = range(port + 1, min(port + _ATTEMPTS, _LARGEST_PORT) + 1)
+    return next((each for each in candidates if each not in meant and _is_free(each)), 0)
+
+
+def _is_free(port: int) -> bool:
+    with ExitStack() as stack, suppress(OSError):
+        return bool(_localhost(stack, port))
+    return False
 
 
 def _cannot_listen(name: str, port: int, error: OSError | None) -> DemoError:

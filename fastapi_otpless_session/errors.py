@@ -87,7 +87,14 @@ class CredentialsRefusedError(UpstreamError):
 
 
 class StoreError(NoVerdictError):
-    """The session store failed, timed out or could not be reached."""
+    """The session store failed, timed out or could not be reached.
+
+    `remedy`: what mends it, as a sentence, where it is neither a server that does not run nor a file's permissions.
+    """
+
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class RefusalError(OtplessSessionError, HTTPException):

@@ -170,7 +170,7 @@ class OtplessSessions:
         except StoreError as error:
             if not self._owns_store or "OTPLESS_STORE_URL" in str(error):
                 raise
-            raise StoreError(f"{str(error).rstrip('.')}. Check OTPLESS_STORE_URL") from None
+            raise StoreError(f"{str(error).rstrip('.')}. Check OTPLESS_STORE_URL", remedy=error.remedy) from None
 
     async def close(self) -> None:
         """Finish the refreshes that are under way on this event loop, and close what was opened.

@@ -28,6 +28,7 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 from fastapi_otpless_session.errors import ConfigurationError
@@ -195,13 +196,14 @@ class OtplessSettings(BaseSettings):
         unknown = sorted(name for name in values if not name.startswith("_") and name not in type(self).model_fields)
         if unknown:  # in the environment others are somebody else's; in code they are slips
             raise ConfigurationError(f"There is no such setting: {', '.join(unknown)}")
-        _refuse_folder(values.get("_env_file", ENV_FILE))
+        env_file = values.get("_env_file", type(self).model_config.get("env_file"))
         try:
+            _refuse_folders(env_file)
             super().__init__(**values)
         except ValidationError as error:
-            raise ConfigurationError(_explain(error, values.get("_env_file", ENV_FILE))) from None
-        except (UnicodeDecodeError, OSError):
-            raise ConfigurationError("The .env file cannot be read; make it a readable file of UTF-8 text") from None
+            raise ConfigurationError(_explain(error, env_file)) from None
+        except (UnicodeDecodeError, OSError, SettingsError) as error:
+            raise ConfigurationError(_unreadable(error, env_file)) from None
 
     @classmethod
     def settings_customise_sources(
@@ -358,10 +360,29 @@ def _warn_of_slips(settings: type[BaseSettings], *sources: PydanticBaseSettingsS
         logger.warning("No setting is called %s, and what it says is not heeded: is %s meant?", name, meant)
 
 
-def _refuse_folder(env_file: object) -> None:
+def _refuse_folders(env_file: object) -> None:
     """Refuse what a container makes of a bind mount whose file is missing; it would be passed over in silence."""
-    if isinstance(env_file, str | os.PathLike) and Path(env_file).is_dir():
-        raise ConfigurationError("The .env file is a folder; make it a readable file of UTF-8 text, or remove it")
+    for file in _files(env_file):
+        if file.is_dir():
+            raise ConfigurationError(f"{file} is a folder; make it a file of UTF-8 text, or remove it")
+
+
+def _files(env_file: object) -> list[Path]:
+    """Return the files that settings may be read from, by their full names."""
+    files = env_file if isinstance(env_file, list | tuple) else [env_file]
+    return [Path(file).expanduser().absolute() for file in files if isinstance(file, str | os.PathLike)]
+
+
+def _unreadable(error: OSError | UnicodeDecodeError | SettingsError, env_file: object) -> str:
+    """Name the file that cannot be read, without what it says. Not every error does: then it is one of those there."""
+    if isinstance(error, SettingsError):  # of `_secrets_dir`: a file in it, or that it is no folder
+        cause = error.__cause__
+        return _unreadable(cause, None) if isinstance(cause, OSError | UnicodeDecodeError) else str(error)
+    named = error.filename if isinstance(error, OSError) else None
+    files = [Path(named).absolute()] if named else [file for file in _files(env_file) if file.is_file()]
+    why = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
+    names = " or ".join(map(str, files)) or "A file in _secrets_dir"
+    return f"{names} cannot be read{why}; make it a file of UTF-8 text that this user may read"
 
 
 def _not_empty(value: tuple[T, ...], what: str) -> tuple[T, ...]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from demos import ROOT, run_demo
-from processes import PATIENCE, steady_port
+from processes import PATIENCE, steady_port, wait_until
 
 from example_app.demo import USUAL_EMULATOR_PORT, USUAL_PORT, main
 
@@ -78,14 +78,48 @@ def test_after_a_restart_an_emulator_that_forgot_everybody_means_signing_in_agai
             assert browser.get("/orders").status_code == 200
 
 
+def test_a_second_ctrl_c_while_it_stops_is_no_traceback(tmp_path: Path) -> None:
+    with run_demo(tmp_path, PORT="0", EMULATOR_PORT="0") as demo:
+        shop, _ = demo.wait_until_ready()
+        demo.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not is_open(shop), "for the shop to stop listening")
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.wait_until_over() == 0, demo.printed
+    assert demo.printed.endswith("Ctrl-C stops everything.\nStopped.\n")
+
+
+def two_taken(stack: ExitStack) -> int:
+    """Listen at a port and the next, and return the first."""
+    while True:
+        port = steady_port()
+        with ExitStack() as opened, suppress(OSError):
+            for number in (port, port + 1):
+                opened.enter_context(socket.create_server(("127.0.0.1", number)))
+            stack.push(opened.pop_all())
+            return port
+
+
 @pytest.mark.parametrize("name", ["PORT", "EMULATOR_PORT"])
-def test_a_taken_port_is_said_in_one_line(tmp_path: Path, name: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_taken_port_is_said_in_one_line_with_one_that_is_free(tmp_path: Path, name: str) -> None:
+    with ExitStack() as stack:
+        port = two_taken(stack)
         ports = {"PORT": "0", "EMULATOR_PORT": "0", name: str(port)}
         with run_demo(tmp_path, **ports) as demo:
             assert demo.wait_until_over() == 1
-    assert demo.printed == f"error: port {port} is taken. Choose another, as in: make demo {name}={port + 1}\n"
+        said = f"error: port {port} is taken. Choose another, as in: make demo {name}="
+        assert demo.printed.startswith(said)
+        other = int(demo.printed.removeprefix(said))
+        assert other > port + 1
+        with socket.create_server(("127.0.0.1", other)):
+            pass
+
+
+def test_the_port_that_the_emulator_is_to_have_is_not_named_for_the_shop(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", steady_port())) as taken:
+        port = taken.getsockname()[1]
+        with run_demo(tmp_path, PORT=str(port), EMULATOR_PORT=str(port + 1)) as demo:
+            assert demo.wait_until_over() == 1
+    assert int(demo.printed.rpartition("=")[2]) > port + 1
 
 
 def test_where_the_usual_ports_are_taken_the_lines_say_so(tmp_path: Path) -> None:
@@ -110,8 +144,10 @@ def test_shop_and_emulator_cannot_have_the_same_port(tmp_path: Path) -> None:
     port = str(steady_port())
     with run_demo(tmp_path, PORT=port, EMULATOR_PORT=port) as demo:
         assert demo.wait_until_over() == 1
-    remedy = f"Choose another for one of them, as in: make demo PORT={port} EMULATOR_PORT={int(port) + 1}"
-    assert demo.printed == f"error: the shop and the emulator cannot both have port {port}. {remedy}\n"
+    remedy = f"Choose another for one of them, as in: make demo PORT={port} EMULATOR_PORT="
+    said, other = demo.printed.rsplit("=", 1)
+    assert f"{said}=" == f"error: the shop and the emulator cannot both have port {port}. {remedy}"
+    assert int(other) > int(port)
 
 
 @pytest.mark.parametrize("port", ["http", "65536", "-1", "²"])

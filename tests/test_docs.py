@@ -191,6 +191,14 @@ def _leads_somewhere(page: Page, target: str) -> bool:
 class TestSettings:
     HEAD = ("name", "default", "meaning")
 
+    def test_a_folder_of_secrets_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("OTPLESS_CLIENT_SECRET")
+        (tmp_path / "otpless_client_secret").write_text("of-the-file\n", encoding="utf-8")
+        [block] = [block for block in PYTHON if "_secrets_dir" in block.text]
+        app = block.run()["create_app"](str(tmp_path))
+        settings = app.user_middleware[0].kwargs["settings"]
+        assert settings.client_secret.get_secret_value() == "of-the-file"
+
     def test_one_table_has_every_setting_in_order(self) -> None:
         named = [[row[0].strip("`").lower() for row in table.rows] for _, table in tables(*self.HEAD)]
         assert list(OtplessSettings.model_fields) in named

@@ -65,19 +65,74 @@ def test_the_example_application_is_examined(examine: Examine, url: str) -> None
         ("import nothing_of_this_name", "app", "ModuleNotFoundError"),
         ("raise RuntimeError('no database')", "app", "RuntimeError: no database"),
         ("import sys; sys.exit('usage')", "app", "SystemExit"),
-        ("def app(settings): ...", "app", None),
+        ("def app(settings): ...", "app", "app is no ASGI application but a function"),
+        ("class app: ...", "app", "app is no ASGI application but a class"),
+        ("def make(): return 1", "make", "make makes no ASGI application but int"),
     ],
 )
 def test_an_application_that_cannot_be_had_is_a_usage_error(
-    examine: Examine, text: str, attribute: str, says: str | None
+    examine: Examine, text: str, attribute: str, says: str
 ) -> None:
     found = examine(app=text, attribute=attribute)
-    if says is None:  # an ASGI application may be a function: there is nothing to see in it
-        assert found["middleware"] == "problem"
-        return
     assert found.status == 2
     assert found.out == ""
     assert says in found.err
+
+
+ROUTES = f"""{APP}
+from fastapi import APIRouter
+
+router = APIRouter()
+
+
+@router.get("/three")
+async def three(a: int, b: int, c: int) -> int:
+    return a + b + c
+
+
+@router.get("/none")
+def none() -> None:
+    raise SystemExit("it was called")
+
+
+app.include_router(router)
+"""
+
+
+@pytest.mark.parametrize("attribute", ["order", "three", "none"])
+@pytest.mark.parametrize("options", [[], ["--factory"]], ids=["", "as a factory"])
+def test_a_route_is_no_application_and_the_one_that_is_meant_is_named(
+    examine: Examine, attribute: str, options: list[str]
+) -> None:
+    found = examine(*options, app=ROUTES, attribute=attribute)
+    assert (found.status, found.out) == (2, "")
+    assert f":{attribute} is no ASGI application but a route" in found.err
+    assert ":app is one" in found.err
+
+
+CLASS = """
+class App:
+    def __init__(self, debug=True): ...
+    async def __call__(self, scope, receive, send): ...
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "async def app(scope, receive, send): ...",
+        "async def app(*args): ...",
+        "from functools import partial\nasync def serve(shop, scope, receive, send): ...\napp = partial(serve, 1)",
+        f"{CLASS}\napp = App()",
+        f"{CLASS}\napp = App().__call__",
+        f"{CLASS}\ndef app(): return App()",
+        "class app:\n def __init__(self, scope, receive, send): ...\n def __await__(self): ...",
+        "def app(scope):\n async def serve(receive, send): ...\n return serve",
+        "class app:\n def __init__(self, scope): ...\n async def __call__(self, receive, send): ...",
+    ],
+)
+def test_an_application_may_be_any_callable_of_asgi(examine: Examine, text: str) -> None:
+    assert examine(app=text)["middleware"] == "problem"  # there is nothing to see in it
 
 
 @pytest.mark.parametrize(
@@ -174,6 +229,19 @@ def test_people_get_a_table_no_wider_than_their_terminal(
     assert lines[-1].endswith(" skipped (--all shows them)")
     assert "skipped  store-clock" not in found.out
     assert "\x1b" not in found.out
+
+
+def test_what_goes_to_no_terminal_has_a_line_for_each_finding_and_each_fix(
+    examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    lines = examine(app=APP, as_json=False, OTPLESS_STORE_URL="memory://").out.splitlines()
+    found = {line.split()[1]: line for line in lines if line.startswith(("ok ", "warning ", "problem "))}
+    assert found["store-shared"].endswith("none knows who signed in at another.")
+    fixes = [line for line in lines if line.lstrip().startswith("fix: ")]
+    assert {line.index("fix: ") for line in fixes} == {found["store-shared"].index("memory://")}
+    assert len(lines) == len(found) + len(fixes) + 2  # an empty one, and how many there are of each kind
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_skipped_checks_are_shown_on_request(examine: Examine, url: str) -> None:

@@ -26,6 +26,7 @@ from fastapi_otpless_session.doctor.host import Host
 from fastapi_otpless_session.doctor.setup import Setup
 from fastapi_otpless_session.doctor.store import store_shared
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
+from fastapi_otpless_session.stores.sqlite import SCHEMA
 from fastapi_otpless_session.tokens import new_key
 
 # Settings
@@ -123,6 +124,34 @@ def test_a_misspelled_variable_in_the_env_file_is_told_and_an_applications_own_i
     assert examine()["variables"] == "ok"
     (tmp_path / ".env").write_text("OTPLESS_REFRESH_TIMOUT=3\n")
     assert "OTPLESS_REFRESH_TIMEOUT" in examine().text("variables")
+
+
+@pytest.mark.parametrize("quote", ['"', "'"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OTPLESS_CLIENT_SECRET", SECRET), ("otpless_client_id", "demo-client"), ("OTPLESS_COOKIE_SECURE", "false")],
+)
+def test_quotes_that_became_a_part_of_a_value_are_told(examine: Examine, name: str, value: str, quote: str) -> None:
+    found = examine(**{name: f"{quote}{value}{quote}"})
+    assert found["quotes"] == "problem"
+    assert f"The quotes around {name.upper()} are a part of its value" in found.text("quotes")
+    assert "docker run --env-file" in found.text("quotes")
+    assert value not in found.text("quotes")
+
+
+@pytest.mark.parametrize("value", ["https://otpless.com", '["a", "b"]', '"', "it's", '"half'])
+def test_quotes_that_are_not_around_a_value_are_its_own(examine: Examine, value: str) -> None:
+    assert examine(OTPLESS_ISSUER=value, OTHERS_ISSUER='"theirs"')["quotes"] == "ok"
+
+
+def test_quotes_around_a_value_in_the_env_file_are_none_unless_there_are_two_pairs(
+    examine: Examine, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text('OTPLESS_ISSUER="https://otpless.com"\n')
+    assert examine()["quotes"] == "ok"
+    (tmp_path / ".env").write_text("OTPLESS_ISSUER='\"https://otpless.com\"'\n")
+    assert "OTPLESS_ISSUER" in examine().text("quotes")
+    assert examine(OTPLESS_ISSUER="https://otpless.com")["quotes"] == "ok"  # the environment goes before the file
 
 
 # OTPLESS
@@ -305,22 +334,53 @@ def test_what_is_written_into_a_file_is_undone(examine: Examine, tmp_path: Path,
         assert db.execute("SELECT count(*) FROM sessions").fetchone() == (0,)
 
 
+def _newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(f"{SCHEMA} PRAGMA user_version = 7;")
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "finding", "fix"),
     [
-        pytest.param(lambda path: path.write_bytes(b"no database, and not a short text either" * 100), id="not SQLite"),
-        pytest.param(lambda path: path.mkdir(), id="a folder"),
         pytest.param(
-            lambda path: sqlite3.connect(path).execute("CREATE TABLE sessions (x)").connection.close(), id="other"
+            lambda path: path.write_bytes(b"no database, and not a short text either" * 100),
+            "{path} is no SQLite database",
+            "Name another file in OTPLESS_STORE_URL, or move this one away",
+            id="not SQLite",
+        ),
+        pytest.param(
+            lambda path: path.mkdir(), "{path} is no file", "Name a file in OTPLESS_STORE_URL.", id="a folder"
+        ),
+        pytest.param(
+            lambda path: sqlite3.connect(path).execute("CREATE TABLE sessions (x)").connection.close(),
+            "{path} is another program's database",
+            "Name another file in OTPLESS_STORE_URL.",
+            id="other",
+        ),
+        pytest.param(
+            _newer,
+            "{path} has schema 7, made by a newer version",
+            'pip install --upgrade "fastapi-otpless-session", or name another file in OTPLESS_STORE_URL',
+            id="newer",
         ),
     ],
 )
-def test_a_file_that_is_no_store_is_a_problem(examine: Examine, tmp_path: Path, make: Callable[[Path], Any]) -> None:
-    make(tmp_path / "sessions.db")
+def test_a_file_that_is_no_store_is_a_problem_and_what_mends_it_is_said(
+    examine: Examine, tmp_path: Path, make: Callable[[Path], Any], finding: str, fix: str
+) -> None:
+    path = tmp_path / "sessions.db"
+    make(path)
     found = examine()
     assert found["store"] == "problem"
     assert found.status == 1
-    assert "sessions.db" in found.text("store")
+    assert found.checks["store"]["finding"].startswith(finding.format(path=path))
+    assert found.checks["store"]["fix"].startswith(fix)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_a_folder_that_nobody_may_write_is_a_problem_and_it_is_said_what_has_to_be(examine: Examine) -> None:
+    found = examine(OTPLESS_STORE_URL="sqlite:////proc/sessions.db")
+    assert found["store"] == "problem"
     assert "three more files are kept beside it, ending in -wal, -shm and .lock" in found.text("store")
 
 
@@ -328,11 +388,6 @@ def test_a_folder_that_is_not_there_is_a_problem(examine: Examine, tmp_path: Pat
     found = examine(OTPLESS_STORE_URL=f"sqlite:///{tmp_path}/missing/sessions.db")
     assert found["store"] == "problem"
     assert f"mkdir -p {tmp_path}/missing" in found.text("store")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
-def test_a_folder_that_nobody_may_write_is_a_problem(examine: Examine) -> None:
-    assert examine(OTPLESS_STORE_URL="sqlite:////proc/sessions.db")["store"] == "problem"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everything")

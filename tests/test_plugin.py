@@ -592,6 +592,36 @@ def test_a_client_of_another_application_is_said_so(sign_in: SignIn) -> None:
         sign_in(APP)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("make", [added, listed, wrapping, wrapped, subclassed])
+def test_an_application_that_was_started_before_is_told_how_to_start_with_the_emulator(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTPLESS_CLIENT_ID", "a-developers")
+    monkeypatch.setenv("OTPLESS_CLIENT_SECRET", "own")
+    monkeypatch.setenv("OTPLESS_STORE_URL", "memory://")
+    app = make()
+    early = r"was started before the emulator .* \(memory://\).* ask for otpless_emulator before the client is made"
+    with TestClient(app) as client, pytest.warns(UserWarning, match=early), use_emulator(app) as otpless:
+        otpless.sign_in(client)  # all the same
+    with use_emulator(app) as otpless, TestClient(app) as client:
+        otpless.sign_in(client)
+
+
+def test_who_was_not_started_or_is_over_may_have_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTPLESS_CLIENT_ID", "a-developers")
+    monkeypatch.setenv("OTPLESS_CLIENT_SECRET", "own")
+    monkeypatch.setenv("OTPLESS_STORE_URL", "memory://")
+    app = added()
+    early = TestClient(app)
+    early.get("/")  # without a lifespan nothing is open but for this request
+    with TestClient(app):
+        pass
+    with use_emulator(app) as otpless:
+        otpless.sign_in(early)
+        with TestClient(app) as client, use_emulator(app) as another:
+            another.sign_in(client)
+
+
 def test_a_wrong_setting_is_said_so() -> None:
     with pytest.raises(ConfigurationError, match="no such setting: valdation_ttl"), use_emulator(APP, valdation_ttl=3):
         pass

@@ -18,17 +18,18 @@ PAGE = (Path(__file__).parents[1] / "docs" / "testing.md").read_text(encoding="u
 WITHOUT = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-p", "no:schemathesis")
 FENCED = re.compile(r"^```python\n# (\S+\.py)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILES: dict[str, str] = dict(FENCED.findall(PAGE))
+TESTS = {"test_shop.py", "test_asynchronous.py", "test_sign_in.py", "test_profile.py"}
 
 
 @pytest.fixture
 def project(pytester: pytest.Pytester) -> pytest.Pytester:
-    for name in ("shop.py", "conftest.py", "test_shop.py", "another_runner.py"):
-        pytester.path.joinpath(name).write_text(FILES[name], encoding="utf-8")
+    for name, text in FILES.items():
+        pytester.path.joinpath(name).write_text(text, encoding="utf-8")
     return pytester
 
 
 def test_the_page_has_the_files() -> None:
-    assert set(FILES) == {"shop.py", "conftest.py", "test_shop.py", "another_runner.py"}
+    assert set(FILES) == {"shop.py", "conftest.py", "another_runner.py", *TESTS}
 
 
 def test_the_example_is_complete_and_its_tests_pass_though_a_variable_and_an_env_file_say_otherwise(
@@ -37,7 +38,7 @@ def test_the_example_is_complete_and_its_tests_pass_though_a_variable_and_an_env
     monkeypatch.setenv("OTPLESS_BASE_URL", "not an address")
     project.path.joinpath(".env").write_text("OTPLESS_STORE_URL=redis://production\nOTPLESS_TOKEN_SOURCES=none\n")
     result = project.runpytest_subprocess("-W", "error", *WITHOUT)
-    result.assert_outcomes(passed=FILES["test_shop.py"].count("def test_"))
+    result.assert_outcomes(passed=sum(FILES[name].count("def test_") for name in TESTS))
     assert not list(project.path.glob("*.db"))
 
 

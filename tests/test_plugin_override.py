@@ -143,6 +143,35 @@ def test_the_session_is_what_the_test_says() -> None:
     assert session.token.get_secret_value()
 
 
+def test_a_stale_session_is_none_where_otpless_has_to_have_said_so_just_now(app: FastAPI) -> None:
+    client = TestClient(app)
+    fresh = ("/fresh", "/more/recent")
+    with override_session(app, stale=True):
+        for path in fresh:
+            answer = client.get(path)
+            assert (answer.status_code, answer.json()["detail"]["code"]) == (503, "session_unavailable")
+            assert "Retry-After" in answer.headers
+        assert client.get("/orders").json()["stale"]
+    with override_session(app):
+        assert [client.get(path).status_code for path in fresh] == [200, 200]
+
+
+def test_a_stale_session_is_judged_as_the_emulators_is() -> None:
+    app = add_routes(FastAPI())
+    app.add_middleware(OtplessSessionMiddleware)
+    client = TestClient(app)
+
+    def statuses() -> list[int]:
+        return [client.get(path).status_code for path in ("/orders", "/maybe", "/fresh")]
+
+    with use_emulator(app) as otpless:
+        otpless.sign_in(client)
+        with otpless.down():
+            real = statuses()
+    with override_session(app, stale=True):
+        assert statuses() == real == [200, 200, 503]
+
+
 def routed(app: FastAPI) -> TestClient:
     app.include_router(create_session_router(), prefix="/auth")
     return TestClient(app)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import os
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
+from pydantic_settings import SettingsConfigDict
 
 from fastapi_otpless_session import OtplessSettings
 from fastapi_otpless_session.errors import ConfigurationError
@@ -419,14 +422,60 @@ def test_a_cookie_for_other_sites_must_be_secure() -> None:
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(f"OTPLESS_ISSUER={CANARY}\xff".encode("latin-1"))
     shown = refused()
-    assert ".env" in shown
-    assert "UTF-8" in shown
+    assert shown.startswith(f"{tmp_path / '.env'} cannot be read; make it a file of UTF-8 text that this user may read")
     assert CANARY not in shown
 
 
-def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_the_files_place_is_refused_and_named(tmp_path: Path) -> None:
     (tmp_path / ".env").mkdir()
-    assert ".env" in refused()
+    assert refused().startswith(f"{tmp_path / '.env'} is a folder;")
+    with pytest.raises(ConfigurationError, match=r"second/\.env is a folder"):
+        OtplessSettings(_env_file=(tmp_path / "none", _made(tmp_path / "second" / ".env")))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_folder_in_the_place_of_a_subclasss_own_file_is_refused_and_named(tmp_path: Path) -> None:
+    class ShopSettings(OtplessSettings):
+        model_config = SettingsConfigDict(env_file="shop.env")
+
+    (tmp_path / "shop.env").mkdir()
+    with pytest.raises(ConfigurationError, match=r"shop\.env is a folder"):
+        ShopSettings(client_id="client", client_secret=SecretStr(CANARY))
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_this_user_may_not_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").touch(0)
+    assert refused().startswith(f"{tmp_path / '.env'} cannot be read (Permission denied);")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_a_file_that_fails_while_it_is_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").symlink_to("/proc/self/mem")  # can be opened, and its first page is nobody's
+    assert refused().startswith(f"{tmp_path / '.env'} cannot be read (Input/output error);")
+
+
+def test_a_folder_of_secrets_is_read_last_and_what_is_wrong_with_it_is_said(tmp_path: Path) -> None:
+    folder = _made(tmp_path / "secrets")
+    (folder / "otpless_client_secret").write_text("of-the-file\n")
+    (folder / "otpless_issuer").write_text("https://issuer.example")
+    settings = OtplessSettings(_secrets_dir=folder)
+    assert settings.issuer == "https://issuer.example"
+    assert settings.client_secret.get_secret_value() == CANARY  # the environment goes before it
+    (folder / "otpless_issuer").write_bytes(b"\xff")
+    assert refused(_secrets_dir=folder).startswith("A file in _secrets_dir cannot be read; make it a file of UTF-8")
+    assert "must reference a directory" in refused(_secrets_dir=folder / "otpless_issuer")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_secret_that_this_user_may_not_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "otpless_issuer").touch(0)
+    with pytest.raises(ConfigurationError, match="otpless_issuer cannot be read"):
+        OtplessSettings(_secrets_dir=tmp_path)
 
 
 def test_no_file_is_read_where_none_is_wanted(tmp_path: Path) -> None:

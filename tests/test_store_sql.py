@@ -128,8 +128,9 @@ async def test_tables_of_a_newer_version_are_refused_and_left_alone(
     before = _tables(postgres_server, postgres_url)
     store = open_store(postgres_url)
     for call in (store.open(), store.get("s-1")):
-        with pytest.raises(StoreError, match=r"schema 2, made by a newer version of this package; upgrade it"):
+        with pytest.raises(StoreError, match=r"schema 2, made by a newer version of this package; upgrade it") as error:
             await call
+        assert (error.value.remedy or "").startswith("pip install --upgrade")
     await store.close()
     assert _tables(postgres_server, postgres_url) == before
     assert postgres_server.execute("SELECT value FROM otpless_meta", postgres_url) == "2"

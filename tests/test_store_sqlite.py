@@ -228,8 +228,19 @@ async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -
     by_hand(path, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
     by_hand(path, "ALTER TABLE sessions ADD COLUMN new")
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=r"newer version of this package; upgrade"):
+    with pytest.raises(StoreError, match=rf"{path} has schema 2, made by a newer version of this package; upgrade it"):
         await store.open()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("at", [0, 100], ids=["no database", "a damaged one"])
+async def test_a_file_that_cannot_be_read_as_a_database_is_named_and_left_alone(path: Path, at: int) -> None:
+    by_hand(path, "CREATE TABLE orders (id)")
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + b"nothing that SQLite wrote. " * 100)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=rf"{path} is .*: give the sessions a file of their own in OTPLESS_STORE_URL"):
+        await open_store(f"sqlite:///{path}").open()
     assert path.read_bytes() == before
 
 

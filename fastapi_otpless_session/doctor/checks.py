@@ -14,6 +14,7 @@ Check = Callable[[Setup], Awaitable[Outcome]]
 CHECKS: dict[str, Check] = {
     "settings": configuration.settings,
     "variables": configuration.variables,
+    "quotes": configuration.quotes,
     "versions": configuration.versions,
     "extras": configuration.extras,
     "otpless": otpless.base_url,

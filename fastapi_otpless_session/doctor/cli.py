@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -84,9 +85,13 @@ async def _examined(args: argparse.Namespace) -> Report:
 def _show(report: Report, *, everything: bool) -> None:
     from rich.console import Console  # noqa: PLC0415 - of the cli extra
 
-    from fastapi_otpless_session.doctor.display import show  # noqa: PLC0415
+    from fastapi_otpless_session.doctor.display import show, show_unwrapped  # noqa: PLC0415
 
-    show(report, Console(highlight=False, soft_wrap=False), everything=everything)
+    console = Console(highlight=False, soft_wrap=False)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        show(report, console, everything=everything)
+    else:  # a file or a program: neither has a width
+        show_unwrapped(report, console, everything=everything)
 
 
 def _setup(args: argparse.Namespace) -> Setup:

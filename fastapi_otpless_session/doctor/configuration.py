@@ -6,7 +6,7 @@ import base64
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from importlib.util import find_spec
 
@@ -16,11 +16,12 @@ from fastapi_otpless_session.client import new_sender
 from fastapi_otpless_session.doctor.findings import Outcome, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.setup import Setup
 from fastapi_otpless_session.errors import ConfigurationError
-from fastapi_otpless_session.settings import DERIVED_KEY, ENV_FILE, misspelled
+from fastapi_otpless_session.settings import DERIVED_KEY, ENV_FILE, PREFIX, OtplessSettings, misspelled
 
 DISTRIBUTION = "fastapi-otpless-session"
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[.*?\])?>=([\d.]+)")
 """How our own metadata name what they need."""
+QUOTED = re.compile(r"""(["']).*\1""", re.DOTALL)
 FEWEST_BYTES = 16
 """32 random bytes hold about 30 different ones; fewer than 16 come from no random source."""
 KEYGEN = "python -m fastapi_otpless_session keygen"
@@ -42,7 +43,7 @@ async def settings(setup: Setup) -> Outcome:
 
 async def variables(setup: Setup) -> Outcome:
     """No variable nearly has a setting's name: it would do nothing."""
-    meant = misspelled((*setup.host.environ, *_names_in_file()))
+    meant = misspelled((*setup.host.environ, *_file()))
     if not meant:
         return ok("No variable nearly has the name of a setting.")
     return warning(
@@ -51,12 +52,26 @@ async def variables(setup: Setup) -> Outcome:
     )
 
 
-def _names_in_file() -> Iterable[str]:
-    """Return the names in the file that the settings are read from, by what pydantic-settings reads it with."""
+async def quotes(setup: Setup) -> Outcome:
+    """No value has quotes around it that were meant for a shell: they would be a part of it."""
+    given = {**_file(), **{name.upper(): value for name, value in setup.host.environ.items()}}
+    known = [f"{PREFIX}{name.upper()}" for name in OtplessSettings.model_fields]
+    quoted = [name for name in known if QUOTED.fullmatch(given.get(name, ""))]
+    if not quoted:
+        return ok("No value has quotes around it.")
+    are = "are a part of its value" if len(quoted) == 1 else "are a part of their values"
+    return problem(
+        f"The quotes around {', '.join(quoted)} {are}: docker run --env-file, for one, takes them as they are.",
+        f"Write {quoted[0]}=… without quotes{', and so the others' * (len(quoted) > 1)}.",
+    )
+
+
+def _file() -> Mapping[str, str]:
+    """Return what the file says that the settings are read from, by what pydantic-settings reads it with."""
     try:
-        return dotenv_values(ENV_FILE)
+        return {name.upper(): value or "" for name, value in dotenv_values(ENV_FILE).items()}
     except (OSError, UnicodeError):  # the check of the settings tells
-        return ()
+        return {}
 
 
 async def versions(_: Setup) -> Outcome:

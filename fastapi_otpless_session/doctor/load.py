@@ -14,6 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.routing import Router
+
 from fastapi_otpless_session.errors import ConfigurationError
 
 
@@ -68,11 +71,60 @@ def _application(module: Any, attribute: str, target: str, *, factory: bool) -> 
             found = getattr(found, name)
         except AttributeError:
             raise LoadError(f"{target}: {module.__name__} has no {attribute}") from None
-    if factory or _is_factory(found):
+    if _is_route(found, module):
+        raise LoadError(f"{target} is no ASGI application but a route; {_wanted(module)}")
+    is_made = factory or _is_factory(found)
+    if is_made:
         found = found()
-    if not callable(found):
-        raise LoadError(f"{target} is no ASGI application but {type(found).__name__}")
+    if not _is_application(found):
+        verb = "makes" if is_made else "is"
+        raise LoadError(f"{target} {verb} no ASGI application but {_kind(found)}; {_wanted(module)}")
     return found
+
+
+def _is_route(found: object, module: Any) -> bool:
+    """Whether it is what a router of its module calls for some path: without parameters it would pass for a factory."""
+    routers = [value for value in vars(module).values() if isinstance(value, Starlette | Router)]
+    return any(getattr(route, "endpoint", None) is found for router in routers for route in router.routes)
+
+
+def _is_application(found: Any) -> bool:
+    """Whether it can be called with scope, receive and send; or, as in ASGI 2, with the scope alone."""
+    if not callable(found):
+        return False
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # it is not written in Python, and the server will see
+        return True
+    if _takes(signature, 3):
+        return True
+    names = [*signature.parameters]
+    return names[:1] == ["scope"] and _takes(signature, 1) and not inspect.iscoroutinefunction(found)
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def _kind(found: Any) -> str:
+    if not callable(found):
+        return type(found).__name__
+    if inspect.isclass(found):
+        return "a class whose objects are made without scope, receive and send"
+    what = "a function" if inspect.isroutine(found) else type(found).__name__
+    return f"{what} that does not take scope, receive and send"
+
+
+def _wanted(module: Any) -> str:
+    """Say what to write instead: an application of the same module, where there is one."""
+    names = [name for name, value in vars(module).items() if isinstance(value, Starlette)]
+    if names:
+        return f"{module.__name__}:{names[0]} is one"
+    return "name what FastAPI() returned, as in myapp:app"
 
 
 def _is_factory(found: object) -> bool:

@@ -47,7 +47,9 @@ async def store(setup: Setup) -> Outcome:
         text = str(error).removeprefix("OTPLESS_STORE_URL: ")
         return problem(f"OTPLESS_STORE_URL: {text}.", "Write it as the text says, or install what it names.")
     except StoreError as error:
-        return problem(f"{_shown(scheme, path)} cannot be used: {error}.", _remedy(path))
+        names_file = path is not None and str(error).startswith(f"{path} ")
+        finding = str(error) if names_file else f"{_shown(scheme, path)} cannot be used: {error}"
+        return problem(f"{finding}.", error.remedy or _remedy(path))
 
 
 async def store_clock(setup: Setup) -> Outcome:

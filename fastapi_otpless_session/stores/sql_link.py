@@ -211,7 +211,10 @@ class SqlLink:
                 version = await self._schema_version()
             if version > SCHEMA_VERSION:
                 raise StoreError(
-                    f"PostgreSQL: the tables have schema {version}, made by a newer version of this package; upgrade it"
+                    f"PostgreSQL: the tables have schema {version}, made by a newer version of this package; "
+                    "upgrade it",
+                    remedy='pip install --upgrade "fastapi-otpless-session", or name another database in '
+                    "OTPLESS_STORE_URL.",
                 )
             self._is_prepared = True
 

@@ -14,8 +14,8 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -55,6 +55,10 @@ BUSY_SECONDS = 5.0
 LOCK_SECONDS = 30.0
 """How long to wait for others that open the file; one may have a long log to recover."""
 LOCK_PAUSE = 0.02
+UNREADABLE = {sqlite3.SQLITE_NOTADB: "no SQLite database", sqlite3.SQLITE_CORRUPT: "a damaged SQLite database"}
+OTHER_FILE = "Name another file in OTPLESS_STORE_URL"
+_PRIMARY = 0xFF
+"""What of an error's number says its kind; the rest says more."""
 
 _HAS_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 """Whether the system tells what the process may, rather than who started it."""
@@ -606,13 +610,10 @@ def _create(path: Path) -> None:
         if fcntl is not None:
             _lock(lock, path)
         _create_file(path)
-        db = _connect(str(path), BUSY_SECONDS)
-        try:
+        with _named(path), closing(_connect(str(path), BUSY_SECONDS)) as db:
             _refuse_others(db, path)
             db.execute("PRAGMA journal_mode = WAL")
             _prepare(db)
-        finally:
-            db.close()
     finally:
         os.close(lock)
 
@@ -643,7 +644,23 @@ def _create_file(path: Path) -> None:
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     elif not (path.is_file() and os.access(path, os.R_OK | os.W_OK, effective_ids=_HAS_EFFECTIVE_IDS)):
-        raise StoreError(f"{path} is no file that this user may read and write")
+        remedy = None if path.is_file() else "Name a file in OTPLESS_STORE_URL."
+        raise StoreError(f"{path} is no file that this user may read and write", remedy=remedy)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise `StoreError` for what SQLite cannot read: its own error names no file."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        what = UNREADABLE.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY)
+        if what is None:
+            raise
+        raise StoreError(
+            f"{path} is {what}: give the sessions a file of their own in OTPLESS_STORE_URL",
+            remedy=f"{OTHER_FILE}, or move this one away: a new one is made at the next start, with nobody signed in.",
+        ) from None
 
 
 def _refuse_others(db: sqlite3.Connection, path: Path) -> None:
@@ -655,10 +672,14 @@ def _refuse_others(db: sqlite3.Connection, path: Path) -> None:
     if "session_id" not in sessions or "digest" not in tokens:
         if version or sessions or tokens:
             raise StoreError(
-                f"{path} is another program's database: give the sessions a file of their own in OTPLESS_STORE_URL"
+                f"{path} is another program's database: give the sessions a file of their own in OTPLESS_STORE_URL",
+                remedy=f"{OTHER_FILE}.",
             )
     elif version > SCHEMA_VERSION:
-        raise StoreError(f"the file has schema {version}, made by a newer version of this package; upgrade it")
+        raise StoreError(
+            f"{path} has schema {version}, made by a newer version of this package; upgrade it",
+            remedy='pip install --upgrade "fastapi-otpless-session", or name another file in OTPLESS_STORE_URL.',
+        )
 
 
 def _version(db: sqlite3.Connection) -> int:

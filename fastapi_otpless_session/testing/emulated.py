@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import warnings
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -27,8 +28,8 @@ from fastapi_otpless_session.testing.clients import (
     check_client,
 )
 from fastapi_otpless_session.testing.clock import Clock
-from fastapi_otpless_session.testing.places import existing_places, places, using
-from fastapi_otpless_session.testing.settings import settings_for_tests
+from fastapi_otpless_session.testing.places import Place, existing_places, places, using
+from fastapi_otpless_session.testing.settings import OTPLESS, settings_for_tests
 from fastapi_otpless_session.tokens import is_id
 
 MOBILE = "919999999999"
@@ -243,6 +244,25 @@ def _life(now: float, expires_in: float) -> _Life:
     return _Life(issued_at, ends_at - issued_at + 0.001, over_at - issued_at)  # the claims are rounded down
 
 
+def _warn_of_started(found: list[Place]) -> None:
+    """Warn of an application that was started with its own settings: it opened the developer's store, and asks OTPLESS.
+
+    That shows where a lifespan runs, whose sessions are open. Those of another emulator harm nobody. It is no error, for
+    from here on the emulator serves the requests.
+    """
+    for place in found:
+        sessions = place.serving
+        if sessions is not None and sessions.is_open and sessions.settings.base_url != OTPLESS:
+            scheme = sessions.settings.store_url.get_secret_value().partition("://")[0]
+            warnings.warn(
+                "This application was started before the emulator was put into it: with its own settings, those of the "
+                f"environment or of .env, and its own store ({scheme}://). Let it start afterwards: a fixture that "
+                "opens a client has to ask for otpless_emulator before the client is made, as in "
+                "def client(otpless_emulator); where its scope is wider, it enters use_emulator(app) itself.",
+                stacklevel=4,  # of who enters use_emulator
+            )
+
+
 @contextmanager
 def use_emulator(
     app: ASGIApp, *, emulator_settings: EmulatorSettings | None = None, **settings: Any
@@ -255,9 +275,11 @@ def use_emulator(
     at every request (`validation_ttl=0`). `settings` are put on top. Its hooks are called. `emulator_settings` say how
     OTPLESS behaves where its documentation is silent, such as `EmulatorSettings(rotation="strict")`.
 
-    Raises `ConfigurationError` where the application has no `OtplessSessionMiddleware`, or a setting is wrong.
+    Raises `ConfigurationError` where the application has no `OtplessSessionMiddleware`, or a setting is wrong. Warns
+    where it runs already, with its own settings.
     """
     found = existing_places(app)
+    _warn_of_started(found)
     clock = Clock()
     emulator = Emulator(emulator_settings or EmulatorSettings(), clock=clock)
     own = next((place.settings for place in found if place.settings is not None), None)

@@ -37,8 +37,14 @@ class OverriddenSessions(OtplessSessions):
     async def resolved(
         self, token: str, *, known_only: bool = False, max_age: float | None = None, waited: float = 0.0
     ) -> Session | SessionReason:
-        """Return the session, or the reason why there is none."""
-        return self._outcome
+        """Return the session, or the reason why there is none.
+
+        A stale one is none where OTPLESS has to have said so within `max_age` seconds, however many: it is stale for
+        want of an answer of OTPLESS's.
+        """
+        session = self._outcome
+        is_wanting = max_age is not None and isinstance(session, Session) and session.stale
+        return SessionReason.UNAVAILABLE if is_wanting else session
 
     async def details(self, session: Session) -> SessionDetails:
         """Return the session's details."""

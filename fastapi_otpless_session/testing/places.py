@@ -36,6 +36,12 @@ class _Added:
         found = self.sessions.settings if self.sessions is not None else self.entry.kwargs.get("settings")
         return found if isinstance(found, OtplessSettings) else None
 
+    @property
+    def serving(self) -> OtplessSessions | None:
+        """What serves it already; None where it was not in use."""
+        stack = _inside(self.app.middleware_stack)
+        return _serving(next((one for one in stack if isinstance(one, OtplessSessionMiddleware)), None))
+
     def using(self, sessions: OtplessSessions) -> AbstractContextManager[None]:
         kept: dict[str, Any] = {name: value for name, value in self.entry.kwargs.items() if name != "settings"}
         instead = Middleware(_without_settings(self.entry.cls), *self.entry.args, **{**kept, "sessions": sessions})
@@ -61,6 +67,10 @@ class _Wrapped:
 
     def _having(self, kind: type[Any]) -> Iterator[Any]:
         return (value for value in vars(self.middleware).values() if isinstance(value, kind))
+
+    @property
+    def serving(self) -> OtplessSessions | None:
+        return _serving(self.middleware)
 
     def using(self, sessions: OtplessSessions) -> AbstractContextManager[None]:
         on_refusal = self.middleware._on_refusal  # noqa: SLF001 - what else it was made with
@@ -94,6 +104,19 @@ def _without_settings(made_by: Any) -> Any:
     return type(made_by.__name__, (made_by,), {"__init__": make})
 
 
+def _serving(middleware: Any) -> OtplessSessions | None:
+    """Return what a middleware has made, or been given, for requests and its lifespan."""
+    serving = getattr(middleware, "_serving", None)
+    return None if serving is None else serving.sessions
+
+
+def _inside(app: object) -> Iterator[object]:
+    """Return an application or middleware, and what it wraps."""
+    while app is not None:
+        yield app
+        app = getattr(app, "app", None)
+
+
 Place = _Added | _Wrapped
 
 
@@ -107,11 +130,10 @@ def places(app: object, kinds: tuple[type[Any], ...] = (OtplessSessionMiddleware
 
 def applications(app: object) -> Iterator[object]:
     """Return an application, what it wraps, and what is mounted in it."""
-    while app is not None:
-        yield app
-        for route in getattr(app, "routes", ()):  # FastAPI keeps included routers as they are
+    for one in _inside(app):
+        yield one
+        for route in getattr(one, "routes", ()):  # FastAPI keeps included routers as they are
             yield from applications(getattr(route, "original_router", None) or getattr(route, "app", None))
-        app = getattr(app, "app", None)
 
 
 def _places_on(app: object, kinds: tuple[type[Any], ...]) -> Iterator[Place]:
