@@ -247,7 +247,7 @@ def _life(now: float, expires_in: float) -> _Life:
 def _warn_of_started(found: list[Place]) -> None:
     """Warn of an application that was started with its own settings: it opened the developer's store, and asks OTPLESS.
 
-    That shows where a lifespan runs, whose sessions are open. Those of another emulator harm nobody. It is no error, for
+    That shows where a lifespan runs, whose sessions are open. Those of another emulator harm nobody. It is no error:
     from here on the emulator serves the requests.
     """
     for place in found:
