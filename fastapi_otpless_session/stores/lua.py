@@ -117,6 +117,9 @@ keep_until(get('expires_at'))
 return row()
 """)
 
+PAID = _without_time("if get('digests') == ARGV[2] then redis.call('HDEL', KEYS[1], 'owes') end")
+"""What leads to a row is written, as far as the row knew of it."""
+
 CONFIRM = _without_time("""
 local generation, as_read, confirmations, digests = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if get('generation') == generation and get('confirmations') == as_read then
