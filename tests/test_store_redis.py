@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,28 @@ async def test_a_node_without_slots_does_not_know_the_cluster(
     async with opened(f"redis://{HOST}:{outsider.port},{HOST}:{redis_cluster.port}") as subject:
         row = await subject.sign_in()
         assert await subject.row() == row
+
+
+async def test_hosts_that_hang_do_not_keep_a_worker_from_the_one_that_answers(
+    redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than can be waited for one after the other: they take connections, and say nothing."""
+    with ExitStack() as stack:
+        hanging = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(8)]
+        monkeypatch.setattr("fastapi_otpless_session.stores.redis_link.CONNECT_SECONDS", PATIENCE / 4)
+        hosts = [f"{HOST}:{each.getsockname()[1]}" for each in hanging]
+        async with opened(f"redis://{','.join(hosts)},{HOST}:{redis_cluster.port}") as subject:
+            row = await subject.sign_in()
+            assert await subject.row() == row
+
+
+async def test_hosts_of_which_none_answers_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    ports = [steady_port() for _ in range(3)]
+    store = open_store("redis://" + ",".join(f"{HOST}:{port}" for port in ports))
+    with pytest.raises(StoreError, match="connecting to"):
+        await store.open()
+    await store.close()
+    assert all(f"{HOST}:{port}" in caplog.text for port in ports)
 
 
 @pytest.fixture
