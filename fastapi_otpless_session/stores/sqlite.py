@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.stores.base import (
+    LEASES_AHEAD,
     LONGEST_LIST,
     MOST_COUNTED,
     REFRESH_TOKEN,
@@ -217,7 +218,11 @@ class SqliteStore:
 
         def take(db: sqlite3.Connection) -> Lease | None:
             row, now = _get(db, session_id), self._clock()
-            if row is None or row.state is not State.ACTIVE or row.generation != generation or row.lease_until > now:
+            if row is None or row.state is not State.ACTIVE or row.generation != generation:
+                return None
+            if row.lease_until > now:
+                if row.lease_until > now + LEASES_AHEAD * seconds:
+                    db.execute("UPDATE sessions SET lease_until = ? WHERE session_id = ?", (now + seconds, session_id))
                 return None
             lease = Lease(session_id, owner, row.fence + 1, now + seconds, row.lease_owner is not None)
             db.execute(
