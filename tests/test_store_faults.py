@@ -1060,6 +1060,30 @@ def is_whole(server: RedisServer, worker: Worker, user: dict[str, Any]) -> bool:
     return bool(server.execute("EXISTS", *keys) == len(keys))
 
 
+def test_a_node_of_a_cluster_that_is_away_costs_nobody_a_new_pair(
+    cluster_backend: ClusterBackend, strict: Otpless, make_worker: MakeWorker
+) -> None:
+    """Who is refreshed meanwhile goes on with the token before, until the new one would be found."""
+    worker = make_worker(cluster_backend.url, strict)
+    people = [worker.someone(f"+9198765432{number:02}") for number in range(PEOPLE)]
+    worker.clock.advance(DAY + 1)
+    away = cluster_backend.proxies[0]
+    away.cut()
+    answers = {token: worker.ask(token) for _, token in people}
+    served = {token: answer for token, answer in answers.items() if answer.status_code == 200}
+    have = {token: answer.headers.get("x-session-token", token) for token, answer in served.items()}
+    assert {worker.ask(token).status_code for token in have.values()} == {200}
+    away.restore()
+    another = make_worker(cluster_backend.url, strict)  # the first has nothing in its memory that is needed
+    users = {token: user for user, token in people}
+    for old, newest in have.items():
+        answer = another.ask(newest)
+        assert_served(answer, users[old], refreshed=newest == old)
+        assert answer.headers.get("x-session-token", newest) != old
+    assert worker.refreshes == len(served)
+    assert any(old == newest for old, newest in have.items())
+
+
 class Failover:
     """A primary, and a replica that takes its place and has not heard of the last writes."""
 

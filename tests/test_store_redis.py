@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from redis.crc import key_slot
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
 from fastapi_otpless_session.stores import SessionStore, open_store
-from fastapi_otpless_session.stores.base import EndReason, SessionRow, Standing, State
+from fastapi_otpless_session.stores.base import REFRESH_TOKEN, EndReason, SessionRow, Standing, State
 from fastapi_otpless_session.stores.lua import KEPT_LONGER
-from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE, RedisStore
+from fastapi_otpless_session.stores.redis import LONGEST_LINEAGE, UNFINISHED_SECONDS, RedisStore
 from fastapi_otpless_session.stores.redis_link import dangers_in
 from fastapi_otpless_session.testing.store_contract import (
     GRACE,
@@ -34,6 +35,7 @@ from fastapi_otpless_session.testing.store_contract import (
     about,
     digest,
     refresh_digest,
+    rotation,
     token_digest,
 )
 
@@ -157,6 +159,28 @@ async def test_a_node_without_slots_does_not_know_the_cluster(
     async with opened(f"redis://{HOST}:{outsider.port},{HOST}:{redis_cluster.port}") as subject:
         row = await subject.sign_in()
         assert await subject.row() == row
+
+
+async def test_hosts_that_hang_do_not_keep_a_worker_from_the_one_that_answers(
+    redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than can be waited for one after the other: they take connections, and say nothing."""
+    with ExitStack() as stack:
+        hanging = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(8)]
+        monkeypatch.setattr("fastapi_otpless_session.stores.redis_link.CONNECT_SECONDS", PATIENCE / 4)
+        hosts = [f"{HOST}:{each.getsockname()[1]}" for each in hanging]
+        async with opened(f"redis://{','.join(hosts)},{HOST}:{redis_cluster.port}") as subject:
+            row = await subject.sign_in()
+            assert await subject.row() == row
+
+
+async def test_hosts_of_which_none_answers_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    ports = [steady_port() for _ in range(3)]
+    store = open_store("redis://" + ",".join(f"{HOST}:{port}" for port in ports))
+    with pytest.raises(StoreError, match="connecting to"):
+        await store.open()
+    await store.close()
+    assert all(f"{HOST}:{port}" in caplog.text for port in ports)
 
 
 @pytest.fixture
@@ -435,6 +459,209 @@ async def test_a_session_that_expired_does_not_stand_in_its_own_way(subject: Sub
     again = await subject.sign_in(user_id="MO-2")
     assert again != row
     assert await subject.row() == again
+
+
+# A Cluster of which a node is away
+
+
+class Maimed:
+    """A Cluster of which one node can be away. By default such a one takes nothing at all; here its others go on."""
+
+    def __init__(self, cluster: RedisCluster) -> None:
+        self._cluster = cluster
+        for node in cluster.nodes:
+            node.execute("CONFIG SET", "cluster-require-full-coverage", "no")
+
+    def lose(self, key: str) -> None:
+        """Stop the node that has a key. What it had in memory is gone."""
+        self._cluster.nodes[node_of(key)].stop()
+
+    def mend(self) -> None:
+        self._cluster.make_ready()
+
+
+def node_of(key: str) -> int:
+    return key_slot(f"otpless:{key}".encode()) * RedisCluster.SIZE // RedisCluster.SLOTS
+
+
+def token_key(session_id: str, generation: int) -> str:
+    return f"token:{token_digest(session_id, generation).hex()}"
+
+
+@pytest.fixture
+def maimed(redis_cluster: RedisCluster) -> Maimed:
+    return Maimed(redis_cluster)
+
+
+@pytest.fixture
+async def apart(redis_cluster: RedisCluster) -> AsyncIterator[Subject]:
+    """A store in the Cluster, where it can be seen what of it hangs on which node."""
+    async with opened(redis_cluster.url) as subject:
+        yield subject
+
+
+NEW_TOKEN_APART = next(
+    name
+    for name in map(str, range(1000))
+    if node_of(token_key(name, 2)) not in {node_of(f"session:{name}"), node_of(token_key(name, 1))}
+)
+"""The id of a session whose second token's index entry is on another node than its row and its first token's."""
+APART_FROM_OUTBOX = next(
+    name
+    for name in map(str, range(1000))
+    if node_of("due") not in {node_of(f"session:{name}"), node_of(token_key(name, 1))}
+)
+
+
+async def refreshed_without_the_index(subject: Subject, maimed: Maimed) -> SessionRow:
+    """Refresh a session while the node that is to have its new token's index entry is away."""
+    await subject.sign_in(NEW_TOKEN_APART)
+    maimed.lose(token_key(NEW_TOKEN_APART, 2))
+    return await subject.store.commit(
+        await subject.lease(session_id=NEW_TOKEN_APART),
+        rotation(NEW_TOKEN_APART, 2, await subject.store.now() + LIFE),
+    ) or pytest.fail("the commit was refused")
+
+
+async def test_a_commit_needs_no_other_node_than_its_rows(apart: Subject, maimed: Maimed) -> None:
+    row = await refreshed_without_the_index(apart, maimed)
+    assert row.generation == 2
+    found = await apart.store.find(token_digest(NEW_TOKEN_APART))
+    assert found is not None
+    assert (found.row, found.generation) == (row, 1)
+
+
+async def test_nobody_is_given_a_token_that_could_not_be_found(
+    apart: Subject, maimed: Maimed, redis_cluster: RedisCluster
+) -> None:
+    """Whoever is to have the newest token is shown the row by `get`, in another worker too."""
+    row = await refreshed_without_the_index(apart, maimed)
+    async with opened(redis_cluster.url) as other:
+        for store in (apart.store, other.store):
+            with pytest.raises(StoreError):
+                await store.get(NEW_TOKEN_APART)
+        maimed.mend()
+        assert await other.store.get(NEW_TOKEN_APART) == row
+        await assert_all_leads_to(other, row)
+
+
+async def test_what_a_commit_could_not_write_is_made_up_for_by_housekeeping(apart: Subject, maimed: Maimed) -> None:
+    row = await refreshed_without_the_index(apart, maimed)
+    with pytest.raises(StoreError):
+        await apart.store.get(NEW_TOKEN_APART)
+    maimed.mend()
+    await apart.claim()
+    await assert_all_leads_to(apart, row)
+
+
+async def test_a_sign_in_again_gives_nobody_a_token_that_could_not_be_found(apart: Subject, maimed: Maimed) -> None:
+    row = await refreshed_without_the_index(apart, maimed)
+    maimed.mend()
+    digests = token_digest(NEW_TOKEN_APART), refresh_digest(NEW_TOKEN_APART)
+    assert await apart.store.create(row, *digests) == row
+    await assert_all_leads_to(apart, row)
+
+
+async def test_a_refresh_makes_up_for_what_the_one_before_could_not_write(apart: Subject, maimed: Maimed) -> None:
+    row = await refreshed_without_the_index(apart, maimed)
+    maimed.mend()
+    lease = await apart.lease(2, session_id=NEW_TOKEN_APART)
+    third = await apart.store.commit(lease, rotation(NEW_TOKEN_APART, 3, row.expires_at))
+    assert third is not None
+    await assert_all_leads_to(apart, third)
+
+
+async def assert_all_leads_to(subject: Subject, row: SessionRow) -> None:
+    """All of a session's tokens, each as what it is, and its user's list."""
+    for generation in range(1, row.generation + 1):
+        found = await subject.store.find(token_digest(row.session_id, generation))
+        assert found is not None
+        assert (found.row, found.generation) == (row, generation)
+        found = await subject.store.find(digest(f"{row.session_id} refresh {generation}"))
+        assert found is not None
+        assert found.generation == REFRESH_TOKEN
+    assert await subject.store.list_user("MO-1") == [row]
+
+
+async def test_what_is_made_up_for_has_no_replaced_token_forgotten(
+    apart: Subject, maimed: Maimed, redis_cluster: RedisCluster
+) -> None:
+    """A thief's token is to be known for one that was replaced."""
+    row = await refreshed_without_the_index(apart, maimed)
+    maimed.mend()
+    await apart.store.confirm(row, GRACE)
+    apart.clock.advance(GRACE + 1)
+    third = await apart.rotate(NEW_TOKEN_APART)
+    await apart.store.confirm(third, GRACE)
+    async with opened(redis_cluster.url) as other:
+        await other.row(NEW_TOKEN_APART)
+        found = await other.store.find(token_digest(NEW_TOKEN_APART))
+    assert found is not None
+    assert found.generation == 1
+    assert found.row.standing(1, await apart.store.now(), GRACE) is Standing.SUPERSEDED
+
+
+async def test_a_session_ends_while_the_outbox_is_away_and_is_told_of_later(apart: Subject, maimed: Maimed) -> None:
+    await apart.sign_in(APART_FROM_OUTBOX)
+    maimed.lose("due")
+    ended = await apart.end(APART_FROM_OUTBOX, revoke_in=0)
+    assert ended.state is State.ENDED
+    assert await apart.row(APART_FROM_OUTBOX) == ended
+    await apart.store.postpone_revocation(ended, 20)
+    with pytest.raises(StoreError):
+        await apart.claim()
+    maimed.mend()
+    assert await apart.claim() == []
+    apart.clock.advance(30)
+    assert await apart.claim() == [APART_FROM_OUTBOX]
+    assert await apart.claim() == []
+
+
+async def test_what_a_worker_could_not_write_into_the_outbox_is_written_before_it_stops(
+    apart: Subject, maimed: Maimed, redis_cluster: RedisCluster
+) -> None:
+    await apart.sign_in(APART_FROM_OUTBOX)
+    async with opened(redis_cluster.url) as stopping:
+        maimed.lose("due")
+        await stopping.end(APART_FROM_OUTBOX, revoke_in=0)
+        maimed.mend()
+    assert await apart.claim() == [APART_FROM_OUTBOX]
+
+
+async def test_a_worker_that_stops_while_the_outbox_is_away_does_not_wait_for_it(
+    maimed: Maimed, redis_cluster: RedisCluster
+) -> None:
+    async with asyncio.timeout(PATIENCE), opened(redis_cluster.url) as stopping:
+        await stopping.sign_in(APART_FROM_OUTBOX)
+        maimed.lose("due")
+        await stopping.end(APART_FROM_OUTBOX, revoke_in=0)
+
+
+@pytest.mark.parametrize("by", ["token", "id"])
+async def test_whoever_comes_with_an_ended_session_that_nobody_was_told_of_has_it_told(
+    apart: Subject, maimed: Maimed, redis_cluster: RedisCluster, by: str
+) -> None:
+    """The worker that ended it is gone."""
+    await apart.sign_in(APART_FROM_OUTBOX)
+    async with opened(redis_cluster.url) as dying:
+        maimed.lose("due")
+        await dying.end(APART_FROM_OUTBOX, revoke_in=0)
+    maimed.mend()
+    apart.clock.advance(UNFINISHED_SECONDS + 1)
+    assert await apart.claim() == []
+    look = apart.store.find(token_digest(APART_FROM_OUTBOX)) if by == "token" else apart.store.get(APART_FROM_OUTBOX)
+    assert await look is not None
+    assert await apart.claim() == [APART_FROM_OUTBOX]
+
+
+async def test_a_list_that_would_lack_sessions_is_an_error(apart: Subject, maimed: Maimed) -> None:
+    for name in map(str, range(20)):
+        await apart.sign_in(name)
+    maimed.lose(
+        next(f"session:{name}" for name in map(str, range(20)) if node_of(f"session:{name}") != node_of("user:MO-1"))
+    )
+    with pytest.raises(StoreError):
+        await apart.store.list_user("MO-1")
 
 
 # Hints

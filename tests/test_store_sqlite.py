@@ -968,6 +968,32 @@ async def test_superseded_digests_go_while_their_session_lives(subject: Subject,
     assert await subject.standing(6) is Standing.CURRENT
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        """UPDATE sessions SET confirmations = '[["first", 1]]'""",
+        """UPDATE sessions SET confirmations = '[[[1], 1]]'""",
+        "UPDATE sessions SET confirmations = x'5b5bff'",
+        "UPDATE sessions SET expires_at = 'soon'",
+        "UPDATE sessions SET expires_at = x'00'",
+        "UPDATE tokens SET generation = 'first'",
+        "UPDATE tokens SET generation = x'00'",
+    ],
+)
+async def test_a_damaged_row_keeps_no_other_from_being_purged(subject: Subject, path: Path, damage: str) -> None:
+    await subject.sign_in()
+    await subject.sign_in("expired", expires_at=await subject.store.now() + 10)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"{damage} WHERE session_id = 's-1'")
+        db.execute("UPDATE tokens SET expires_at = 1 WHERE session_id = 's-1'")
+    subject.clock.advance(20)
+    assert await subject.store.purge(10) == 5  # four digests, and one row
+    assert await subject.store.get("expired") is None
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT session_id FROM sessions").fetchall() == [("s-1",)]
+    assert await subject.store.purge(10) == 0
+
+
 def _open_and_close(path: str, times: int) -> None:
     async def go() -> None:
         for _ in range(times):

@@ -27,6 +27,8 @@ FIRST_GENERATION = 1
 CONFIRMATIONS_KEPT = 16
 PATIENCE = 5.0
 """How many seconds a call to a store's server may take before it is a fault."""
+LEASES_AHEAD = 10
+"""A lease that ends more than so many lengths ahead was taken before the store's clock was set back."""
 LONGEST_LIST = 1000
 """How many of a user's sessions are listed at most."""
 
@@ -220,7 +222,11 @@ class SessionStore(Protocol):
         ...
 
     async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
-        """Take the lease of an active row of this generation that nobody holds; the fence grows. None: not now."""
+        """Take the lease of an active row of this generation that nobody holds; the fence grows. None: not now.
+
+        One that was taken before the clock was set back (`LEASES_AHEAD`) ends `seconds` from now: whoever has it may be
+        at it still, and may as well be gone.
+        """
         ...
 
     async def renew_lease(self, lease: Lease, seconds: float) -> Lease | None:

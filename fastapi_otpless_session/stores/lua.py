@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from fastapi_otpless_session.stores.base import LEASES_AHEAD
+
 KEPT_LONGER = 3600
 """How many seconds a key outlives its row's expiry. Keys expire to free memory only; nothing is decided by it."""
 
@@ -75,16 +77,21 @@ keep_until(get('expires_at'))
 return false
 """)
 
-TAKE_LEASE = _on_row("""
+TAKE_LEASE = _on_row(
+    f"local leases_ahead = {LEASES_AHEAD}"
+    """
 local generation, owner, seconds = ARGV[2], ARGV[3], ARGV[4]
 local state, its_generation, busy_until, before, fence =
   all('state', 'generation', 'lease_until', 'lease_owner', 'fence')
-if state ~= 'active' or its_generation ~= generation or tonumber(busy_until) > now then return false end
-local ends = stamp(now + seconds)
+if state ~= 'active' or its_generation ~= generation then return false end
+local ends, busy_for = stamp(now + seconds), busy_until - now
+if busy_for > leases_ahead * seconds then set('lease_until', ends) end
+if busy_for > 0 then return false end
 fence = string.format('%.0f', fence + 1)
 set('lease_owner', owner, 'lease_until', ends, 'fence', fence)
 return {fence, ends, before}
-""")
+"""
+)
 
 RENEW_LEASE = _on_row("""
 local fence, owner, seconds = ARGV[2], ARGV[3], ARGV[4]
@@ -116,6 +123,9 @@ set('generation', string.format('%.0f', before + 1), 'digests', digests, 'lease_
 keep_until(get('expires_at'))
 return row()
 """)
+
+PAID = _without_time("if get('digests') == ARGV[2] then redis.call('HDEL', KEYS[1], 'owes') end")
+"""What leads to a row is written, as far as the row knew of it."""
 
 CONFIRM = _without_time("""
 local generation, as_read, confirmations, digests = ARGV[2], ARGV[3], ARGV[4], ARGV[5]

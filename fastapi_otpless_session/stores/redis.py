@@ -7,18 +7,24 @@
 
 Only the row decides, and each of its transitions is one script on its key. The other keys may live on other servers,
 so they are hints: written first, idempotent, checked against the row when read, and dropped when found to be wrong.
+
+A server of a Cluster that is away keeps no session from being refreshed or ended whose row is on another. The row notes
+that a commit could not write all that leads to it. Housekeeping makes up for that; and `get`, which is asked before a
+new token goes out, fails where it cannot, so that the client comes with its old one until then. What an end could not
+write into the outbox, housekeeping makes up for too; or, where its worker is gone, whoever comes with the session.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.loops import PerLoop
+from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.stores import lua
 from fastapi_otpless_session.stores.base import (
     LONGEST_LIST,
@@ -38,13 +44,20 @@ from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError
 from fastapi_otpless_session.telemetry import logger
 
 DIGESTS = "digests"
+OWES = "owes"
+"""A row's field that says whether some of what leads to it is yet to be written."""
 LONGEST_LINEAGE = 32
 """How many generations that nobody confirmed a row knows the digests of."""
 DIGEST_SHOWN = 8
 """So many bytes of a digest stand in its index entry, as a check that the answer is the question's."""
 OLD = "old-"
 UNFINISHED_SECONDS = 600.0
-"""When an entry of the outbox is looked at again whose session goes on: the end may be under way."""
+"""When an entry of the outbox is looked at again whose session goes on: the end may be under way.
+
+And how long a telling is overdue before whoever reads its row takes it for one that the outbox does not have.
+"""
+MADE_UP_AT_ONCE = 100
+INCOMPLETE_REMEMBERED = 100_000
 COMMIT_TRIES = 5
 LARGEST = 2.0**53
 """From here on Lua's numbers are no longer exact."""
@@ -58,6 +71,11 @@ class _Generation:
     token: str
     refresh: str
 
+    def entries(self, session_id: str, *, was_backed: bool = False) -> Iterator[tuple[str, _Entry]]:
+        """Return what the index is to have for each of the digests."""
+        for digest, is_refresh in ((self.token, False), (self.refresh, True)):
+            yield digest, _Entry(session_id, self.number, is_refresh, was_backed)
+
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
@@ -67,6 +85,14 @@ class _Kept:
     lineage: tuple[_Generation, ...]
     digests: str
     now: float
+    owes: bool
+    """Whether some of what leads to the row could not be written at a commit."""
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether OTPLESS should have been told long ago."""
+        due = self.row.revocation_due
+        return due is not None and due + UNFINISHED_SECONDS < self.now
 
     def generation_of(self, entry: _Entry, digest: str) -> int | None:
         """Return a digest's generation; None: this row does not back it."""
@@ -90,9 +116,9 @@ class _Entry:
     was_backed: bool = False
     """Whether the row knew the digest when it forgot it."""
 
-    def text(self, digest: bytes) -> str:
+    def text(self, digest: str) -> str:
         kind = (OLD if self.was_backed else "") + ("refresh" if self.is_refresh else "token")
-        return f"{digest[:DIGEST_SHOWN].hex()} {kind} {self.generation} {self.session_id}"
+        return f"{digest[: 2 * DIGEST_SHOWN]} {kind} {self.generation} {self.session_id}"
 
     @classmethod
     def read(cls, text: bytes | None, digest: bytes) -> _Entry | None:
@@ -113,13 +139,19 @@ class RedisStore:
         self._prefix = address.prefix
         self._offset = offset
         self._links: PerLoop[RedisLink] = PerLoop(lambda: RedisLink(address), RedisLink.close)
+        self._incomplete: Lru[str, bool] = Lru(INCOMPLETE_REMEMBERED)
+        """Ids of sessions of which this worker could write the row and not all of the rest."""
 
     async def open(self) -> None:
         """Connect. Raises `StoreError`."""
         await self.now()
 
     async def close(self) -> None:
-        """Close the running event loop's connections."""
+        """Close the running event loop's connections, having made up for what can be."""
+        left, before = len(self._incomplete.keys), 0
+        while 0 < left != before:
+            await self._make_up()
+            left, before = len(self._incomplete.keys), left
         await self._links.close()
 
     async def dangers(self) -> Mapping[str, str]:
@@ -141,29 +173,34 @@ class RedisStore:
         kept = None if entry is None else await self._kept(entry.session_id)
         if entry is None or kept is None or kept.row.expires_at <= kept.now:
             return None
+        await self._make_overdue_known(kept)
         generation = kept.generation_of(entry, digest.hex())
         return None if generation is None else Found(kept.row, generation, kept.now)
 
     async def get(self, session_id: str) -> SessionRow | None:
-        """Return a session's row."""
+        """Return a session's row. From then on its newest token is found by its digest: where not, this is a fault."""
         kept = await self._kept(session_id)
-        return None if kept is None or kept.row.expires_at <= kept.now else kept.row
+        if kept is None or kept.row.expires_at <= kept.now:
+            return None
+        await self._make_overdue_known(kept)
+        await self._pay(kept)
+        return kept.row
 
     async def create(self, row: SessionRow, token_digest: bytes, refresh_digest: bytes) -> SessionRow | None:
         """Insert a first row with its digests, or return the one that was there."""
         first = _Generation(row.generation, token_digest.hex(), refresh_digest.hex())
-        hints = (
-            self._hint(token_digest, _Entry(row.session_id, row.generation, is_refresh=False), row, is_new=True),
-            self._hint(refresh_digest, _Entry(row.session_id, row.generation, is_refresh=True), row, is_new=True),
-            self._remember(row),
-        )
-        await asyncio.gather(*hints)
+        entries = first.entries(row.session_id)
+        hints = (self._hint(digest, entry, row, is_new=True) for digest, entry in entries)
+        await asyncio.gather(*hints, self._remember(row))
         there = await self._run(lua.CREATE, self._row_key(row.session_id), *_flat(row, (first,)))
         if there is None:
             return None
-        found = _read(there)
+        values = _values(there)
+        found = _row(values)
         if found is None:
             raise StoreError("Redis: there is a row of this session which cannot be read")
+        if _owes(values) and (kept := await self._kept(row.session_id)) is not None:
+            await self._pay(kept)
         return found
 
     async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
@@ -202,11 +239,10 @@ class RedisStore:
     async def _commit(self, kept: _Kept, lease: Lease, rotation: Rotation) -> Any:
         row = replace(kept.row, expires_at=max(kept.row.expires_at, rotation.expires_at))
         new = _Generation(row.generation + 1, rotation.token_digest.hex(), rotation.refresh_digest.hex())
-        await asyncio.gather(
-            self._hint(rotation.token_digest, _Entry(row.session_id, new.number, is_refresh=False), row),
-            self._hint(rotation.refresh_digest, _Entry(row.session_id, new.number, is_refresh=True), row),
-            self._remember(row),
-            *(self._keep_entries(each, row) for each in kept.lineage),
+        is_complete = await self._is_led_to(
+            row,
+            *(self._hint(digest, entry, row) for digest, entry in new.entries(row.session_id)),
+            *(self._keep_entries(each, row, anew=kept.owes) for each in kept.lineage),
         )
         return await self._run(
             lua.COMMIT,
@@ -218,7 +254,29 @@ class RedisStore:
             new.token,
             *("session_token", rotation.session_token, "token_expires_at", _number(rotation.token_expires_at)),
             *("refresh_token", rotation.refresh_token, "expires_at", _number(rotation.expires_at)),
+            *(OWES, "" if is_complete else "1"),
         )
+
+    async def _is_led_to(self, row: SessionRow, *entries: Awaitable[None]) -> bool:
+        """Write what leads to a row; False: some of it cannot be written now, and is to be made up for."""
+        outcomes = await asyncio.gather(self._remember(row), *entries, return_exceptions=True)
+        failures = [each for each in outcomes if each is not None]
+        for failure in failures:
+            if not isinstance(failure, StoreError):
+                raise failure
+        if failures:
+            self._incomplete.put(row.session_id, True)
+            logger.warning("What leads to a session is written later: %s", failures[0])
+        return not failures
+
+    async def _pay(self, kept: _Kept) -> None:
+        """Write what a commit could not, without undoing what others wrote since. Raises `StoreError`."""
+        row = kept.row
+        if not kept.owes or row.state is State.ENDED:
+            return
+        if not await self._is_led_to(row, *(self._keep_entries(each, row, anew=True) for each in kept.lineage)):
+            raise StoreError("Redis: what leads to a session's newest token cannot be written now")
+        await self._run(lua.PAID, self._row_key(row.session_id), kept.digests)
 
     async def confirm(self, row: SessionRow, grace: float) -> None:
         """Note that the client has the row's generation, and forget the digests of those that have no grace left."""
@@ -249,8 +307,8 @@ class RedisStore:
         self, row: SessionRow, reason: EndReason, *, revoke_in: float | None, fence: int | None = None
     ) -> SessionRow:
         """End a session; see `SessionStore.end`. The outbox hears of it before (a crash) and after (a hasty claim)."""
-        await self._make_due(row.session_id, revoke_in, ahead=True)
-        damage = await self._damage(row.session_id)
+        before = self._make_due(row.session_id, revoke_in, ahead=True)
+        _, damage = await asyncio.gather(before, self._damage(row.session_id))
         wanted = (reason.value, _text(revoke_in), _text(fence), damage)
         ended = _read(await self._run(lua.END, self._row_key(row.session_id), *wanted, *_flat(row, ())))
         if ended is None:
@@ -261,6 +319,9 @@ class RedisStore:
 
     async def list_user(self, user_id: str) -> Sequence[SessionRow]:
         """Return a user's active rows, the newest first, up to a thousand.
+
+        While a node of a Cluster is away that has one of them, or the list, that is a fault: whoever ends all of a
+        user's sessions is not to believe that there were no others.
 
         Ids of sessions that go on may stand behind many others: the list is read anew, without those that ended and
         further by those that have no row, until there are enough of them, or no more.
@@ -282,7 +343,8 @@ class RedisStore:
             await self._do(key, lambda client: client.zrem(key, *over))
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
-        """Take ended rows whose telling is due."""
+        """Take ended rows whose telling is due, having made up for what could not be written."""
+        await self._make_up()
         held, due = await self._run(lua.CLAIM_DUE, self._key("due"), str(limit), _number(hold))
         claimed = await asyncio.gather(*(self._claim_if_possible(name.decode(), held, hold) for name in due))
         return [row for row in claimed if row is not None]
@@ -317,7 +379,7 @@ class RedisStore:
         key = self._row_key(row.session_id)
         due = await self._run(lua.POSTPONE, key, row.session_token, _number(seconds))
         if due is not None:
-            await self._run(lua.LATER, self._key("due"), row.session_id, due)
+            await self._to_outbox(lua.LATER, row.session_id, due)
 
     async def replace_revocation(
         self,
@@ -383,18 +445,23 @@ class RedisStore:
         except ForeignValueError:
             return None
 
-    async def _hint(self, digest: bytes, entry: _Entry, row: SessionRow, *, is_new: bool = False) -> None:
-        key, ends = self._key("token", digest.hex()), self._collected_at(row)
+    async def _hint(self, digest: str, entry: _Entry, row: SessionRow, *, is_new: bool = False) -> None:
+        key, ends = self._key("token", digest), self._collected_at(row)
         await self._do(key, lambda client: client.set(key, entry.text(digest), nx=is_new, pxat=ends))
 
     async def _retire(self, generation: _Generation, row: SessionRow) -> None:
-        for digest, is_refresh in ((generation.token, False), (generation.refresh, True)):
-            entry = _Entry(row.session_id, generation.number, is_refresh=is_refresh, was_backed=True)
-            await self._hint(bytes.fromhex(digest), entry, row)
+        for digest, entry in generation.entries(row.session_id, was_backed=True):
+            await self._hint(digest, entry, row)
 
-    async def _keep_entries(self, generation: _Generation, row: SessionRow) -> None:
+    async def _keep_entries(self, generation: _Generation, row: SessionRow, *, anew: bool) -> None:
+        """Have a generation's entries stay as long as the row; `anew`: some may be missing.
+
+        One that is there is left as it is: it may tell that the row has forgotten the digest since it was read.
+        """
         ends = self._collected_at(row)
-        for digest in (generation.token, generation.refresh):
+        for digest, entry in generation.entries(row.session_id):
+            if anew:
+                await self._hint(digest, entry, row, is_new=True)
             await self._prolong(self._key("token", digest), ends)
 
     async def _prolong(self, key: str, ends: int) -> None:
@@ -407,7 +474,38 @@ class RedisStore:
         """Note in the outbox when OTPLESS is to be told; `ahead` of the row, so late that no claim comes before it."""
         if seconds is not None:
             seconds = max(seconds, 2 * PATIENCE) if ahead else seconds
-            await self._run(lua.DUE, self._key("due"), session_id, _number(seconds))
+            await self._to_outbox(lua.DUE, session_id, _number(seconds))
+
+    async def _make_overdue_known(self, kept: _Kept) -> None:
+        if kept.is_overdue:
+            await self._make_due(kept.row.session_id, 0.0)
+
+    async def _to_outbox(self, script: lua.Script, session_id: str, when: str | bytes) -> None:
+        """Write into the outbox, now or later: the row says when OTPLESS is to be told, and that it is to be."""
+        try:
+            await self._run(script, self._key("due"), session_id, when)
+        except StoreError as error:
+            self._incomplete.put(session_id, True)
+            logger.warning("The outbox hears of a sign-out later: %s", error)
+
+    async def _make_up(self) -> None:
+        """Make up for what could not be written; what still cannot, another time, behind the others."""
+        await asyncio.gather(*(self._complete(name) for name, _ in self._incomplete.items()[:MADE_UP_AT_ONCE]))
+
+    async def _complete(self, session_id: str) -> None:
+        """Write what a session's row tells that there has to be."""
+        self._incomplete.drop(session_id)
+        try:
+            kept = await self._kept(session_id)
+            if kept is not None and kept.row.revocation_due is not None:
+                await self._make_due(session_id, 0.0)  # if that is too early, the next claim puts it right
+            elif kept is not None:
+                await self._pay(kept)
+        except StoreError:
+            self._incomplete.put(session_id, True)
+        except asyncio.CancelledError:  # the worker stops: `close` tries again
+            self._incomplete.put(session_id, True)
+            raise
 
     def _collected_at(self, row: SessionRow) -> int:
         """Return when, in milliseconds of the server's own time, a key of a row may go."""
@@ -447,7 +545,11 @@ def _kept(values: Mapping[bytes, bytes], session_id: str, now: float) -> _Kept |
     row, lineage = _row(values), _lineage(values.get(DIGESTS.encode()))
     if row is None or lineage is None or row.session_id != session_id:
         return None
-    return _Kept(row, lineage, values[DIGESTS.encode()].decode(), now)
+    return _Kept(row, lineage, values[DIGESTS.encode()].decode(), now, _owes(values))
+
+
+def _owes(values: Mapping[bytes, bytes]) -> bool:
+    return bool(values.get(OWES.encode()))
 
 
 def _row(values: Mapping[bytes, bytes]) -> SessionRow | None:

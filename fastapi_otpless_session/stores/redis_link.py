@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -177,14 +177,8 @@ class RedisLink:
 
     async def _find(self) -> Redis | Cluster:
         """Find out through the first host that answers what is there."""
-        *others, last = self._address.hosts
-        for host in others:
-            try:
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    return await self._find_through(host)
-            except (RedisError, OSError) as error:  # a timeout is an OSError
-                logger.warning("Redis: the next host is tried: %s", str(error) or "no answer")
-        return await self._find_through(last)
+        hosts = self._address.hosts
+        return await self._find_through(hosts[0] if len(hosts) == 1 else await _first_to_answer(hosts))
 
     async def _find_through(self, host: dict[str, Any]) -> Redis | Cluster:
         client = _connect(host)
@@ -199,7 +193,8 @@ class RedisLink:
         await client.aclose()
         if mode != "cluster":
             raise StoreError(f"Redis: several hosts are for a Cluster, and {mode} is what answers; name one server")
-        seeds = [(str(each.get("host", "localhost")), int(each.get("port", 6379))) for each in self._address.hosts]
+        others = (each for each in self._address.hosts if each is not host)
+        seeds = [(str(each.get("host", "localhost")), int(each.get("port", 6379))) for each in (host, *others)]
         return Cluster(lambda node: _connect({**host, "host": node[0], "port": node[1]}), seeds)
 
 
@@ -212,6 +207,32 @@ class _Pool(ConnectionPool):
         if writer is not None and writer.is_closing():
             await connection.disconnect(nowait=True)
         await super().ensure_connection(connection)
+
+
+async def _first_to_answer(hosts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Ask all hosts at once, so that those which hang keep nobody from the others. Raises what the last one did."""
+    clients = [_connect(host) for host in hosts]
+    asked = [asyncio.create_task(_greeted(client, host)) for client, host in zip(clients, hosts, strict=True)]
+    failure: RedisError | OSError | None = None
+    try:
+        for answer in asyncio.as_completed(asked):
+            try:
+                return await answer
+            except (RedisError, OSError) as error:
+                logger.warning("Redis: a host does not answer: %s", error)
+                failure = error
+    finally:
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        for client in clients:  # here, where nobody cancels it
+            await client.aclose()
+    raise failure or RedisConnectionError("there is no host to be asked")
+
+
+async def _greeted(client: Redis, host: dict[str, Any]) -> dict[str, Any]:
+    await _mode(client)
+    return host
 
 
 def _connect(host: dict[str, Any]) -> Redis:

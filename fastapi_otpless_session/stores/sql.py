@@ -21,6 +21,7 @@ from sqlalchemy import Executable, column, text
 from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.stores.base import (
+    LEASES_AHEAD,
     LONGEST_LIST,
     MOST_COUNTED,
     REFRESH_TOKEN,
@@ -73,6 +74,10 @@ WITH written AS (
 SELECT session_id FROM written
 """)
 TAKE_LEASE = text(f"""
+WITH from_before_the_clock_was_set_back AS (
+    UPDATE otpless_sessions SET lease_until = {_NOW} + :seconds
+    WHERE session_id = :session_id AND state = 'active' AND lease_until > {_NOW} + {LEASES_AHEAD} * :seconds
+)
 UPDATE otpless_sessions
 SET lease_owner = :owner, lease_until = {_NOW} + :seconds, fence = fence + 1,
     lease_follows_lost_answer = lease_owner IS NOT NULL

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.stores.base import (
+    LEASES_AHEAD,
     LONGEST_LIST,
     MOST_COUNTED,
     REFRESH_TOKEN,
@@ -130,7 +131,8 @@ AND NOT EXISTS (SELECT 1 FROM sessions WHERE session_id = ? AND state = 'ended')
 
 EXPIRED_DIGESTS = """
 SELECT t.digest, t.generation, s.expires_at,
-    CASE WHEN json_valid(s.confirmations) THEN json_extract(s.confirmations, '$[0][0]') END
+    CASE WHEN typeof(s.confirmations) = 'text' AND json_valid(s.confirmations)
+    THEN json_extract(s.confirmations, '$[0][0]') END
 FROM tokens t LEFT JOIN sessions s ON s.session_id = t.session_id
 WHERE t.expires_at <= ? ORDER BY t.expires_at LIMIT ?
 """
@@ -220,7 +222,11 @@ class SqliteStore:
 
         def take(db: sqlite3.Connection) -> Lease | None:
             row, now = _get(db, session_id), self._clock()
-            if row is None or row.state is not State.ACTIVE or row.generation != generation or row.lease_until > now:
+            if row is None or row.state is not State.ACTIVE or row.generation != generation:
+                return None
+            if row.lease_until > now:
+                if row.lease_until > now + LEASES_AHEAD * seconds:
+                    db.execute("UPDATE sessions SET lease_until = ? WHERE session_id = ?", (now + seconds, session_id))
                 return None
             lease = Lease(session_id, owner, row.fence + 1, now + seconds, row.lease_owner is not None)
             db.execute(
@@ -397,7 +403,8 @@ class SqliteStore:
             now = self._clock()
             expired = db.execute(EXPIRED_DIGESTS, (now, limit)).fetchall()
             for digest, generation, lives_until, oldest in expired:
-                if generation == REFRESH_TOKEN or (lives_until or 0) <= now or generation < (oldest or 0):
+                its_session_is_over = _number(lives_until) <= now
+                if generation == REFRESH_TOKEN or its_session_is_over or _number(generation) < _number(oldest):
                     db.execute("DELETE FROM tokens WHERE digest = ?", (digest,))
                 else:  # it still counts: look again when its session expires
                     db.execute("UPDATE tokens SET expires_at = ? WHERE digest = ?", (lives_until, digest))
@@ -693,6 +700,11 @@ def _columns(db: sqlite3.Connection, table: str) -> set[str]:
 def _prepare(db: sqlite3.Connection) -> None:
     if _version(db) < SCHEMA_VERSION:
         db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
+def _number(value: Any) -> float:
+    """Return what should be a number; 0 where there is none, or a damaged row has something else in its place."""
+    return value if isinstance(value, int | float) else 0
 
 
 def _get(db: sqlite3.Connection, session_id: str) -> SessionRow | None:

@@ -315,6 +315,29 @@ class StoreContract:
         assert await subject.store.commit(lease, rotation("s-1", 2, expires_at)) is not None
         assert (await subject.lease(2)).follows_lost_answer is False
 
+    async def test_a_lease_lapses_though_the_clock_was_set_back_but_not_before_its_time(self, subject: Subject) -> None:
+        await subject.sign_in()
+        subject.clock.advance(LIFE / 2)
+        first = await subject.lease(owner="a")
+        subject.clock.advance(-LIFE / 2)
+        assert await subject.store.take_lease("s-1", FIRST_GENERATION, "b", LEASE) is None
+        subject.clock.advance(LEASE - 10)
+        assert await subject.store.take_lease("s-1", FIRST_GENERATION, "b", LEASE) is None
+        subject.clock.advance(20)
+        second = await subject.lease(owner="b")
+        assert second.fence > first.fence
+        assert second.follows_lost_answer is True
+
+    async def test_who_has_a_lease_may_commit_though_the_clock_was_set_back_and_others_asked_for_it(
+        self, subject: Subject
+    ) -> None:
+        await subject.sign_in()
+        subject.clock.advance(LIFE / 2)
+        lease = await subject.lease(owner="a")
+        subject.clock.advance(-LIFE / 2)
+        assert await subject.store.take_lease("s-1", FIRST_GENERATION, "b", LEASE) is None
+        assert await subject.store.commit(lease, rotation("s-1", 2, await subject.store.now() + LIFE)) is not None
+
     async def test_whoever_slept_through_its_lease_cannot_give_back_anothers(self, subject: Subject) -> None:
         await subject.sign_in()
         first = await subject.lease(owner="a")

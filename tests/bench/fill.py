@@ -109,12 +109,11 @@ async def into_redis(url: str, numbered: list[tuple[int, SessionRow]]) -> None:
 def _add(pipeline: Any, store: redis_store.RedisStore, number: int, each: SessionRow) -> None:
     token, refresh = digest(number), digest(number, "refresh")
     ends = store._collected_at(each)
-    for own, is_refresh in ((token, False), (refresh, True)):
-        entry = redis_store._Entry(each.session_id, FIRST_GENERATION, is_refresh)
-        pipeline.set(store._key("token", own.hex()), entry.text(own), pxat=ends)
+    first = redis_store._Generation(FIRST_GENERATION, token.hex(), refresh.hex())
+    for own, entry in first.entries(each.session_id):
+        pipeline.set(store._key("token", own), entry.text(own), pxat=ends)
     user_key = store._key("user", each.user_id)
     pipeline.evalsha(lua.REMEMBER.sha, 1, user_key, "0", each.session_id, repr(each.expires_at))
-    first = redis_store._Generation(FIRST_GENERATION, token.hex(), refresh.hex())
     flat = redis_store._flat(each, (first,))
     pipeline.evalsha(lua.CREATE.sha, 1, store._row_key(each.session_id), "0", *flat)
 
