@@ -20,11 +20,12 @@ from fastapi_otpless_session.tokens import Claims
 REMEMBERED = 10_000
 MADE_REMEMBERED = 200
 GENERATIONS_REMEMBERED = 100
+SHARED_SECONDS = 0.05
 
 
 @dataclass(slots=True)
 class Copy:
-    """A store's row for a digest, as it was read. Only `at`, `offset`, `first_duty` and `is_just_read` change."""
+    """A store's row for a digest, as it was read. Only `at`, `offset`, `first_duty` and `is_shared` change."""
 
     row: SessionRow
     claims: Claims
@@ -36,8 +37,8 @@ class Copy:
     """When it was read, by the worker's monotonic clock."""
     offset: float
     """What the store's clock was ahead of that: threads that read while it is written are wrong by a drift at most."""
-    is_just_read: bool = False
-    """Whether that was in the event loop's current turn."""
+    is_shared: bool = False
+    """Whether that was in the current turn of the event loop that read it."""
 
     def read_again(self, now: float, at: float) -> None:
         """Note that the store's row is the same at `at` by the worker's monotonic clock, `now` by the store's."""
@@ -48,11 +49,15 @@ class Copy:
 
         All who wait for one refresh go on in the same turn, and to look for each of 500 takes a tenth of what they do.
         """
-        self.is_just_read = True
+        self.is_shared = True
         loop.call_soon(self._end_sharing)
 
     def _end_sharing(self) -> None:
-        self.is_just_read = False
+        self.is_shared = False
+
+    def is_just_read(self, at: float) -> bool:
+        """Whether it was read in this turn, `at` being now. A turn may be long, or be another loop's, or never end."""
+        return self.is_shared and at - self.at < SHARED_SECONDS
 
     def doubt(self) -> None:
         """Have the store's row read before this is believed again; an outage of the store is bridged with it."""

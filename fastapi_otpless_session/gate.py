@@ -75,8 +75,9 @@ class _Places:
                 return
             is_known = first < first_stranger
             waiter = (self._known if is_known else self._strangers).pop()
-            self.take(known=is_known)
-            waiter.set_result(None)
+            if not waiter.done():  # else it was cancelled just now, and has yet to hear of it
+                self.take(known=is_known)
+                waiter.set_result(None)
 
     async def wait(self, *, known: bool) -> None:
         """Wait for a place, and take it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from copy import copy
 from http import HTTPStatus
 from typing import Any
 
@@ -109,7 +108,7 @@ class OtplessSessionMiddleware:
                 raise
             await self._deny(answer(error), request, scope, receive, send)
 
-    async def _refusal(self, scope: Scope, reason: SessionReason) -> Response:
+    async def _refusal(self, scope: Scope, reason: SessionReason) -> ASGIApp:
         """Return the answer to a request whose path needs a session that it does not have."""
         own = None if self._on_refusal is None else await self._restyled(self._on_refusal, scope, refusal(reason))
         return own or _REFUSALS.get(reason) or answer(refusal(reason))
@@ -118,7 +117,7 @@ class OtplessSessionMiddleware:
         return _may_be_open(scope) and _is_open(self._routed(scope), self._routes(scope))
 
     @staticmethod
-    async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> Response | None:
+    async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> ASGIApp | None:
         """Return the application's own answer; None where it has none. A path that is refused is never let through."""
         try:
             own = ask(HTTPConnection(scope), error)
@@ -134,7 +133,7 @@ class OtplessSessionMiddleware:
         return _routes_of(self.app) or _routes_of(scope.get("app"))
 
     async def _deny(
-        self, refused: Response, request: RequestSession, scope: Scope, receive: Receive, send: Send
+        self, refused: ASGIApp, request: RequestSession, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Refuse a handshake: with the answer where the server can send one, else with a close (which is a 403)."""
 
@@ -197,19 +196,26 @@ def _routes_of(app: Any) -> Any:
     return next((inner.routes for inner in _inside(app) if hasattr(inner, "routes")), ())
 
 
-def _challenging(own: Response | None, error: RefusalError) -> Response | None:
+def _challenging(own: Response | None, error: RefusalError) -> ASGIApp | None:
     """Return an application's answer; a 401 with our challenge, if it has none (RFC 9110, section 15.5.2, wants one).
 
-    By that `client.js` knows that a session is over. It goes into a copy: a fault may be answered with the same object.
+    By that `client.js` knows that a session is over. It goes into what is sent, and not into the response: a fault may
+    be answered with the same object.
     """
-    if own is None or own.status_code != HTTPStatus.UNAUTHORIZED or "www-authenticate" in own.headers:
-        return own
     challenge = (error.headers or {}).get("WWW-Authenticate")
-    if challenge is None or error.status_code != HTTPStatus.UNAUTHORIZED:
+    is_lacking = own is not None and own.status_code == error.status_code == HTTPStatus.UNAUTHORIZED
+    if own is None or not is_lacking or challenge is None or "www-authenticate" in own.headers:
         return own
-    marked = copy(own)
-    marked.raw_headers = [*own.raw_headers, (b"www-authenticate", challenge.encode())]
-    return marked
+
+    async def challenged(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_challenging(message: Message) -> None:
+            if "headers" in message:
+                message = {**message, "headers": [*message["headers"], (b"www-authenticate", challenge.encode())]}
+            await send(message)
+
+        await own(scope, receive, send_challenging)
+
+    return challenged
 
 
 def _may_be_open(scope: Mapping[str, Any]) -> bool:

@@ -94,15 +94,15 @@ class Refresher:
 
         Meant to run once a session in a process, in a task of its own.
         """
+        gives_up_at = self._monotonic() + self._timeout
         pending = self._pending.get(row.session_id)
         if pending is not None:
-            kept = await self._keep_pending(pending)
+            kept = await self._wait_for_pending(pending, gives_up_at)
             if not isinstance(kept, Refreshed) or not is_over(kept.row.token_expires_at, await self._store.now()):
                 return kept
             row = kept.row  # it expired while it waited for the store
         if self._monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
             raise NoVerdictError("the last new token of this session was over as it came; a clock may be wrong")
-        gives_up_at = self._monotonic() + self._timeout
         for pause in _pauses():
             led = await self._try_to_lead(row, gives_up_at, ahead)
             outcome = self._theirs(row, await self._store.get(row.session_id)) if led is None else led
@@ -139,7 +139,7 @@ class Refresher:
         """Return what another worker made of the session, or None where it is still at it."""
         if row is None or row.state is State.ENDED:
             return ended_reason(row)
-        if row.generation == before.generation:
+        if row.generation == before.generation and row.created_at == before.created_at:
             return None
         return self._current(row)
 
@@ -241,19 +241,26 @@ class Refresher:
     async def _keep(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a new pair. What cannot be now is put off, and tried behind the request.
 
-        Where it is the store that fails, the request is served with it.
+        Where it is the store that fails, the request is served with it. Not where the store has refused it: then the
+        session may have ended.
         """
         try:
-            return await self._commit(new)
+            committed = await self._store.commit(new.lease, new.rotation)
+        except StoreError as error:
+            await self._put_off(new, error)
+            kept = replace(new.row, token_expires_at=new.rotation.token_expires_at, validated_at=new.at)
+            return Refreshed(kept, new.pair.session_token, committed=False)
+        try:
+            return await self._kept(new, committed)
         except NoVerdictError as error:
-            label = telemetry.session_label(new.row.session_id)
-            telemetry.logger.warning("Commit for %s put off: %s", label, error)
-            self._pending[new.row.session_id] = new
-            await self._behind(("commit", new.row.session_id, new.lease.fence), lambda: self._keep_later(new))
-            if not isinstance(error, StoreError):
-                raise
-        kept = replace(new.row, token_expires_at=new.rotation.token_expires_at, validated_at=new.at)
-        return Refreshed(kept, new.pair.session_token, committed=False)
+            await self._put_off(new, error)
+            raise
+
+    async def _put_off(self, new: _Rotated, error: NoVerdictError) -> None:
+        label = telemetry.session_label(new.row.session_id)
+        telemetry.logger.warning("Commit for %s put off: %s", label, error)
+        self._pending[new.row.session_id] = new
+        await self._behind(("commit", new.row.session_id, new.lease.fence), lambda: self._keep_later(new))
 
     async def _keep_later(self, new: _Rotated) -> None:
         """Keep the lease, and try the commit until there is an answer."""
@@ -268,19 +275,31 @@ class Refresher:
         label = telemetry.session_label(new.row.session_id)
         telemetry.logger.error("Commit for %s: given up until its next refresh", label)
 
+    async def _wait_for_pending(self, new: _Rotated, gives_up_at: float) -> Refreshed | SessionReason:
+        """Commit a pair that was put off; while another worker has the lease, wait for what comes of that."""
+        for pause in _pauses():
+            try:
+                return await self._keep_pending(new)
+            except StoreError:
+                raise
+            except NoVerdictError:
+                if self._monotonic() + pause > gives_up_at:
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError  # the pauses have no end
+
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a pair whose commit was put off. Raises `NoVerdictError`; then it stays put off."""
-        outcome = await self._commit(new)
+        outcome = await self._kept(new, await self._store.commit(new.lease, new.rotation))
         if self._pending.get(new.row.session_id) is new:
             del self._pending[new.row.session_id]
         return outcome
 
-    async def _commit(self, new: _Rotated) -> Refreshed | SessionReason:
-        """Commit a pair, or say what came of its session meanwhile.
+    async def _kept(self, new: _Rotated, committed: SessionRow | None) -> Refreshed | SessionReason:
+        """Say what came of a commit. A refused fence: the session ended meanwhile, or somebody else has the lease.
 
-        Raises `StoreError`, and `NoVerdictError` where another worker has the lease and may yet come to something.
+        Raises `StoreError`, and `NoVerdictError` where another worker may yet come to something.
         """
-        committed = await self._store.commit(new.lease, new.rotation)
         if committed is None:
             outcome = self._theirs(new.row, await self._store.get(new.row.session_id))
             if outcome is not None:
@@ -297,9 +316,15 @@ class Refresher:
         """
         owner = secrets.token_hex(16)
         lease = await self._store.take_lease(new.row.session_id, new.row.generation, owner, self._lease_seconds)
-        committed = None if lease is None else await self._store.commit(lease, new.rotation)
-        if committed is None:
+        if lease is None:
             raise NoVerdictError("the lease was lost during the call")
+        try:
+            committed = await self._store.commit(lease, new.rotation)
+        except StoreError:
+            await self._release(lease, answer_lost=False)
+            raise
+        if committed is None:
+            raise NoVerdictError("the lease was lost once more")
         return committed
 
     async def _discard(self, new: _Rotated) -> None:

@@ -156,7 +156,7 @@ class Resolver:
         if copy is None or copy.row.session_id != session.id or session.id in self._endings.over:
             return None
         at = self._monotonic()
-        if not copy.is_just_read:
+        if not copy.is_just_read(at):
             if self._unchanged_at(digest, copy, at) is None:
                 return None
             copy.share_reading(asyncio.get_running_loop())

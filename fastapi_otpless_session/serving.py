@@ -13,7 +13,7 @@ from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import OtplessSessions
 from fastapi_otpless_session.transport import Transport, is_preflight
 
-Refuse = Callable[[Scope, SessionReason], Awaitable[Response]]
+Refuse = Callable[[Scope, SessionReason], Awaitable[ASGIApp]]
 """Returns the answer to a request whose path needs a session that it does not have."""
 
 

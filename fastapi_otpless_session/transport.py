@@ -361,7 +361,7 @@ def add_to_list(headers: Headers, name: bytes, items: Iterable[str]) -> None:
 
 def forbid_storing(headers: Headers) -> None:
     """Replace what a response's headers say of storing by `no-store`."""
-    kept = [pair for pair in headers if not _is_about_storing(pair[0])]
+    kept = [pair for pair in headers if not _is_about_storing(bytes(pair[0]))]
     said = "no-store"
     if len(kept) < len(headers):  # seldom, and to look twice would cost a herd more than all else here
         said = ", ".join([said, *_not_about_storing(headers)])

@@ -1352,3 +1352,36 @@ def test_one_client_serves_event_loops_in_several_threads(backend: Backend) -> N
     for thread in threads:
         thread.join()
     assert verdicts == [Verdict.VALID] * 5 * THREADS
+
+
+class Leaving:
+    """A sender that answers just after somebody who waits for a place has given up."""
+
+    def __init__(self) -> None:
+        self.leaves: asyncio.Task[Verdict] | None = None
+        self.may_answer = asyncio.Event()
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:  # noqa: ARG002 - as fast as it may
+        await self.may_answer.wait()
+        if self.leaves is not None:
+            self.leaves.cancel()
+        return Answer(200, {}, b'{"success": true}')
+
+    async def open(self) -> None:
+        """Nothing to make."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def test_whoever_gives_up_in_the_moment_that_a_place_gets_free_takes_it_from_nobody() -> None:
+    http = Leaving()
+    client = OtplessClient(settings_for(max_upstream=1), http=http)
+    first, leaves, last = [asyncio.create_task(client.validate_session("a.b.c")) for _ in range(3)]
+    await settle()
+    http.leaves = leaves
+    http.may_answer.set()
+    assert await first is Verdict.VALID
+    assert await last is Verdict.VALID
+    assert leaves.cancelled()
+    assert await client.validate_session("a.b.c") is Verdict.VALID

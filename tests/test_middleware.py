@@ -484,6 +484,17 @@ def test_a_401_of_on_refusal_says_whose_it_is(
     assert (answer.status_code, answer.headers.get("www-authenticate")) == (status, challenge)
 
 
+def test_an_answer_of_on_refusal_keeps_what_it_says_of_itself_when_it_is_sent(
+    make_world: Callable[..., World], tmp_path: Path
+) -> None:
+    page = tmp_path / "login.html"
+    page.write_text("Please sign in")
+    on_refusal = {"on_refusal": lambda *_: FileResponse(page, 401)}
+    answer = make_world(required_paths="/public", middleware=on_refusal).get("/public")
+    assert (answer.status_code, answer.text) == (401, "Please sign in")
+    assert {"www-authenticate", "content-length", "etag", "last-modified"} <= answer.headers.keys()
+
+
 def test_a_fault_that_on_refusal_makes_a_401_does_not_look_like_the_end_of_a_session(
     make_world: Callable[..., World],
 ) -> None:

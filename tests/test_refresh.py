@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -618,6 +619,72 @@ async def test_a_pair_that_comes_after_its_lease_was_lost_is_kept_unless_there_i
     await close(stores)
 
 
+async def test_a_sign_out_elsewhere_during_a_refresh_holds_though_the_store_fails_then(
+    tmp_path: Path, clock: Clock
+) -> None:
+    emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
+    emulator.set_latency("get-new-session-token", 0.1)
+    failing = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
+    stores = [failing, *files(tmp_path, clock, 1)]
+    async with Workers(emulator, clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        refreshing = asyncio.create_task(here.resolve(world.token))
+        await _called(emulator)
+        failing.fail("get")
+        await there.sign_out(world.token)
+        assert await refreshing is SessionReason.UNAVAILABLE
+        failing.fail()
+        assert await here.resolve(world.token) is SessionReason.REVOKED
+    await close(stores)
+
+
+async def test_with_a_pair_put_off_a_worker_still_waits_for_what_another_makes_of_the_session(
+    tmp_path: Path, clock: Clock
+) -> None:
+    emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
+    emulator.set_latency("get-new-session-token", 0.1)
+    stores = files(tmp_path, clock, 2)
+    async with Workers(emulator, clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        first = asyncio.create_task(here.resolve(world.token))
+        await _called(emulator)
+        clock.advance(60)
+        emulator.set_latency("get-new-session-token", 0.3)
+        theirs = asyncio.create_task(there.resolve(world.token))
+        await until(lambda: emulator.count("get-new-session-token") == 2)
+        assert await first is SessionReason.UNAVAILABLE
+        ours = await here.resolve(world.token)
+        assert isinstance(ours, Session)
+        newest = await theirs
+        assert isinstance(newest, Session)
+        assert ours.token == newest.token
+        assert emulator.count("get-new-session-token") == 2
+    await close(stores)
+
+
+async def test_a_pair_that_was_put_off_in_a_sessions_former_life_is_none_of_the_new_ones(clock: Clock) -> None:
+    emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        worker = world.workers[0]
+        clock.advance(DAY + 1)
+        store.fail("commit", "renew_lease")
+        assert isinstance(await worker.resolve(world.token), Session)
+        row = await store.get(world.session_id)
+        assert row is not None
+        await store._write(lambda db: db.execute("DELETE FROM sessions").rowcount)
+        anew = replace(row, created_at=clock(), lease_owner=None, lease_until=0.0, fence=0)
+        assert await store.create(anew, b"t" * 32, b"r" * 32) is None
+        store.fail()
+        await worker.resolve(world.token)
+        await worker.close()
+        found = await store.get(world.session_id)
+        assert found is not None
+        assert (found.generation, found.session_token) == (1, anew.session_token)
+    await store.close()
+
+
 async def test_a_sign_out_in_a_refresh_holds_though_the_new_pair_cannot_be_noted(clock: Clock) -> None:
     emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
     emulator.set_latency("get-new-session-token", 0.05)
@@ -633,6 +700,23 @@ async def test_a_sign_out_in_a_refresh_holds_though_the_new_pair_cannot_be_noted
         await world.workers[0].close()
         assert emulator.session(world.session_id).revoked
     await store.close()
+
+
+async def test_a_look_that_a_herd_shares_is_no_older_than_a_moment(tmp_path: Path, clock: Clock) -> None:
+    """Who are woken together share a look at their row; not for as long as a busy event loop takes for them all."""
+    stores = files(tmp_path, clock, 2)
+    async with Workers(Emulator(STRICT, clock=clock), clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        session = await here.resolve(world.token)
+        assert isinstance(session, Session)
+        assert here.remaining_life(session) is not None
+        elsewhere = Thread(target=lambda: asyncio.run(there.sign_out(session.token.get_secret_value())))
+        elsewhere.start()
+        elsewhere.join()  # this event loop's turn takes that long
+        clock.advance(1)
+        assert here.remaining_life(session) is None
+    await close(stores)
 
 
 async def test_what_only_notes_something_may_fail_without_anybody_noticing(clock: Clock) -> None:
