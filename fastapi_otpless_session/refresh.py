@@ -277,7 +277,9 @@ class Refresher:
 
     async def _wait_for_pending(self, new: _Rotated, gives_up_at: float) -> Refreshed | SessionReason:
         """Commit a pair that was put off; while another worker has the lease, wait for what comes of that."""
-        for pause in _pauses():
+        pauses = _pauses()
+        while True:
+            pause = next(pauses)
             try:
                 return await self._keep_pending(new)
             except StoreError:
@@ -286,7 +288,6 @@ class Refresher:
                 if self._monotonic() + pause > gives_up_at:
                     raise
             await asyncio.sleep(pause)
-        raise AssertionError  # the pauses have no end
 
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a pair whose commit was put off. Raises `NoVerdictError`; then it stays put off."""
