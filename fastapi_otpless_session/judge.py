@@ -208,6 +208,8 @@ class Judge:
                 raise
             # What was under way was for nobody; this one needs it.
             outcome = await self._shared_refresh(("needed refresh", row.session_id), row, ahead)
+        if isinstance(outcome, Refreshed) and self.refused.covers(outcome.row):  # another worker's, and dead by now
+            outcome = await self._shared_refresh(("refresh", row.session_id), outcome.row, ahead)
         if outcome is SessionReason.INVALID:  # unreadable here, which says nothing about the session
             return SessionReason.EXPIRED
         if isinstance(outcome, SessionReason):

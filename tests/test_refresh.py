@@ -32,7 +32,7 @@ from fastapi_otpless_session import (
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.stores.base import SessionRow, State
+from fastapi_otpless_session.stores.base import Lease, SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.tokens import new_key
 
@@ -555,6 +555,43 @@ async def test_a_commit_that_the_store_fails_is_made_up_for_behind_the_request(c
         assert again.refreshed
         assert emulator.count("get-new-session-token") == 1
     await store.close()
+
+
+class HaltingStore(SqliteStore):
+    """A real store on which a lease is not to be had before it is let go."""
+
+    def __init__(self, path: str, clock: Clock) -> None:
+        super().__init__(path, clock=clock)
+        self.goes_on = asyncio.Event()
+
+    async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
+        if generation == 1:
+            await self.goes_on.wait()
+        return await super().take_lease(session_id, generation, owner, seconds)
+
+
+async def test_what_another_worker_got_meanwhile_is_not_served_where_otpless_has_refused_it_since(
+    tmp_path: Path, clock: Clock
+) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    halting = HaltingStore(str(tmp_path / "sessions.db"), clock)
+    stores = [halting, *files(tmp_path, clock, 1)]
+    async with Workers(emulator, clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        slow = asyncio.create_task(here.resolve(world.token))
+        await settle()
+        theirs = await there.resolve(world.token)
+        assert isinstance(theirs, Session)
+        emulator.add_fault(Fault("status", path="validate-session", status=200, body=b'{"success": false}', times=1))
+        refused = asyncio.create_task(here.resolve(theirs.token.get_secret_value(), max_age=0))
+        await until(lambda: emulator.count("validate-session") == 1)
+        await settle()
+        halting.goes_on.set()
+        for outcome in await asyncio.gather(slow, refused):
+            assert isinstance(outcome, Session)
+            assert outcome.token != theirs.token
+    await close(stores)
 
 
 async def test_a_pair_whose_commit_was_put_off_is_not_overtaken_when_the_lease_lapses(clock: Clock) -> None:
