@@ -95,30 +95,49 @@ class Refresher:
         Meant to run once a session in a process, in a task of its own.
         """
         gives_up_at = self._monotonic() + self._timeout
-        pending = self._pending.get(row.session_id)
-        if pending is not None:
-            kept = await self._wait_for_pending(pending, gives_up_at)
-            if not isinstance(kept, Refreshed) or not is_over(kept.row.token_expires_at, await self._store.now()):
-                return kept
-            row = kept.row  # it expired while it waited for the store
-        if self._monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
-            raise NoVerdictError("the last new token of this session was over as it came; a clock may be wrong")
         for pause in _pauses():
-            led = await self._try_to_lead(row, gives_up_at, ahead)
-            outcome = self._theirs(row, await self._store.get(row.session_id)) if led is None else led
-            newer = _to_be_refreshed(outcome)
-            if newer is not None:
-                row = newer
+            outcome = await self._attempt(row, gives_up_at, ahead)
+            if isinstance(outcome, SessionRow):
+                row = outcome
                 continue
-            if isinstance(outcome, Refreshed | SessionReason):
-                if led is None:
-                    telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=named(outcome)))
+            if outcome is not None:
                 return outcome
             if self._monotonic() + pause > gives_up_at:
                 break
             await asyncio.sleep(pause)
         telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=UNAVAILABLE))
         raise NoVerdictError("another worker's refresh of this session takes too long")
+
+    async def _attempt(
+        self, row: SessionRow, gives_up_at: float, ahead: bool
+    ) -> Refreshed | SessionReason | SessionRow | None:
+        """Refresh once. A row: it moved on, and is to be tried anew. None: another worker is at it."""
+        pending = self._pending.get(row.session_id)
+        if pending is not None:
+            return await self._attempt_with(pending, row)
+        if self._monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
+            raise NoVerdictError("the last new token of this session was over as it came; a clock may be wrong")
+        led = await self._try_to_lead(row, gives_up_at, ahead)
+        if led is not None:
+            return _to_be_refreshed(led) or led
+        theirs = self._theirs(row, await self._store.get(row.session_id))
+        newer = _to_be_refreshed(theirs)
+        if newer is None and theirs is not None:
+            telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=named(theirs)))
+        return newer or theirs
+
+    async def _attempt_with(self, pending: _Rotated, row: SessionRow) -> Refreshed | SessionReason | SessionRow | None:
+        """Refresh by a pair that was put off. It may have expired, or be the very one that is to be refreshed."""
+        try:
+            kept = await self._keep_pending(pending)
+        except StoreError:
+            raise
+        except NoVerdictError:
+            return None
+        if not isinstance(kept, Refreshed):
+            return kept
+        is_newer = (kept.row.created_at, kept.row.generation) > (row.created_at, row.generation)
+        return kept if is_newer and not is_over(kept.row.token_expires_at, await self._store.now()) else kept.row
 
     async def _try_to_lead(
         self, row: SessionRow, gives_up_at: float, ahead: bool
@@ -133,7 +152,14 @@ class Refresher:
                 raise NoVerdictError("too many refreshes are under way")
             owner = secrets.token_hex(16)
             lease = await self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
-            return None if lease is None else await self._lead(row, lease, ahead)
+            if lease is None:
+                return None
+            pending = self._pending.get(row.session_id)
+            if pending is None:
+                return await self._lead(row, lease, ahead)
+            # Of another event loop's, put off meanwhile. What it came for is used up.
+            await self._release(lease, answer_lost=False)
+            return row
 
     def _theirs(self, before: SessionRow, row: SessionRow | None) -> Refreshed | SessionReason | None:
         """Return what another worker made of the session, or None where it is still at it."""
@@ -275,25 +301,11 @@ class Refresher:
         label = telemetry.session_label(new.row.session_id)
         telemetry.logger.error("Commit for %s: given up until its next refresh", label)
 
-    async def _wait_for_pending(self, new: _Rotated, gives_up_at: float) -> Refreshed | SessionReason:
-        """Commit a pair that was put off; while another worker has the lease, wait for what comes of that."""
-        pauses = _pauses()
-        while True:
-            pause = next(pauses)
-            try:
-                return await self._keep_pending(new)
-            except StoreError:
-                raise
-            except NoVerdictError:
-                if self._monotonic() + pause > gives_up_at:
-                    raise
-            await asyncio.sleep(pause)
-
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a pair whose commit was put off. Raises `NoVerdictError`; then it stays put off."""
         outcome = await self._kept(new, await self._store.commit(new.lease, new.rotation))
         if self._pending.get(new.row.session_id) is new:
-            del self._pending[new.row.session_id]
+            self._pending.pop(new.row.session_id, None)
         return outcome
 
     async def _kept(self, new: _Rotated, committed: SessionRow | None) -> Refreshed | SessionReason:
@@ -335,7 +347,7 @@ class Refresher:
                 row = await self._store.get(new.row.session_id)
                 if row is None:
                     await self._client.revoke_session(new.pair.session_token)
-                elif row.state is State.ENDED:
+                elif row.state is State.ENDED and row.generation == new.row.generation:  # else there was a newer pair
                     await self._outbox.revoke_pair(row, new.pair)
             except NoVerdictError:
                 await asyncio.sleep(pause)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
@@ -67,11 +68,15 @@ class FailingStore(SqliteStore):
     """A real store whose writes of some kind fail while they are told to, as on a full disk."""
 
     failing: frozenset[str] = frozenset()
+    counted: Counter[str] | None = None
+    """How often each was asked for, where somebody wants to know."""
 
     def fail(self, *names: str) -> None:
         self.failing = frozenset(names)
 
     def _check(self, name: str) -> None:
+        if self.counted is not None:
+            self.counted[name] += 1
         if name in self.failing:
             raise StoreError("disk full")
 

@@ -28,11 +28,12 @@ from fastapi_otpless_session import (
     OtplessSessions,
     Session,
     SessionReason,
+    StoreError,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.signin import OtplessUser
-from fastapi_otpless_session.stores.base import Lease, SessionRow, State
+from fastapi_otpless_session.stores.base import Lease, Rotation, SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.tokens import new_key
 
@@ -719,6 +720,94 @@ async def test_a_pair_that_was_put_off_in_a_sessions_former_life_is_none_of_the_
         found = await store.get(world.session_id)
         assert found is not None
         assert (found.generation, found.session_token) == (1, anew.session_token)
+    await store.close()
+
+
+class ForgetfulStore(FailingStore):
+    """A real store, of which the answer to a commit is lost on the way when it is told so."""
+
+    loses_answers = False
+
+    async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
+        committed = await super().commit(lease, rotation)
+        if self.loses_answers:
+            raise StoreError("the connection is gone")
+        return committed
+
+
+async def test_a_pair_put_off_that_otpless_refuses_by_now_is_not_served(tmp_path: Path, clock: Clock) -> None:
+    """It had been committed, in truth; another worker handed it out, and its session was revoked at OTPLESS."""
+    emulator = Emulator(STRICT, clock=clock)
+    store = ForgetfulStore(str(tmp_path / "sessions.db"), clock=clock)
+    stores = [store, *files(tmp_path, clock, 1)]
+    async with Workers(emulator, clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        store.loses_answers = True
+        store.fail("renew_lease")
+        assert isinstance(await here.resolve(world.token), Session)
+        newest = await there.resolve(world.token)
+        assert isinstance(newest, Session)
+        store.loses_answers = False
+        emulator.revoke(world.session_id)
+        assert await here.resolve(newest.token.get_secret_value(), max_age=0) is SessionReason.EXPIRED
+    await close(stores)
+
+
+async def test_a_pair_put_off_does_not_take_the_place_of_a_newer_one_in_an_ended_row(
+    tmp_path: Path, clock: Clock
+) -> None:
+    emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
+    store = ForgetfulStore(str(tmp_path / "sessions.db"), clock=clock)
+    stores = [store, *files(tmp_path, clock, 1)]
+    async with Workers(emulator, clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        store.loses_answers = True
+        store.fail("renew_lease")
+        assert isinstance(await here.resolve(world.token), Session)
+        second = await there.resolve(world.token)
+        assert isinstance(second, Session)
+        clock.advance(DAY + 1)
+        third = await there.resolve(second.token.get_secret_value())
+        assert isinstance(third, Session)
+        emulator.add_fault(Fault("status", path="revoke-session", status=500))
+        await there.sign_out(third.token.get_secret_value())
+        ended = await stores[1].get(world.session_id)
+        store.loses_answers = False
+        store.fail()
+        assert await here.resolve(world.token) is SessionReason.REVOKED
+        await here.close()
+        found = await stores[1].get(world.session_id)
+        assert ended is not None
+        assert found is not None
+        assert found.session_token == ended.session_token
+    await close(stores)
+
+
+async def test_an_event_loop_does_not_ask_for_what_another_of_its_worker_has_put_off(clock: Clock) -> None:
+    """It waits for the lease meanwhile, and gets it once that lapses: the refresh token is used up by then."""
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    emulator.set_latency("get-new-session-token", 0.2)
+    async with Workers(emulator, clock, [store]) as world:
+        worker, asked = world.workers[0], Counter[str]()
+        clock.advance(DAY + 1)
+        first = asyncio.create_task(worker.resolve(world.token))
+        await _called(emulator)
+        clock.advance(8)
+        store.counted = asked
+        outcomes: list[Any] = []
+        other = Thread(target=lambda: outcomes.append(asyncio.run(worker.resolve(world.token))))
+        other.start()
+        await until(lambda: asked["take_lease"] > 0)
+        store.fail("commit", "renew_lease")
+        assert isinstance(await first, Session)
+        clock.advance(8)
+        await until(lambda: not other.is_alive())
+        assert emulator.count("get-new-session-token") == 1
+        assert not emulator.session(world.session_id).revoked
+        store.fail()
+        assert isinstance(await worker.resolve(world.token), Session)
     await store.close()
 
 
