@@ -86,7 +86,7 @@ class Judge:
         how = freshness(now - row.validated_at, self._settings, max_age=max_age, behind=behind)
         if how is Freshness.FRESH:
             if behind and self._is_to_be_refreshed_ahead(current):
-                await self._background.start(("ahead", row.session_id), lambda: self._refresh_ahead(current))
+                await self._start_refresh_ahead(current)
             return current
         if how is Freshness.AGING:
             await self._background.start(("behind", row.session_id), lambda: self._revalidate(current))
@@ -102,6 +102,8 @@ class Judge:
             return current._replace(stale=True)
         if verdict is not Verdict.VALID:
             return None
+        if behind and self._is_to_be_refreshed_ahead(current):
+            await self._start_refresh_ahead(current)
         if not self._is_worth_noting(current):
             return Current(row, current.token, current.claims, now, now, current.refreshed)
         return current._replace(row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
@@ -167,9 +169,14 @@ class Judge:
         try:
             if await self._ask(current) is not Verdict.VALID:
                 await self._refresh_behind(current)
+            elif self._is_to_be_refreshed_ahead(current):
+                await self._refresh_ahead(current)
         except NoVerdictError as error:
             telemetry.logger.info("Behind a request: %s", error)
         self._doubt(current.token)  # the row has moved on
+
+    async def _start_refresh_ahead(self, current: Current) -> None:
+        await self._background.start(("ahead", current.row.session_id), lambda: self._refresh_ahead(current))
 
     async def _refresh_ahead(self, current: Current) -> None:
         """Refresh behind the request what is good for a while yet. A refusal ends nothing before that."""

@@ -234,7 +234,7 @@ class Refresher:
     async def _with_time_left(self, lease: Lease) -> tuple[Lease, float]:
         """Make sure that the lease outlives the call that is about to be made. Return it, and the store's time."""
         now = await self._store.now()
-        if lease.until - now >= self._timeout:
+        if self._timeout <= lease.until - now <= self._lease_seconds:  # more: the clock was set back, and says nothing
             return lease, now
         renewed = await self._store.renew_lease(lease, self._lease_seconds)
         if renewed is None:

@@ -27,7 +27,7 @@ from fastapi_otpless_session.errors import (
     SessionUnavailableError,
 )
 from fastapi_otpless_session.script import SCRIPT_PATH, client_script
-from fastapi_otpless_session.secured import Secured
+from fastapi_otpless_session.secured import OPTIONAL_SECURITY, Secured
 from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.transport import COOKIE, SAFE_METHODS, Channel
@@ -114,12 +114,8 @@ def _refusals(**whys: str) -> dict[int | str, dict[str, Any]]:
     return {int(status[1:]): {"model": RefusalBody, "description": why} for status, why in whys.items()}
 
 
-_ALL = _refusals(
-    _400="Credentials that disagree",
-    _401="No session",
-    _403="From another site",
-    _503="No verdict now; try again",
-)
+_ALL = _refusals(_403="From another site", _503="No verdict now; try again")
+_NEEDS_SESSION = _refusals(_400="Credentials that disagree", _401="No session")
 _SIGN_IN = _refusals(
     _401="The sign-in could not be verified",
     _413="Larger than 16 KiB",
@@ -155,11 +151,21 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
         responses=_ALL,
         default_response_class=JSONResponse,  # said here, or it would be the application's, which may be HTML
     )
-    router.get("/session", dependencies=[Depends(_required), Depends(_unstored)])(read_session)
-    router.get("/sessions", dependencies=[Depends(_unstored)])(list_sessions)
-    router.add_api_route("/logout", logout, methods=["POST"], status_code=204, route_class_override=OpenRoute)
-    router.post("/logout-all", status_code=204)(logout_all)
-    router.delete("/sessions/{session_id}", status_code=204, responses=_refusals(_404="None of yours"))(end_session)
+    router.get("/session", dependencies=[Depends(_required), Depends(_unstored)], responses=_NEEDS_SESSION)(
+        read_session
+    )
+    router.get("/sessions", dependencies=[Depends(_unstored)], responses=_NEEDS_SESSION)(list_sessions)
+    router.add_api_route(
+        "/logout",
+        logout,
+        methods=["POST"],
+        status_code=204,
+        route_class_override=OpenRoute,
+        openapi_extra={"security": OPTIONAL_SECURITY},
+    )
+    router.post("/logout-all", status_code=204, responses=_NEEDS_SESSION)(logout_all)
+    gone = {**_NEEDS_SESSION, **_refusals(_404="None of yours")}
+    router.delete("/sessions/{session_id}", status_code=204, responses=gone)(end_session)
     router.add_api_route(
         SCRIPT_PATH, read_client_script, methods=["GET"], include_in_schema=False, route_class_override=OpenRoute
     )

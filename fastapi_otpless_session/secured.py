@@ -64,3 +64,13 @@ class Secured(SecurityDependency, Generic[T]):
     ) -> T:
         """Return what `ask` does."""
         return await self._ask(connection)
+
+
+_NO_SCOPES: list[str] = []
+OPTIONAL_SECURITY: list[dict[str, list[str]]] = [
+    {Secured.scheme_name: _NO_SCOPES},
+    {_header.scheme_name: _NO_SCOPES},
+    {_cookie.scheme_name: _NO_SCOPES},
+    {},
+]
+"""What OpenAPI is to say of a route that takes a token and needs none: what is not said there is not sent by /docs."""

@@ -131,24 +131,33 @@ def test_a_workers_own_copy_is_believed_for_the_store_ttl(make_world: Callable[.
     assert world.get("/orders").status_code == 401
 
 
-def test_a_token_near_its_end_is_refreshed_behind_the_request(world: World) -> None:
+@pytest.mark.parametrize("pause", [10, 45, 70], ids=["fresh", "aging", "too-old"])
+@pytest.mark.parametrize("validation_ttl", [0, 30])
+def test_a_token_near_its_end_is_refreshed_behind_the_request(
+    make_world: Callable[..., World], pause: float, validation_ttl: float
+) -> None:
+    """However seldom somebody comes, and whether OTPLESS has to be asked first."""
+    world = make_world(validation_ttl=validation_ttl)
     world.sign_in()
-    world.clock.advance(86_400 * 0.976)
+    world.clock.advance(DAY * 0.94)
     assert world.get("/orders").status_code == 200
-    world.clock.advance(10)
-    world.get("/orders")
     world.get("/public")
-    assert world.get("/orders").json()["refreshed"] is True
-    assert world.emulator.count("get-new-session-token") == 1
+    assert world.emulator.count(REFRESHES) == 0
+    world.clock.advance(DAY * 0.036 - pause)
+    swapped = []
+    for _ in range(3):
+        world.clock.advance(pause)
+        swapped.append(world.get("/orders").json()["refreshed"])
+        world.get("/public")  # lets the loop run
+    assert swapped == [False, True, False]
+    assert world.emulator.count(REFRESHES) == 1
 
 
 def near_its_end(world: World) -> dict[str, Any]:
     """Sign somebody in whose token is in the last part of its life, and cannot be refreshed."""
     user = world.sign_in()
-    world.clock.advance(DAY * 0.976)
-    assert world.get("/orders").status_code == 200
     world.emulator.kill_refresh(world.session_id(user))
-    world.clock.advance(10)
+    world.clock.advance(DAY * 0.976)
     return user
 
 

@@ -74,11 +74,22 @@ def operations(address: str) -> list[APIOperation[Any, Any, Any, Any]]:
 def test_the_schema_lists_every_route_that_answers_with_json_and_every_refusal(shop: tuple[str, Emulator]) -> None:
     found = {operation.label: operation.definition.raw["responses"] for operation in operations(shop[0])}
     assert set(found) == OPERATIONS
-    assert all({"400", "401", "403", "503"} <= set(responses) for responses in found.values())
+    assert all({"403", "503"} <= set(responses) for responses in found.values())
+    without = {"POST /auth/login", "POST /auth/logout"}  # where it makes no difference what was presented
+    assert all({"400", "401"} <= set(found[label]) for label in OPERATIONS - without)
+    assert {"400", "401"}.isdisjoint(found["POST /auth/logout"])
+    assert "400" not in found["POST /auth/login"]
     assert {"413", "415", "422", "500"} <= set(found["POST /auth/login"])
     assert "404" in found["DELETE /auth/sessions/{session_id}"]
     assert {"201", "404"} <= set(found["POST /api/orders/{product_id}"])
     assert {"204", "404", "502"} <= set(found["POST /demo/expire"])
+
+
+def test_the_schema_has_clients_send_a_token_to_the_sign_out(shop: tuple[str, Emulator]) -> None:
+    schemes = {operation.label: operation.definition.raw.get("security") for operation in operations(shop[0])}
+    needed = schemes["GET /auth/session"]
+    assert needed
+    assert schemes["POST /auth/logout"] == [*needed, {}]
 
 
 def test_an_order_is_answered_as_the_schema_says(shop: tuple[str, Emulator]) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -147,12 +148,15 @@ class RedisStore:
         await self.now()
 
     async def close(self) -> None:
-        """Close the running event loop's connections, having made up for what can be."""
-        left, before = len(self._incomplete.keys), 0
-        while 0 < left != before:
-            await self._make_up()
-            left, before = len(self._incomplete.keys), left
-        await self._links.close()
+        """Close the running event loop's connections, having made up for what can be in a few seconds."""
+        names = [name for name, _ in self._incomplete.items()]
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    for start in range(0, len(names), MADE_UP_AT_ONCE):
+                        await self._make_up(names[start : start + MADE_UP_AT_ONCE])
+        finally:
+            await self._links.close()
 
     async def dangers(self) -> Mapping[str, str]:
         """Return what `open` warns of, of a server, any one of a Cluster's: dangers, each under the setting without it.
@@ -270,13 +274,20 @@ class RedisStore:
         return not failures
 
     async def _pay(self, kept: _Kept) -> None:
-        """Write what a commit could not, without undoing what others wrote since. Raises `StoreError`."""
+        """Write what a commit could not, without undoing what others wrote since.
+
+        Raises `StoreError` where the newest session token's entry cannot be written. What is known here to be missing
+        beside that is left to housekeeping: a server that is away would keep each request waiting.
+        """
         row = kept.row
         if not kept.owes or row.state is State.ENDED:
             return
-        if not await self._is_led_to(row, *(self._keep_entries(each, row, anew=True) for each in kept.lineage)):
-            raise StoreError("Redis: what leads to a session's newest token cannot be written now")
-        await self._run(lua.PAID, self._row_key(row.session_id), kept.digests)
+        digest, entry = next(kept.lineage[-1].entries(row.session_id))
+        await self._hint(digest, entry, row, is_new=True)
+        if row.session_id in self._incomplete.keys:
+            return
+        if await self._is_led_to(row, *(self._keep_entries(each, row, anew=True) for each in kept.lineage)):
+            await self._run(lua.PAID, self._row_key(row.session_id), kept.digests)
 
     async def confirm(self, row: SessionRow, grace: float) -> None:
         """Note that the client has the row's generation, and forget the digests of those that have no grace left."""
@@ -344,7 +355,7 @@ class RedisStore:
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due, having made up for what could not be written."""
-        await self._make_up()
+        await self._make_up([name for name, _ in self._incomplete.items()[:MADE_UP_AT_ONCE]])
         held, due = await self._run(lua.CLAIM_DUE, self._key("due"), str(limit), _number(hold))
         claimed = await asyncio.gather(*(self._claim_if_possible(name.decode(), held, hold) for name in due))
         return [row for row in claimed if row is not None]
@@ -488,9 +499,9 @@ class RedisStore:
             self._incomplete.put(session_id, True)
             logger.warning("The outbox hears of a sign-out later: %s", error)
 
-    async def _make_up(self) -> None:
+    async def _make_up(self, session_ids: Iterable[str]) -> None:
         """Make up for what could not be written; what still cannot, another time, behind the others."""
-        await asyncio.gather(*(self._complete(name) for name, _ in self._incomplete.items()[:MADE_UP_AT_ONCE]))
+        await asyncio.gather(*map(self._complete, session_ids))
 
     async def _complete(self, session_id: str) -> None:
         """Write what a session's row tells that there has to be."""
