@@ -554,6 +554,28 @@ async def test_what_a_commit_could_not_write_is_made_up_for_by_housekeeping(apar
     await assert_all_leads_to(apart, row)
 
 
+LIST_APART = next(
+    name
+    for name in map(str, range(1000))
+    if node_of("user:MO-1")
+    not in {node_of(f"session:{name}"), *(node_of(token_key(name, generation)) for generation in (1, 2))}
+)
+
+
+async def test_a_row_is_to_be_had_as_long_as_its_newest_token_is_found_whatever_else_could_not_be_written(
+    apart: Subject, maimed: Maimed, redis_cluster: RedisCluster
+) -> None:
+    await apart.sign_in(LIST_APART)
+    maimed.lose("user:MO-1")
+    await apart.rotate(LIST_APART)
+    async with opened(redis_cluster.url) as other:
+        for each in (apart, other):
+            row = await each.store.get(LIST_APART)
+            assert row is not None
+            assert row.generation == 2
+            assert await each.store.find(token_digest(LIST_APART, 2)) is not None
+
+
 async def test_a_sign_in_again_gives_nobody_a_token_that_could_not_be_found(apart: Subject, maimed: Maimed) -> None:
     row = await refreshed_without_the_index(apart, maimed)
     maimed.mend()
