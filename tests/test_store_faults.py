@@ -316,7 +316,8 @@ class Networked(Backend):
             cut = proxy.cut_before if moment == "cut_before" else proxy.cut_after
             cut(marker, REQUEST)
         yield
-        assert self._resets() == before + 1, "the step was never taken"
+        # A client may reset more: what it shares a node with that it gives up on.
+        assert self._resets() > before, "the step was never taken"
         self.recover()
 
     def _resets(self) -> int:
