@@ -55,7 +55,7 @@ class Judge:
         self._copies = copies
         self._digest = digest
         self._patience = core.settings.refresh_timeout + LANDING_SECONDS
-        self.refused = Refusals()
+        self.refused: Refusals = Refusals()
         """What OTPLESS said no to. A refresh that gets no answer leaves that as it is."""
         self._refused_ahead = Refusals()
         """What OTPLESS did not replace before it was dead. It is not asked to again."""
