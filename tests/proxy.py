@@ -69,6 +69,8 @@ class Counts:
 
     connections: int = 0
     resets: int = 0
+    cuts: int = 0
+    """Resets by a trap: others may come of them, or of clients that leave."""
     bytes: dict[Direction, int] = field(default_factory=lambda: {REQUEST: 0, ANSWER: 0})
 
 
@@ -229,13 +231,17 @@ class Proxy:
         await asyncio.sleep(self._faults.delay.get(direction, 0))
         trap = self._spring_trap(chunk, direction)
         if (direction is ANSWER and connection.answer_is_lost) or (trap and not trap.delivers):
-            raise CutError
+            raise self._cut_off()
         if trap and direction is REQUEST:
             connection.answer_is_lost = True
         for piece in self._pieces(chunk):
             await self._send(piece, connection, direction)
         if trap and direction is ANSWER:
-            raise CutError
+            raise self._cut_off()
+
+    def _cut_off(self) -> CutError:
+        self.counts.cuts += 1
+        return CutError()
 
     def _spring_trap(self, chunk: bytes, direction: Direction) -> Trap | None:
         trap = self._faults.trap

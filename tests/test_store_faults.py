@@ -310,18 +310,17 @@ class Networked(Backend):
     @contextmanager
     def cut_off(self, step: Step, moment: Moment) -> Iterator[None]:
         """Reset the connection once, when a step's request comes by: before it arrives, or in place of its answer."""
-        before, marker = self._resets(), self._marker(step)
+        before, marker = self._cuts(), self._marker(step)
         self._undo.callback(self._restore)
         for proxy in self.proxies:
             cut = proxy.cut_before if moment == "cut_before" else proxy.cut_after
             cut(marker, REQUEST)
         yield
-        # A client may reset more: what it shares a node with that it gives up on.
-        assert self._resets() > before, "the step was never taken"
+        assert self._cuts() == before + 1, "the step was never taken"
         self.recover()
 
-    def _resets(self) -> int:
-        return sum(proxy.counts.resets for proxy in self.proxies)
+    def _cuts(self) -> int:
+        return sum(proxy.counts.cuts for proxy in self.proxies)
 
     def _restore(self) -> None:
         for proxy in self.proxies:
