@@ -21,7 +21,7 @@ from fastapi_otpless_session.testing import use_emulator
 
 NODE = shutil.which("node")
 SCRIPT = "/auth/client.js"
-LARGEST = 12_000
+LARGEST = 10_000
 PAGE = """
 const [address, user] = JSON.parse(process.argv[1]);
 const stored = new Map();
