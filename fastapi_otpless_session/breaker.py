@@ -36,10 +36,14 @@ class Breakers:
 
     What a stranger brings may be the very thing that OTPLESS fails on, and whoever brings it again and again must not
     keep everybody else from OTPLESS. So the first knows nothing of strangers' failures; the second knows all.
+
+    Safe to use from several threads, as event loops have them.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._known, self._strangers = Breaker(clock), Breaker(clock)
+        self._clock = clock
+        self._lock = Lock()
+        self._known, self._strangers = Breaker(clock, self._lock), Breaker(clock, self._lock)
 
     @property
     def is_open(self) -> bool:
@@ -52,14 +56,18 @@ class Breakers:
 
     def succeeded(self, began_at: float) -> None:
         """Take note of a call that OTPLESS answered sensibly; see `Breaker.succeeded`."""
-        self._known.succeeded(began_at)
-        self._strangers.succeeded(began_at)
+        with self._lock:
+            now = self._clock()
+            self._known.succeeded(began_at, now)
+            self._strangers.succeeded(began_at, now)
 
     def failed(self, began_at: float, retry_after: float | None = None, *, known: bool) -> None:
         """Take note of a failed call; see `Breaker.failed`. OTPLESS asks all of us to wait, whoever hears it."""
-        self._strangers.failed(began_at, retry_after)
-        if known or retry_after:
-            self._known.failed(began_at, retry_after)
+        with self._lock:
+            now = self._clock()
+            self._strangers.failed(began_at, now, retry_after)
+            if known or retry_after:
+                self._known.failed(began_at, now, retry_after)
 
 
 @dataclass(slots=True)
@@ -74,12 +82,12 @@ class _Second:
 class Breaker:
     """Opens on 5 failures in a row, or on half of at least 20 calls in 10 s; then lets a probe through each second.
 
-    Safe to use from several threads, as event loops have them.
+    What is noted is noted with the `lock` held.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], lock: Lock) -> None:
         self._clock = clock
-        self._lock = Lock()
+        self._lock = lock
         self._row = 0
         self._window: deque[_Second] = deque()
         self._next_probe: float | None = None
@@ -107,51 +115,49 @@ class Breaker:
                 self._next_probe = self._clock() + PROBE_SECONDS
             return True
 
-    def succeeded(self, began_at: float) -> None:
+    def succeeded(self, began_at: float, now: float) -> None:
         """Take note of a call that OTPLESS answered sensibly.
 
         One that began before this opened is old news: others are under way when OTPLESS asks to be left alone.
         """
-        with self._lock:
-            if self._next_probe is not None:
-                if began_at < self._opened_at:
-                    return
-                self._window.clear()
-                self._recovered_at = self._clock()
-            self._row = 0
+        if self._next_probe is not None:
+            if began_at < self._opened_at:
+                return
+            self._window.clear()
+            self._recovered_at = now
             self._next_probe = None
-            self._remember(ok=True)
+        self._row = 0
+        self._remember(now, ok=True)
 
-    def failed(self, began_at: float, retry_after: float | None = None) -> None:
+    def failed(self, began_at: float, now: float, retry_after: float | None = None) -> None:
         """Take note of a failed call, and of how many seconds OTPLESS asked to be left alone.
 
         One that began before OTPLESS recovered is old news: calls that hung in an outage end seconds after it.
         """
-        with self._lock:
-            if began_at < self._recovered_at:
-                return
-            self._row += 1
-            self._remember(ok=False)
-            if retry_after:
-                self._hold_back(min(retry_after, LONGEST_PAUSE))
-            elif self._row >= FAILURES_IN_A_ROW or self._half_failed():
-                self._hold_back(PROBE_SECONDS)
+        if began_at < self._recovered_at:
+            return
+        self._row += 1
+        self._remember(now, ok=False)
+        if retry_after:
+            self._hold_back(now, min(retry_after, LONGEST_PAUSE))
+        elif self._row >= FAILURES_IN_A_ROW or self._half_failed():
+            self._hold_back(now, PROBE_SECONDS)
 
-    def _remember(self, *, ok: bool) -> None:
-        window, number = self._window, int(self._clock())
+    def _remember(self, now: float, *, ok: bool) -> None:
+        window, number = self._window, int(now)
         if not window or window[-1].number != number:
             window.append(_Second(number))
             while window[0].number <= number - WINDOW_SECONDS:
                 window.popleft()
-        window[-1].calls += 1
-        window[-1].failures += not ok
+        last = window[-1]
+        last.calls += 1
+        last.failures += not ok
 
     def _half_failed(self) -> bool:
         calls = sum(second.calls for second in self._window)
         return calls >= WINDOW_CALLS and 2 * sum(second.failures for second in self._window) >= calls
 
-    def _hold_back(self, seconds: float) -> None:
-        now = self._clock()
+    def _hold_back(self, now: float, seconds: float) -> None:
         if self._next_probe is None or seconds > PROBE_SECONDS:  # a probe that fails makes no other's answer old
             self._opened_at = now
         self._next_probe = max(self._next_probe or 0.0, now + seconds)

@@ -55,19 +55,23 @@ class Calls:
         known: bool = True,
         deadline: float | None = None,
     ) -> T:
-        ends_at = self._monotonic() + (deadline or self._request_timeout)
+        """Make a call once there is a place for it, and return what its answer is read as."""
+        seconds = deadline or self._request_timeout
         breaker = self._breakers.of(known=known)
         try:
             if breaker.refuses():  # at once, rather than after waiting for a place
                 raise _held_back()
-            if not self._gate.enter_at_once(known=known):
-                await self._gate.enter(known=known, deadline=ends_at - self._monotonic())
+            place = self._gate.enter_at_once(known=known)
+            if place is None:
+                ends_at = self._monotonic() + seconds
+                place = await self._gate.enter(known=known, deadline=seconds)
+                seconds = max(0.001, ends_at - self._monotonic())
             try:
                 if not breaker.admit():
                     raise _held_back()
-                return await self.exchange(request, read, max(0.001, ends_at - self._monotonic()), known=known)
+                return await self.exchange(request, read, seconds, known=known)
             finally:
-                self._gate.leave(known=known)
+                place.give_back(known=known)
         except OtplessSessionError as error:
             raise bare(error) from None
 
@@ -75,34 +79,33 @@ class Calls:
         self, request: wire.Request, read: Callable[[wire.Answer], T], deadline: float, *, known: bool | None = None
     ) -> T:
         """Send a request and read its answer, measured. `known`: for whom the breakers hear of it; None: for nobody."""
-        told, started, outcome = self._told[request.url], self._monotonic(), "fault"
+        told, started = self._told[request.url], self._monotonic()
         try:
             with telemetry.span(told.span, told.attributes, SpanKind.CLIENT) as span:
                 answer = await self._http.send(request, deadline=deadline)
                 span.set_attribute("http.response.status_code", answer.status)
                 result = read(answer)
-        except RefusalError:
-            outcome = "answer"
+        except BaseException as error:
+            self._failed(error, told, started, deadline, known)
             raise
-        except UpstreamError as error:
-            outcome = _kind_of(error)
-            if known is not None:
-                self._took_note(error, started, known=known)
-            raise
-        except asyncio.CancelledError:  # where callers give up early, nothing else would tell of an OTPLESS that hangs
-            outcome = "cancelled"
-            if known is not None and self._monotonic() - started >= deadline * SHARE_OF_PATIENCE:
-                self._breakers.failed(started, known=known)
-            raise
-        else:
-            outcome = "answer"
-            return result
-        finally:
-            if known is not None and outcome == "answer":
-                self._breakers.succeeded(started)
-            telemetry.upstream_duration.record(
-                self._monotonic() - started, telemetry.labels(call=told.name, outcome=outcome)
-            )
+        telemetry.upstream_duration.record(self._monotonic() - started, told.answered)
+        if known is not None:
+            self._breakers.succeeded(started)
+        return result
+
+    def _failed(self, error: BaseException, told: _Told, began_at: float, deadline: float, known: bool | None) -> None:
+        """Take note of a call without a result: for the breakers, in the log, and measured."""
+        outcome, seconds = _outcome_of(error), self._monotonic() - began_at
+        telemetry.upstream_duration.record(seconds, telemetry.labels(call=told.name, outcome=outcome))
+        if known is None:
+            return
+        if isinstance(error, UpstreamError):
+            self._took_note(error, began_at, known=known)
+        elif outcome == "answer":
+            self._breakers.succeeded(began_at)
+        elif outcome == "cancelled" and seconds >= deadline * SHARE_OF_PATIENCE:
+            # Where callers give up early, nothing else would tell of an OTPLESS that hangs.
+            self._breakers.failed(began_at, known=known)
 
     def _took_note(self, error: UpstreamError, began_at: float, *, known: bool) -> None:
         if isinstance(error, CredentialsRefusedError):
@@ -122,16 +125,23 @@ class _Told:
     name: str
     span: str
     attributes: Attributes
+    answered: Attributes
 
     @classmethod
     def of(cls, name: str, url: str, method: str = "POST") -> Self:
-        return cls(name, f"otpless {name}", telemetry.call_attributes(method, url))
+        answered = telemetry.labels(call=name, outcome="answer")
+        return cls(name, f"otpless {name}", telemetry.call_attributes(method, url), answered)
 
 
-def _kind_of(error: UpstreamError) -> str:
+def _outcome_of(error: BaseException) -> str:
+    """Name what a call came to that has no result. A refusal is an answer."""
+    if isinstance(error, RefusalError):
+        return "answer"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
     if isinstance(error, CredentialsRefusedError):
         return "credentials"
-    return "unreached" if error.unsent else "fault"
+    return "unreached" if isinstance(error, UpstreamError) and error.unsent else "fault"
 
 
 def _held_back() -> UpstreamError:

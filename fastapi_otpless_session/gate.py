@@ -32,6 +32,10 @@ class _Queue:
         self._waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
 
     @property
+    def is_empty(self) -> bool:
+        return not self._waiters
+
+    @property
     def first(self) -> float:
         """The number of whoever is to be the next; infinite where nobody waits."""
         return next(iter(self._waiters.values()), inf)
@@ -46,7 +50,7 @@ class _Queue:
         return self._waiters.popitem(last=False)[0]
 
 
-class _Places:
+class Places:
     """The places on one event loop: how many are free, for everybody and of those for strangers, and who waits."""
 
     __slots__ = ("_free", "_free_for_strangers", "_known", "_numbers", "_strangers")
@@ -69,6 +73,8 @@ class _Places:
         """Give a place back, for whoever has waited longest of those who may have it."""
         self._free += 1
         self._free_for_strangers += not known
+        if self._known.is_empty and self._strangers.is_empty:  # as a rule
+            return
         while self._free > 0:
             first, first_stranger = self._known.first, self._strangers.first if self._free_for_strangers > 0 else inf
             if first == first_stranger == inf:
@@ -100,27 +106,22 @@ class Gate:
     """
 
     def __init__(self, limit: int) -> None:
-        self._places: PerLoop[_Places] = PerLoop(lambda: _Places(limit))
+        self._places: PerLoop[Places] = PerLoop(lambda: Places(limit))
 
-    def enter_at_once(self, *, known: bool) -> bool:
-        """Take a place where nobody has to be waited for, as a rule; False: `enter`."""
+    def enter_at_once(self, *, known: bool) -> Places | None:
+        """Take a place where nobody has to be waited for, as a rule; None: `enter`. What this returns gets it back."""
         places = self._places.there()
-        return places is not None and places.take(known=known)
+        return places if places is not None and places.take(known=known) else None
 
-    async def enter(self, *, known: bool, deadline: float) -> None:
+    async def enter(self, *, known: bool, deadline: float) -> Places:
         """Take a place. Raises `UpstreamError` where none gets free early enough in `deadline` seconds."""
         places = await self._places.get()
         if places.take(known=known):
-            return
+            return places
         try:
             async with asyncio.timeout(deadline * SHARE_OF_WAITING):
                 await places.wait(known=known)
         except TimeoutError:
             telemetry.upstream_rejections.add(1, telemetry.labels(reason="full"))
             raise UpstreamError("too many calls to OTPLESS are under way", unsent=True) from None
-
-    def leave(self, *, known: bool) -> None:
-        """Give the place back, on the event loop that it was taken on."""
-        places = self._places.there()
-        if places is not None:
-            places.give_back(known=known)
+        return places

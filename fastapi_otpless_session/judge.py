@@ -55,6 +55,8 @@ class Judge:
         self._copies = copies
         self._digest = digest
         self._patience = core.settings.refresh_timeout + LANDING_SECONDS
+        self._patience_for_validation = 2 * core.settings.request_timeout
+        self._noted_seconds = min(NOTED_SECONDS, core.settings.validation_ttl or NOTED_SECONDS)
         self.refused: Refusals = Refusals()
         """What OTPLESS said no to. A refresh that gets no answer leaves that as it is."""
         self._refused_ahead = Refusals()
@@ -128,8 +130,7 @@ class Judge:
         `anew`: not one to a question that was asked before.
         """
         key = ("validate", current.row.session_id, current.row.generation)
-        patience = 2 * self._settings.request_timeout
-        return self._background.ask(key, lambda: self._validate(current), patience, anew=anew)
+        return self._background.ask(key, lambda: self._validate(current), self._patience_for_validation, anew=anew)
 
     async def _validate(self, current: Current) -> Verdict:
         try:
@@ -161,8 +162,7 @@ class Judge:
 
     def _is_worth_noting(self, current: Current) -> bool:
         """Whether the "valid" in the store is so old that it makes a difference to write another."""
-        ttl = self._settings.validation_ttl
-        return abs(current.now - current.row.validated_at) >= min(NOTED_SECONDS, ttl or NOTED_SECONDS)
+        return abs(current.now - current.row.validated_at) >= self._noted_seconds
 
     async def _revalidate(self, current: Current) -> None:
         """Ask behind the request; a "not valid" goes straight into the refresh, and is shared."""

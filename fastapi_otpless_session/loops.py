@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from fastapi_otpless_session.guard import guard
+
 T = TypeVar("T")
 
 
@@ -46,9 +48,10 @@ class PerLoop(Generic[T]):
             return there
         loop = asyncio.get_running_loop()
         value = self._make()
-        guard = self._guard(weakref.ref(loop), value)
-        self._values[loop] = value, guard
-        await anext(guard)  # from here on the loop knows the generator, and closes it when it ends
+        known = weakref.ref(loop)
+        guarding = guard(lambda: self._end(known, value))
+        self._values[loop] = value, guarding
+        await anext(guarding)  # from here on the loop knows the generator, and closes it when it ends
         return value
 
     async def close(self) -> None:
@@ -65,19 +68,16 @@ class PerLoop(Generic[T]):
             closing = self._closings[loop] = asyncio.create_task(_finish(entry[1]))
         await asyncio.shield(closing)
 
-    async def _guard(self, loop: weakref.ref[asyncio.AbstractEventLoop], value: T) -> AsyncGenerator[None, None]:
+    async def _end(self, loop: weakref.ref[asyncio.AbstractEventLoop], value: T) -> None:
         try:
-            yield
+            if self._close is not None:
+                await self._close(value)
         finally:
-            try:
-                if self._close is not None:
-                    await self._close(value)
-            finally:
-                self._latest = None
-                if (known := loop()) is not None:
-                    self._values.pop(known, None)
-                    self._closings.pop(known, None)
+            self._latest = None
+            if (known := loop()) is not None:
+                self._values.pop(known, None)
+                self._closings.pop(known, None)
 
 
-async def _finish(guard: AsyncGenerator[None, None]) -> None:
-    await guard.aclose()
+async def _finish(guarding: AsyncGenerator[None, None]) -> None:
+    await guarding.aclose()

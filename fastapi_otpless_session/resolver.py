@@ -121,12 +121,14 @@ class Resolver:
         outcome: Resolved | None = None
         source, copy = None, self._copies.get(digest)
         try:
-            if copy is not None and max_age is None and (others := self._others(digest, copy)) is not None:
+            if copy is not None and self._is_believed(copy):
+                outcome = await self._believed(token, digest, copy, max_age)
+            elif copy is not None and max_age is None and (others := self._others(digest, copy)) is not None:
                 source = "refresh"
                 outcome = await self._overheard(others)
-            if outcome is None:  # or the first of them was cancelled
+            if outcome is None:  # or OTPLESS says no; or the first of the others was cancelled
                 asked, source = _Asked(token, digest, known_only, max_age, max(0.0, waited)), None
-                outcome = await self._resolved(asked, self._copies.get(digest))
+                outcome = await self._looked_up(asked, self._copies.get(digest))
         except NoVerdictError as error:
             telemetry.logger.info("No verdict: %s", error)
             outcome = SessionReason.UNAVAILABLE
@@ -162,19 +164,21 @@ class Resolver:
             copy.share_reading(asyncio.get_running_loop())
         return copy.row.expires_at - (copy.offset + at)
 
-    async def _resolved(self, asked: _Asked, copy: Copy | None) -> Resolved:
-        if copy is not None and self._is_believed(copy):
-            came_from("memory")
-            now = copy.offset + self._monotonic()
-            current = Current(copy.row, asked.token, copy.claims, now, copy.row.validated_at)
-            settled = await self._judge.settled(current, asked.max_age)
-            if settled is not None:
-                if self._duties.is_to_be_noted(settled.row, now):
-                    settled = await self._judge.seen(settled)
-                # Not as read again: it was only believed.
-                if settled.row is not copy.row and self._judge.is_worth_keeping(settled):
-                    self._copies.keep(asked.digest, settled.row, copy.claims, copy.offset + copy.at, copy.at)
-                return settled
+    async def _believed(self, token: str, digest: bytes, copy: Copy, max_age: float | None) -> Current | None:
+        """Return whom a token stands for by this worker's own copy; None: OTPLESS says no."""
+        came_from("memory")
+        now = copy.offset + self._monotonic()
+        settled = await self._judge.settled(Current(copy.row, token, copy.claims, now, copy.row.validated_at), max_age)
+        if settled is None:
+            return None
+        if self._duties.is_to_be_noted(settled.row, now):
+            settled = await self._judge.seen(settled)
+        if settled.row is not copy.row and self._judge.is_worth_keeping(settled):  # not as read again: as believed
+            self._copies.keep(digest, settled.row, copy.claims, copy.offset + copy.at, copy.at)
+        return settled
+
+    async def _looked_up(self, asked: _Asked, copy: Copy | None) -> Resolved:
+        """Return whom a token stands for by the store's row; `copy` bridges an outage of the store."""
         read_at = self._monotonic()
         came_from("store")
         try:

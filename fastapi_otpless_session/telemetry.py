@@ -141,9 +141,12 @@ def count_resolution(outcome: str, source: str | None = None) -> None:
     _resolutions[outcome, source or _source.get()] += 1
 
 
-def count_validation(outcome: str) -> None:
+_VALID = labels(outcome="valid")
+
+
+def count_validation(outcome: str = "valid") -> None:
     """Count what OTPLESS said of a session token, or that it said nothing."""
-    validations.add(1, labels(outcome=outcome))
+    validations.add(1, _VALID if outcome == "valid" else labels(outcome=outcome))
 
 
 def outcome_of(error: BaseException) -> str:
@@ -160,9 +163,23 @@ def span(
     # To be told by the API that there is no provider takes 2 µs, of which a request that waits for OTPLESS would take
     # two: a twentieth of a bare route. Where the name is gone, nothing else is.
     if getattr(trace, "_TRACER_PROVIDER", True) is None:
-        return trace.INVALID_SPAN
+        return _NOTHING
     opened = _tracer.start_span(name, kind=kind, attributes=attributes)
     return _Recorded(opened) if opened.is_recording() else opened
+
+
+class _Nothing:
+    """In place of a span where none is recorded. To enter and to leave OpenTelemetry's own for that takes 0.3 µs."""
+
+    def __enter__(self) -> Span:
+        return trace.INVALID_SPAN
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+_NOTHING = _Nothing()
 
 
 class _Recorded:

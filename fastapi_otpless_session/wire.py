@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from functools import lru_cache
-from http import HTTPStatus
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic_core import to_json
@@ -59,24 +59,28 @@ BODIES_REMEMBERED = 8
 LONGEST_REMEMBERED = 128
 """How many answers to validate-session are remembered as read, and how many bytes these have at most."""
 USED_UP = "OTPLESS refused the one-time token: used before, expired, or issued for another OTPLESS application"
+OK = 200
 _CLIENT_ERRORS = range(400, 500)
 _BUSY = frozenset({408, 425, 429})
 _VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One HTTP request to send. Its `repr` shows neither headers nor body: they hold secrets."""
+class Request(NamedTuple):
+    """One HTTP request to send."""
 
     method: Literal["GET", "POST"]
     url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    headers: Mapping[str, str]
+    body: bytes
 
     @property
     def host(self) -> str:
         """Host and port that it goes to, for error messages."""
         return urlsplit(self.url).netloc
+
+    def __repr__(self) -> str:
+        """Leave out headers and body: they hold secrets."""
+        return f"Request({self.method} {self.url})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +111,21 @@ class SignInProof:
     pair: TokenPair | None
 
 
-def call(base_url: str, path: str, client_id: str, client_secret: str, body: Mapping[str, str]) -> Request:
-    """Build one of the five calls: a POST with our credentials in the headers and a JSON body."""
-    headers = {
-        "clientId": client_id,
-        "clientSecret": client_secret,
-        "Content-Type": "application/json",
-        "Accept": "application/json",
-    }
-    return Request("POST", base_url + path, headers, _json(body))
+def credentials(client_id: str, client_secret: str) -> Mapping[str, str]:
+    """Return the headers of the five calls. They are the same each time, and so are shared and cannot be changed."""
+    return MappingProxyType(
+        {
+            "clientId": client_id,
+            "clientSecret": client_secret,
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+        }
+    )
+
+
+def call(url: str, headers: Mapping[str, str], body: Mapping[str, str]) -> Request:
+    """Build one of the five calls: a POST with our `credentials` in the headers and a JSON body."""
+    return Request("POST", url, headers, _json(body))
 
 
 def _json(body: Mapping[str, str]) -> bytes:
@@ -132,14 +142,14 @@ def jwks_call(url: str) -> Request:
 
 def read_validation(answer: Answer) -> Verdict:
     """Read validate-session's answer: VALID or a verdict against it."""
-    if answer.status == HTTPStatus.OK and answer.flaw is None and len(answer.body) <= LONGEST_REMEMBERED:
+    if answer.status == OK and answer.flaw is None and len(answer.body) <= LONGEST_REMEMBERED:
         return _flag_in(answer.body)
     return _read_success(answer)
 
 
 @lru_cache(BODIES_REMEMBERED)  # OTPLESS says "valid" in the same bytes each time
 def _flag_in(body: bytes) -> Verdict:
-    return _flag(_object(Answer(HTTPStatus.OK, {}, body)))
+    return _flag(_object(Answer(OK, {}, body)))
 
 
 def read_revocation(answer: Answer) -> Verdict:

@@ -18,7 +18,19 @@ FOLDER = Path(fastapi_otpless_session.__file__).parent
 LAYERS = [
     {"errors", "settings", "session", "telemetry"},
     {
-        *("strict_json", "wire", "tokens", "transport", "crowd", "patience", "flights", "loops", "lru", "freshness"),
+        *(
+            "strict_json",
+            "wire",
+            "tokens",
+            "transport",
+            "crowd",
+            "patience",
+            "flights",
+            "guard",
+            "loops",
+            "lru",
+            "freshness",
+        ),
         "turns",
         *("stores", "stores.base", "stores.records", "stores.sqlite", "stores.sqlite_writer"),
         *("stores.sql_schema", "stores.sql_link", "stores.sql"),

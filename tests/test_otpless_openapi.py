@@ -373,7 +373,8 @@ def test_what_is_read_is_what_the_examples_say() -> None:
 @pytest.mark.parametrize("path", FIELDS)
 def test_what_we_send_is_what_the_description_takes(path: str) -> None:
     operation = DOCUMENT["paths"][path]["post"]
-    request = wire.call("https://user-auth.otpless.app", path, "id", "secret", {FIELDS[path]: "t"})
+    url = "https://user-auth.otpless.app" + path
+    request = wire.call(url, wire.credentials("id", "secret"), {FIELDS[path]: "t"})
     assert request.url == DOCUMENT["servers"][0]["url"] + path
     schemes = DOCUMENT["components"]["securitySchemes"]
     assert {schemes[name]["name"] for name in operation["security"][0]} <= set(request.headers)

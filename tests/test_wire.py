@@ -58,12 +58,18 @@ every_call = pytest.mark.parametrize("read", READS, ids=name_of)
 
 
 def test_a_call_is_a_post_with_our_credentials_in_headers_and_a_json_body() -> None:
-    request = wire.call("https://otpless.example", wire.VALIDATE_SESSION, "id", CANARY, {"sessionToken": "t"})
-    assert (request.method, request.url) == ("POST", "https://otpless.example/v1/sessions/validate-session")
+    request = wire.call("https://otpless.example/call", wire.credentials("id", CANARY), {"sessionToken": "t"})
+    assert (request.method, request.url) == ("POST", "https://otpless.example/call")
     assert request.headers["clientId"] == "id"
     assert request.headers["clientSecret"] == CANARY
     assert request.headers["Content-Type"] == "application/json"
     assert json.loads(request.body) == {"sessionToken": "t"}
+
+
+def test_no_sender_can_change_the_credentials_of_all_calls() -> None:
+    request = wire.call("https://otpless.example/call", wire.credentials("id", CANARY), {"sessionToken": "t"})
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        request.headers["clientId"] = "another"  # type: ignore[index]
 
 
 def test_the_request_for_the_key_set_carries_no_credentials() -> None:
@@ -75,7 +81,7 @@ def test_the_request_for_the_key_set_carries_no_credentials() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        wire.call("https://otpless.example", wire.VALIDATE_SESSION, "id", CANARY, {"sessionToken": CANARY}),
+        wire.call("https://otpless.example/call", wire.credentials("id", CANARY), {"sessionToken": CANARY}),
         Answer(200, {"x": CANARY}, CANARY.encode()),
         TokenPair("s-1", CANARY, CANARY),
         SignInProof("MO-1", TokenPair("s-1", CANARY, CANARY)),

@@ -106,9 +106,9 @@ async def base_url(setup: Setup) -> Outcome:
 
 
 async def _ask(settings: OtplessSettings) -> wire.Answer:
-    secret = settings.client_secret.get_secret_value()
-    body = {"sessionToken": MADE_UP}
-    return await _send(settings, wire.call(settings.base_url, wire.VALIDATE_SESSION, settings.client_id, secret, body))
+    headers = wire.credentials(settings.client_id, settings.client_secret.get_secret_value())
+    url = settings.base_url + wire.VALIDATE_SESSION
+    return await _send(settings, wire.call(url, headers, {"sessionToken": MADE_UP}))
 
 
 async def _send(settings: OtplessSettings, request: wire.Request) -> wire.Answer:

@@ -91,7 +91,7 @@ class InstantOtpless:
         """Close nothing."""
 
     async def send(self, request: Request, *, deadline: float) -> Answer:  # noqa: ARG002 - it is never late
-        call = request.url.rpartition("/")[2]
+        call = _name(request.url)
         self.calls[call] += 1
         match call:
             case "validate-session":
@@ -114,6 +114,11 @@ class InstantOtpless:
         data = {"sessionId": session_id, "sessionToken": pair[0], "refreshToken": pair[1]}
         self.pairs[refresh_token] = _json({"data": data})
         return pair
+
+
+@cache  # there are five, and this stands for no work at all
+def _name(url: str) -> str:
+    return url.rpartition("/")[2]
 
 
 def _json(content: dict[str, Any]) -> Answer:
