@@ -125,7 +125,8 @@ class OtplessClient:
 
     async def _verified(self, token: SecretStr, *, now: bool) -> Claims:
         try:
-            keys = await self._keys.get(tokens.kid(token.get_secret_value()), now=now)
+            kid = tokens.kid(token.get_secret_value())
+            keys = self._keys.at_once(kid) or await self._keys.get(kid, now=now)
             return tokens.verify(token.get_secret_value(), keys, self._settings.issuer)
         except (TokenError, NoVerdictError) as error:
             raise bare(error) from None

@@ -25,6 +25,10 @@ class KeyCache:
         self._failed = False
         self._flights: PerLoop[Flights[None]] = PerLoop(Flights, Flights.drain)
 
+    def at_once(self, kid: str) -> KeySet | None:
+        """Return the keys with `kid` among them, where they need not be fetched; None: `get`."""
+        return self._keys if kid in self._keys and not self._wants_fetch(kid) else None
+
     async def get(self, kid: str, *, now: bool = False) -> KeySet:
         """Return the keys to look for `kid` in. Raises `UpstreamError` where they are out of reach.
 

@@ -141,11 +141,13 @@ class Strangers:
             came_from("memory")
             return reason
         seen = self._seen.get(digest)
-        claims = seen.stranger.claims if seen else await self._read(token)
-        if isinstance(claims, SessionReason):
-            return self._turn_away(digest, claims)
+        try:
+            claims = seen.stranger.claims if seen else await self._claimed(token)
+        except TokenError:
+            return self._turn_away(digest, SessionReason.INVALID)
         if seen or self._settings.jwks_url:
-            look = await self._look(claims.session_id or "", digest)
+            session_id = claims.session_id or ""
+            look = self._look_at_once(session_id, digest) or await self._look(session_id, digest)
         else:  # the session id is not verified yet, and finds nothing
             look = _Look(self._monotonic(), await self._store.now())
         if is_over(claims.expires_at, look.now):  # this host's clock may be off
@@ -228,12 +230,6 @@ class Strangers:
         self._seen.drop(digest)
         self._turned_away.drop(digest)
 
-    async def _read(self, token: str) -> Claims | SessionReason:
-        try:
-            return await self._claimed(token)
-        except TokenError:
-            return SessionReason.INVALID
-
     async def _claimed(self, token: str, *, now: bool = False) -> Claims:
         """Read a session token's claims, verified where there are keys to verify with; see `OtplessClient.verify`.
 
@@ -245,10 +241,7 @@ class Strangers:
         return claims
 
     async def _look(self, session_id: str, digest: bytes) -> _Look:
-        """Look whether a session was ended here."""
-        look = self._look_at_once(session_id, digest)
-        if look is not None:
-            return look
+        """Look whether a session was ended here, where that takes waiting."""
         at = self._monotonic()
         asked: Awaitable[Any] = asyncio.gather(self._store.now(), self._store.get(session_id))
         now, row = await asked  # said to be a tuple, but it is a list, which compiled code would refuse
@@ -328,11 +321,11 @@ class Strangers:
         if isinstance(outcome, SessionReason):
             self._seen.drop(digest)
             return self._turn_away(digest, outcome)
-        look = await self._look(outcome.session_id, digest)
+        look = self._look_at_once(outcome.session_id, digest) or await self._look(outcome.session_id, digest)
         reason = look.ended or self._remembered_refusal(digest)  # of a request that asked later and was answered first
         if reason is not None:
             return reason
-        self._seen.put(digest, _Seen(outcome, await self._noted(look)))
+        self._seen.put(digest, _Seen(outcome, look if look.row is None else await self._noted(look)))
         return outcome
 
     async def _ask_behind(self, token: str, digest: bytes, claims: Claims) -> None:
@@ -348,9 +341,10 @@ class Strangers:
         except NoVerdictError:
             telemetry.count_validation("unavailable")
             raise
-        telemetry.count_validation(verdict.name.lower())
         if verdict is not Verdict.VALID:
+            telemetry.count_validation(verdict.name.lower())
             return REASONS[verdict]
+        telemetry.count_validation()
         session_id, user_id = claims.session_id, claims.user_id
         if not self._settings.jwks_url:
             details = await self._client.session_details(token, known=False)
