@@ -79,6 +79,8 @@ class Judge:
         is_dead = self.refused.covers(current.row) or is_over(current.row.token_expires_at, current.now)
         settled = None if is_dead else await self.settled(current, max_age)
         outcome = settled or await self._waited_for_refresh(current)
+        if settled is None and isinstance(outcome, Current) and outcome.validated_at < current.now:  # it was put off
+            outcome = await self.settled(outcome, max_age) or await self._waited_for_refresh(outcome)
         return outcome if isinstance(outcome, SessionReason) else await self.seen(outcome)
 
     async def settled(self, current: Current, max_age: float | None) -> Current | None:

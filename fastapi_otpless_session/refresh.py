@@ -229,7 +229,7 @@ class Refresher:
         except UpstreamError:
             self._in_vain.put(row.session_id, self._monotonic())
             raise
-        return _Rotated(row, lease, pair, self._vault.rotation(pair, claims, refresh_claims), now)
+        return _Rotated(row, lease, pair, self._vault.rotation(pair, claims, refresh_claims, now))
 
     async def _with_time_left(self, lease: Lease) -> tuple[Lease, float]:
         """Make sure that the lease outlives the call that is about to be made. Return it, and the store's time."""
@@ -274,7 +274,8 @@ class Refresher:
             committed = await self._store.commit(new.lease, new.rotation)
         except StoreError as error:
             await self._put_off(new, error)
-            kept = replace(new.row, token_expires_at=new.rotation.token_expires_at, validated_at=new.at)
+            expires_at, answered_at = new.rotation.token_expires_at, new.rotation.answered_at
+            kept = replace(new.row, token_expires_at=expires_at, validated_at=answered_at)
             return Refreshed(kept, new.pair.session_token, committed=False)
         try:
             return await self._kept(new, committed)
@@ -289,16 +290,20 @@ class Refresher:
         await self._behind(("commit", new.row.session_id, new.lease.fence), lambda: self._keep_later(new))
 
     async def _keep_later(self, new: _Rotated) -> None:
-        """Keep the lease, and try the commit until there is an answer."""
-        for pause in islice(_pauses(LONGEST_COMMIT_PAUSE), COMMIT_TRIES):
-            await asyncio.sleep(pause)
-            if self._pending.get(new.row.session_id) is not new:
-                return  # the next refresh saw to it
-            with suppress(NoVerdictError):
-                await self._store.renew_lease(new.lease, self._lease_seconds)
-                await self._keep_pending(new)
-                return
+        """Keep the lease, and try the commit until there is an answer, or the application stops."""
         label = telemetry.session_label(new.row.session_id)
+        try:
+            for pause in islice(_pauses(LONGEST_COMMIT_PAUSE), COMMIT_TRIES):
+                await asyncio.sleep(pause)
+                if self._pending.get(new.row.session_id) is not new:
+                    return  # the next refresh saw to it
+                with suppress(NoVerdictError):
+                    await self._store.renew_lease(new.lease, self._lease_seconds)
+                    await self._keep_pending(new)
+                    return
+        except asyncio.CancelledError:
+            telemetry.logger.error("Commit for %s: its new pair is lost, as the application stops", label)
+            raise
         telemetry.logger.error("Commit for %s: given up until its next refresh", label)
 
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
@@ -342,7 +347,7 @@ class Refresher:
 
     async def _discard(self, new: _Rotated) -> None:
         """Revoke a pair that came too late, where its session ended; try until the store says whether it did."""
-        for pause in islice(_pauses(), COMMIT_TRIES):
+        for pause in islice(_pauses(LONGEST_COMMIT_PAUSE), COMMIT_TRIES):
             try:
                 row = await self._store.get(new.row.session_id)
                 if row is None:
@@ -376,7 +381,6 @@ class _Rotated:
     lease: Lease
     pair: TokenPair
     rotation: Rotation
-    at: float
 
 
 def _pauses(longest: float = LONGEST_PAUSE) -> Iterator[float]:

@@ -42,8 +42,8 @@ class Vault:
         """Seal a refresh token for its row."""
         return self._ring.seal(token, session_id, Column.REFRESH_TOKEN)
 
-    def rotation(self, pair: TokenPair, claims: Claims, refresh_claims: Claims) -> Rotation:
-        """Return what a store keeps of a new pair."""
+    def rotation(self, pair: TokenPair, claims: Claims, refresh_claims: Claims, answered_at: float) -> Rotation:
+        """Return what a store keeps of a new pair, which OTPLESS gave at `answered_at`."""
         return Rotation(
             token_digest=self.digest(pair.session_token),
             session_token=self.seal_session_token(pair.session_token, pair.session_id),
@@ -51,6 +51,7 @@ class Vault:
             refresh_digest=self.digest(pair.refresh_token),
             refresh_token=self.seal_refresh_token(pair.refresh_token, pair.session_id),
             expires_at=max(claims.expires_at, refresh_claims.expires_at),
+            answered_at=answered_at,
         )
 
 

@@ -610,6 +610,52 @@ async def test_a_pair_whose_commit_was_put_off_is_not_overtaken_when_the_lease_l
     await store.close()
 
 
+async def test_a_pair_that_cannot_be_kept_before_the_application_stops_is_told(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store], refresh_timeout=0.1, request_timeout=0.1) as world:
+        clock.advance(DAY + 1)
+        store.fail("commit")
+        await world.workers[0].resolve(world.token)
+        label = world.workers[0].label(world.session_id)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told == [f"Commit for {label}: its new pair is lost, as the application stops"]
+    await store.close()
+
+
+async def test_a_pair_whose_commit_was_put_off_is_no_newer_than_otplesss_word_on_it(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        store.fail("commit")
+        await world.workers[0].resolve(world.token)
+        clock.advance(1000)
+        store.fail()
+        outcome = await world.workers[0].resolve(world.token, max_age=60)
+        assert isinstance(outcome, Session)
+        assert outcome.validated_at.timestamp() == clock.now
+        assert emulator.count("validate-session") == 1
+        assert emulator.count("get-new-session-token") == 1
+    await store.close()
+
+
+async def test_a_pair_whose_commit_was_put_off_is_replaced_where_otpless_calls_it_dead_by_then(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        store.fail("commit")
+        await world.workers[0].resolve(world.token)
+        clock.advance(1000)
+        store.fail()
+        emulator.add_fault(Fault("status", path="validate-session", status=200, body=b'{"success": false}', times=1))
+        outcome = await world.workers[0].resolve(world.token, max_age=60)
+        assert isinstance(outcome, Session)
+        assert outcome.validated_at.timestamp() == clock.now
+        assert emulator.count("get-new-session-token") == 2
+    await store.close()
+
+
 async def test_a_pair_whose_commit_was_put_off_outlives_an_attempt_of_anothers(tmp_path: Path, clock: Clock) -> None:
     """The refresh token that it came for is used up: of all that there is for this session, only this pair lives."""
     emulator = Emulator(STRICT, clock=clock)

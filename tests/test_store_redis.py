@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -603,6 +604,21 @@ async def assert_all_leads_to(subject: Subject, row: SessionRow) -> None:
         assert found is not None
         assert found.generation == REFRESH_TOKEN
     assert await subject.store.list_user("MO-1") == [row]
+
+
+async def test_a_commit_that_is_overtaken_does_not_shorten_how_long_a_token_is_known(
+    subject: Subject, redis_server: RedisServer
+) -> None:
+    await subject.sign_in()
+    lease, now = await subject.lease(), await subject.store.now()
+    first, overtaken = rotation("s-1", 2, now + 3 * LIFE), rotation("s-1", 2, now + 2 * LIFE)
+    overtaken = replace(overtaken, token_digest=digest("overtaken"), refresh_digest=digest("overtaken refresh"))
+    committed, refused = await asyncio.gather(
+        subject.store.commit(lease, first), subject.store.commit(lease, overtaken)
+    )
+    assert (committed is not None, refused) == (True, None)
+    known_until = redis_server.execute("PEXPIRETIME", f"otpless:{token_key('s-1', 1)}")
+    assert known_until == pytest.approx(redis_server.execute("PEXPIRETIME", "otpless:session:s-1"), abs=1)
 
 
 async def test_what_is_made_up_for_has_no_replaced_token_forgotten(

@@ -160,6 +160,8 @@ class Rotation:
     refresh_digest: bytes
     refresh_token: bytes = field(repr=False)
     expires_at: float
+    answered_at: float
+    """When OTPLESS gave them, by the store's clock, which `validated_at` becomes. A commit may be late."""
 
 
 @runtime_checkable

@@ -109,7 +109,7 @@ if its_fence == fence and its_owner == owner then set('lease_owner', left, 'leas
 """)
 
 COMMIT = _on_row("""
-local fence, owner, as_read, digests, token = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local fence, owner, as_read, digests, token, answered_at = ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local state, its_fence, its_owner, before, its_digests = all('state', 'fence', 'lease_owner', 'generation', 'digests')
 if state ~= 'active' or its_fence ~= fence then return false end
 if its_owner ~= owner then
@@ -118,8 +118,8 @@ if its_owner ~= owner then
 end
 if its_digests ~= as_read then return 'again' end
 set('generation', string.format('%.0f', before + 1), 'digests', digests, 'lease_owner', '',
-  'lease_until', '0.0', 'rotated_at', stamp(now), 'validated_at', stamp(now), 'last_seen_at', stamp(now),
-  unpack(ARGV, 7))
+  'lease_until', '0.0', 'rotated_at', stamp(now), 'last_seen_at', stamp(now),
+  'validated_at', stamp(math.min(now, answered_at)), unpack(ARGV, 8))
 keep_until(get('expires_at'))
 return row()
 """)
@@ -201,6 +201,14 @@ keep_until(expires_at)
 SETTLE = _without_time("""
 if get('session_token') == ARGV[2] then set_though_full('revocation_due', '') end
 """)
+
+PROLONG = _script("""
+local left, time = redis.call('PTTL', KEYS[1]), redis.call('TIME')
+if left >= 0 and time[1] * 1000 + time[2] / 1000 + left < tonumber(ARGV[2]) then
+  redis.call('PEXPIREAT', KEYS[1], ARGV[2])
+end
+""")
+"""Never shorten: whoever writes it may have been overtaken. (`PEXPIREAT … GT` takes Redis 7.)"""
 
 REMEMBER = _script(
     _TIME,

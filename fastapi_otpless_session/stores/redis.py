@@ -256,6 +256,7 @@ class RedisStore:
             kept.digests,
             _lineage_text((*kept.lineage, new)),
             new.token,
+            _number(rotation.answered_at),
             *("session_token", rotation.session_token, "token_expires_at", _number(rotation.token_expires_at)),
             *("refresh_token", rotation.refresh_token, "expires_at", _number(rotation.expires_at)),
             *(OWES, "" if is_complete else "1"),
@@ -469,14 +470,11 @@ class RedisStore:
 
         One that is there is left as it is: it may tell that the row has forgotten the digest since it was read.
         """
-        ends = self._collected_at(row)
+        ends = str(self._collected_at(row))
         for digest, entry in generation.entries(row.session_id):
             if anew:
                 await self._hint(digest, entry, row, is_new=True)
-            await self._prolong(self._key("token", digest), ends)
-
-    async def _prolong(self, key: str, ends: int) -> None:
-        await self._do(key, lambda client: client.pexpireat(key, ends))
+            await self._run(lua.PROLONG, self._key("token", digest), ends)
 
     async def _remember(self, row: SessionRow) -> None:
         await self._run(lua.REMEMBER, self._key("user", row.user_id), row.session_id, _number(row.expires_at))

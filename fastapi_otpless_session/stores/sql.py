@@ -98,7 +98,8 @@ WITH clock AS (SELECT {_NOW} AS now), written AS (
     UPDATE otpless_sessions s
     SET generation = s.generation + 1, rotated_at = clock.now, session_token = :session_token,
         token_expires_at = :token_expires_at, refresh_token = :refresh_token, expires_at = :expires_at,
-        lease_owner = NULL, lease_until = 0, validated_at = clock.now, last_seen_at = clock.now
+        lease_owner = NULL, lease_until = 0, last_seen_at = clock.now,
+        validated_at = least(clock.now, CAST(:answered_at AS double precision))
     FROM clock
     WHERE s.session_id = :session_id AND s.fence = :fence AND s.lease_owner = :owner AND s.state = 'active'
     RETURNING {_ROW}
@@ -261,6 +262,7 @@ class SqlStore:
             token_expires_at=rotation.token_expires_at,
             refresh_token=rotation.refresh_token,
             expires_at=rotation.expires_at,
+            answered_at=rotation.answered_at,
             token_digest=rotation.token_digest,
             refresh_digest=rotation.refresh_digest,
         )

@@ -271,7 +271,7 @@ class SqliteStore:
             new = (rotation.session_token, rotation.token_expires_at, rotation.refresh_token, rotation.expires_at)
             held = (lease.session_id, lease.fence, lease.owner)
             now = self._clock()
-            records = db.execute(COMMIT, (*new, now, now, now, *held)).fetchall()
+            records = db.execute(COMMIT, (*new, now, min(now, rotation.answered_at), now, *held)).fetchall()
             if not records:  # refused; unless an earlier try of this commit got through
                 row = _get(db, lease.session_id)
                 is_ours = row is not None and row.state is State.ACTIVE and row.fence == lease.fence

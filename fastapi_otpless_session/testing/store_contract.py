@@ -90,8 +90,8 @@ def new_row(now: float, session_id: str = "s-1", **values: Any) -> SessionRow:
     return replace(row, **values)
 
 
-def rotation(session_id: str, generation: int, expires_at: float) -> Rotation:
-    """Return what a refresh to `generation` brings."""
+def rotation(session_id: str, generation: int, expires_at: float, answered_at: float | None = None) -> Rotation:
+    """Return what a refresh to `generation` brings, just now or at `answered_at`."""
     return Rotation(
         token_digest=token_digest(session_id, generation),
         session_token=f"sealed session {generation}".encode(),
@@ -99,6 +99,7 @@ def rotation(session_id: str, generation: int, expires_at: float) -> Rotation:
         refresh_digest=digest(f"{session_id} refresh {generation}"),
         refresh_token=f"sealed refresh {generation}".encode(),
         expires_at=expires_at,
+        answered_at=expires_at if answered_at is None else answered_at,
     )
 
 
@@ -369,6 +370,17 @@ class StoreContract:
         assert (committed.user_id, committed.created_at) == (row.user_id, row.created_at)
         assert committed.confirmations == row.confirmations
         assert (await subject.lease(2)).fence > committed.fence
+
+    async def test_a_late_commit_does_not_make_what_otpless_said_any_newer(self, subject: Subject) -> None:
+        await subject.sign_in()
+        answered_at = await subject.store.now()
+        subject.clock.advance(100)
+        now = await subject.store.now()
+        committed = await subject.store.commit(await subject.lease(), rotation("s-1", 2, now + LIFE, answered_at))
+        assert committed is not None
+        assert committed == await subject.store.get("s-1")
+        assert committed.validated_at == about(answered_at)
+        assert (committed.rotated_at, committed.last_seen_at) == (about(now), about(now))
 
     async def test_old_and_new_tokens_are_found_after_a_commit_each_under_its_generation(
         self, subject: Subject

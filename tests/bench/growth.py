@@ -98,6 +98,7 @@ def _rotation(number: int, generation: int, now: float) -> Rotation:
         refresh_digest=fill.digest(number, f"refresh {generation}"),
         refresh_token=b"x" * fill.SEALED,
         expires_at=now + 7 * fill.DAY,
+        answered_at=now,
     )
 
 
