@@ -6,8 +6,8 @@ The records that applications see do have the token; the last ones that were mad
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 from pydantic import SecretStr
 
@@ -23,22 +23,38 @@ GENERATIONS_REMEMBERED = 100
 SHARED_SECONDS = 0.05
 
 
-@dataclass(slots=True)
 class Copy:
-    """A store's row for a digest, as it was read. Only `at`, `offset`, `first_duty` and `is_shared` change."""
+    """A store's row for a digest, as it was read. Only `at`, `offset`, `first_duty` and `is_shared` change.
 
-    row: SessionRow
-    claims: Claims
-    first_duty: float
-    """By the store's clock: until then there is nothing to do about the session but to serve it. 0: read it first."""
-    made: Lru[str, tuple[SessionRow, Session]]
-    """The sessions that were last made of copies and a token each, with the rows that they were made of."""
-    at: float
-    """When it was read, by the worker's monotonic clock."""
-    offset: float
-    """What the store's clock was ahead of that: threads that read while it is written are wrong by a drift at most."""
-    is_shared: bool = False
-    """Whether that was in the current turn of the event loop that read it."""
+    A plain class: compiled, it is made in a sixth of the time that a dataclass takes.
+    """
+
+    __slots__ = ("at", "claims", "first_duty", "is_shared", "made", "offset", "row")
+
+    def __init__(
+        self,
+        row: SessionRow,
+        claims: Claims,
+        *,
+        first_duty: float,
+        made: Lru[str, tuple[SessionRow, Session]],
+        at: float,
+        offset: float,
+    ) -> None:
+        self.row: Final = row
+        self.claims: Final = claims
+        self.first_duty = first_duty
+        """By the store's clock: until then there is nothing to do about the session but to serve it. 0: read it
+        first."""
+        self.made: Final = made
+        """The sessions that were last made of copies and a token each, with the rows that they were made of."""
+        self.at = at
+        """When it was read, by the worker's monotonic clock."""
+        self.offset = offset
+        """What the store's clock was ahead of that: threads that read while it is written are wrong by a drift at
+        most."""
+        self.is_shared = False
+        """Whether that was in the current turn of the event loop that read it."""
 
     def read_again(self, now: float, at: float) -> None:
         """Note that the store's row is the same at `at` by the worker's monotonic clock, `now` by the store's."""
@@ -114,7 +130,8 @@ class Copies(Lru[bytes, Copy]):
         """Return a copy of a row that was read at `at` by the worker's monotonic clock, `now` by the store's."""
         is_set_back = now < row.validated_at
         first_duty = 0.0 if is_set_back else self._duties.first(row, claims)
-        return Copy(_light(row, claims), claims, first_duty, self._made, at, now - at)
+        made = self._made
+        return Copy(_light(row, claims), claims, first_duty=first_duty, made=made, at=at, offset=now - at)
 
 
 def _light(row: SessionRow, claims: Claims) -> SessionRow:

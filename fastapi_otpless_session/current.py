@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final
 
 from fastapi_otpless_session import copies, tokens
 from fastapi_otpless_session.copies import Copy
@@ -12,16 +12,42 @@ from fastapi_otpless_session.strangers import Stranger
 from fastapi_otpless_session.tokens import Claims, TokenError
 
 
-class Current(NamedTuple):
-    """An active session's current token, and what is known of it at `now` by the store's clock."""
+class Current:
+    """An active session's current token, and what is known of it at `now` by the store's clock. It never changes.
 
-    row: SessionRow
-    token: str
-    claims: Claims
-    now: float
-    validated_at: float
-    refreshed: bool = False
-    stale: bool = False
+    A plain class: compiled, it is made in a sixth of the time that a named tuple takes, and twice a request.
+    """
+
+    __slots__ = ("claims", "now", "refreshed", "row", "stale", "token", "validated_at")
+
+    def __init__(
+        self,
+        row: SessionRow,
+        token: str,
+        claims: Claims,
+        now: float,
+        validated_at: float,
+        *,
+        refreshed: bool = False,
+        stale: bool = False,
+    ) -> None:
+        self.row: Final = row
+        self.token: Final = token
+        self.claims: Final = claims
+        self.now: Final = now
+        self.validated_at: Final = validated_at
+        self.refreshed: Final = refreshed
+        self.stale: Final = stale
+
+    def with_row(self, row: SessionRow, validated_at: float) -> Current:
+        """Return the same by another reading of its row."""
+        return Current(row, self.token, self.claims, self.now, validated_at, refreshed=self.refreshed, stale=self.stale)
+
+    def as_stale(self) -> Current:
+        """Return the same as of an outage."""
+        return Current(
+            self.row, self.token, self.claims, self.now, self.validated_at, refreshed=self.refreshed, stale=True
+        )
 
     def session(self) -> Session:
         """Return what the application sees of the session."""

@@ -103,14 +103,14 @@ class Judge:
             if how is not Freshness.DUE:
                 await self.seen(current)  # whoever comes is not idle, whether OTPLESS answers or not
                 raise
-            return current._replace(stale=True)
+            return current.as_stale()
         if verdict is not Verdict.VALID:
             return None
         if behind and self._is_to_be_refreshed_ahead(current):
             await self._start_refresh_ahead(current)
         if not self._is_worth_noting(current):
-            return Current(row, current.token, current.claims, now, now, current.refreshed)
-        return current._replace(row=replace(row, validated_at=now, last_seen_at=now), validated_at=now)
+            return current.with_row(row, now)
+        return current.with_row(replace(row, validated_at=now, last_seen_at=now), now)
 
     async def seen(self, current: Current) -> Current:
         """Have `last_seen_at` written, now and then."""
@@ -120,7 +120,7 @@ class Judge:
         await self._background.start(
             ("seen", row.session_id), lambda: touch(self._store, self._duties, row, validated=False)
         )
-        return current._replace(row=replace(row, last_seen_at=current.now))
+        return current.with_row(replace(row, last_seen_at=current.now), current.validated_at)
 
     def is_worth_keeping(self, current: Current) -> bool:
         """Whether to remember a session as it is now: not with an old answer, nor where a no came meanwhile."""
@@ -194,7 +194,7 @@ class Judge:
         try:
             row = await self._store.get(current.row.session_id)
             if row is not None and row.state is State.ACTIVE and row.generation == current.row.generation:
-                await self._refreshed(current._replace(row=row), ahead=ahead)
+                await self._refreshed(current.with_row(row, row.validated_at), ahead=ahead)
         except RefusedAheadError:
             raise
         except NoVerdictError as error:

@@ -46,8 +46,7 @@ class UnclearError(TokenError):
     """A token may be OTPLESS's: its key is unknown; or there are none to tell by, and OTPLESS calls it dead."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stranger:
+class Stranger(NamedTuple):
     """Whom an unknown token belongs to, and when OTPLESS last said that it is valid."""
 
     session_id: str
@@ -192,7 +191,7 @@ class Strangers:
         reason = self._endings.reason(stranger.session_id)
         if reason is not None:
             return reason
-        return None if self._endings.may_have_forgotten(look.at) else replace(stranger, stale=True)
+        return None if self._endings.may_have_forgotten(look.at) else stranger._replace(stale=True)
 
     async def identify(self, token: str, digest: bytes) -> tuple[str, Claims] | None:
         """Return a token's verified session id and claims, however old it is; None: it is none of OTPLESS's.
@@ -302,7 +301,7 @@ class Strangers:
         except UpstreamError:
             if how is not Freshness.DUE:
                 raise
-            return replace(seen, stale=True)
+            return seen._replace(stale=True)
 
     async def _waited_for(
         self, token: str, digest: bytes, claims: Claims, max_age: float | None
