@@ -52,8 +52,9 @@ def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
     The same `seconds` give the same dependency, so that tests can override it. 0 asks OTPLESS now, as `fresh_session`.
     Raises `ValueError` for what is no number of seconds.
     """
-    if not 0 <= seconds < inf:
-        raise ValueError(f"fresh_within takes a number of seconds, 0 or more, and not {seconds}")
+    given: object = seconds  # not everybody's annotations are checked
+    if not isinstance(given, int | float) or not 0 <= given < inf:
+        raise ValueError(f"fresh_within takes a number of seconds, 0 or more, and not {seconds!r}")
 
     @Secured
     async def session_fresh_within(connection: HTTPConnection) -> Session:

@@ -635,8 +635,8 @@ def test_everything_in_a_request_shares_one_answer(world: World) -> None:
     assert world.emulator.count("validate-session") == 1
 
 
-@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
-def test_a_freshness_that_no_session_can_have_is_refused_where_it_is_declared(seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "60", None])
+def test_a_freshness_that_no_session_can_have_is_refused_where_it_is_declared(seconds: Any) -> None:
     with pytest.raises(ValueError, match="fresh_within takes a number of seconds"):
         fresh_within(seconds)
 
