@@ -116,16 +116,7 @@ class HttpxSender:
         return httpx.AsyncClient(transport=transport, trust_env=False, cookies=CookieJar(_NoCookies()))
 
     async def _exchange(self, client: httpx.AsyncClient, request: Request, deadline: float) -> Answer:
-        headers = httpx.Headers(client.headers)
-        headers.update({**request.headers, "Accept-Encoding": "identity"})
-        # Not `client.build_request`: it would add the cookies that a given client has kept from earlier answers.
-        sent = httpx.Request(
-            request.method,
-            request.url,
-            headers=headers,
-            content=request.body or None,
-            extensions={"timeout": httpx.Timeout(deadline).as_dict()},
-        )
+        sent = _written(request, client, deadline)
         response = await client.send(sent, stream=True, follow_redirects=False, auth=None)
         body, flaw = b"", None
         try:
@@ -136,6 +127,22 @@ class HttpxSender:
             await response.aclose()
         received = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status_code, received, body, flaw)
+
+
+def _written(request: Request, client: httpx.AsyncClient, deadline: float) -> httpx.Request:
+    """Write a request as httpx has it. On its own, so that no frame that waits for the answer has the headers.
+
+    Not by `client.build_request`: that would add the cookies that a given client has kept from earlier answers.
+    """
+    headers = httpx.Headers(client.headers)
+    headers.update({**request.headers, "Accept-Encoding": "identity"})
+    return httpx.Request(
+        request.method,
+        request.url,
+        headers=headers,
+        content=request.body or None,
+        extensions={"timeout": httpx.Timeout(deadline).as_dict()},
+    )
 
 
 async def _read(response: httpx.Response) -> bytes:

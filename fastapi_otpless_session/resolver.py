@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.copies import Copies, Copy
@@ -43,15 +43,17 @@ from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims
 DIGESTS_REMEMBERED = 200
 
 
-class _Asked(NamedTuple):
-    """One question: a token, as it was presented, and how recent OTPLESS's word has to be."""
+class _Asked:
+    """One question: a token, as it was presented `waited` seconds ago, and how recent OTPLESS's word has to be."""
 
-    token: str
-    digest: bytes
-    known_only: bool
-    max_age: float | None
-    waited: float
-    """How many seconds ago it was presented."""
+    __slots__ = ("digest", "known_only", "max_age", "token", "waited")
+
+    def __init__(self, token: str, digest: bytes, *, known_only: bool, max_age: float | None, waited: float) -> None:
+        self.token: Final = token
+        self.digest: Final = digest
+        self.known_only: Final = known_only
+        self.max_age: Final = max_age
+        self.waited: Final = waited
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""
@@ -127,7 +129,10 @@ class Resolver:
                 source = "refresh"
                 outcome = await self._overheard(others)
             if outcome is None:  # or OTPLESS says no; or the first of the others was cancelled
-                asked, source = _Asked(token, digest, known_only, max_age, max(0.0, waited)), None
+                asked, source = (
+                    _Asked(token, digest, known_only=known_only, max_age=max_age, waited=max(0.0, waited)),
+                    None,
+                )
                 outcome = await self._looked_up(asked, self._copies.get(digest))
         except NoVerdictError as error:
             telemetry.logger.info("No verdict: %s", error)

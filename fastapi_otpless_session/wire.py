@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic_core import to_json
@@ -65,22 +65,22 @@ _BUSY = frozenset({408, 425, 429})
 _VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}
 
 
-class Request(NamedTuple):
-    """One HTTP request to send."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request to send. Its `repr` shows neither headers nor body: they hold secrets.
+
+    No named tuple: error reporters show those by what is in them.
+    """
 
     method: Literal["GET", "POST"]
     url: str
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
 
     @property
     def host(self) -> str:
         """Host and port that it goes to, for error messages."""
         return urlsplit(self.url).netloc
-
-    def __repr__(self) -> str:
-        """Leave out headers and body: they hold secrets."""
-        return f"Request({self.method} {self.url})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ import pytest
 import respx
 from certificates import CERTIFICATE, KEY, write_certificate
 from conftest import Clock
+from opentelemetry import trace
 from simulated import LoopTime, settle
 
 from fastapi_otpless_session.breaker import Breakers
@@ -644,7 +645,10 @@ async def test_failures_that_are_spread_out_do_not_open_the_breaker(mocked: Otpl
     assert route.call_count == 60
 
 
-async def test_what_is_known_of_otpless_takes_no_more_memory_for_thousands_of_calls_a_second(clock: Clock) -> None:
+async def test_what_is_known_of_otpless_takes_no_more_memory_for_thousands_of_calls_a_second(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)  # where there is one, it is a test's, and keeps all spans
     client = OtplessClient(settings_for(), http=Answering(), monotonic=clock)
     kept = []
     for calls in (100, 5_000):

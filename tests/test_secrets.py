@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from conftest import Clock, make_app, make_settings
 from fastapi.testclient import TestClient
 from processes import PATIENCE
 from simulated import Stalls, hurry
+from starlette.requests import HTTPConnection
 from telemetered import telemetry_of_process
 
 import fastapi_otpless_session
@@ -33,12 +35,14 @@ from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, 
 from fastapi_otpless_session.errors import OtplessSessionError
 from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.tokens import TokenError, new_key
+from fastapi_otpless_session.wire import Answer, Request
 
 pytestmark = pytest.mark.varied
 
 SECRET = "canary-client-secret-0123456789"
 OURS = Path(fastapi_otpless_session.__file__).parent
 FOREIGN_LOGGERS = ("httpx", "httpcore", "asyncio", "redis", "sqlalchemy", "uvicorn", "websockets", "concurrent")
+LISTED = (list, tuple, set, frozenset)
 FAULTS = [
     *(Fault("act_then_reset"), Fault("truncated"), Fault("html"), Fault("gzip_bomb"), Fault("deep")),
     *(Fault("wrong_types"), Fault("duplicate_keys"), Fault("other_session"), Fault("redirect")),
@@ -86,21 +90,34 @@ def canaries(caplog: pytest.LogCaptureFixture) -> Iterator[Canaries]:
 def told_with_locals(error: BaseException) -> str:
     """Tell an error as reporters do that collect local variables; of frames, ours count.
 
-    `scope` is left out: every ASGI server and framework has it in its frames, headers and all (see the README).
+    The scope is left out, and what is made of it: every ASGI server and framework has it in its frames, headers and all
+    (see docs/security.md).
     """
     lines = [str(error), repr(error), repr(error.args)]
     for each in (error, error.__cause__, error.__context__):
-        for frame in traceback.StackSummary.extract(_our_frames(each), lookup_lines=False, capture_locals=True):
-            values = {name: value for name, value in (frame.locals or {}).items() if name != "scope"}
-            lines.append(f"{frame.filename}:{frame.lineno} {values}")
+        for frame in _our_frames(each):
+            where = f"{frame.f_code.co_filename} {frame.f_code.co_name}"
+            lines += [
+                f"{where} {name} {text}" for name, value in frame.f_locals.items() for text in _shown(name, value)
+            ]
     return "\n".join(lines)
 
 
-def _our_frames(error: BaseException | None) -> Iterator[tuple[FrameType, int]]:
+def _our_frames(error: BaseException | None) -> Iterator[FrameType]:
     """Pick ours: to ask all of a framework's frames for their variables takes a third of a test."""
-    for frame, line in traceback.walk_tb(error.__traceback__ if error else None):
+    for frame, _ in traceback.walk_tb(error.__traceback__ if error else None):
         if frame.f_code.co_filename.startswith(f"{OURS}/"):
-            yield frame, line
+            yield frame
+
+
+def _shown(name: str, value: object, depth: int = 4) -> Iterator[str]:
+    """Show a variable as Sentry does: containers, named tuples too, by what is in them, whatever their `repr`."""
+    if name == "scope" or isinstance(value, HTTPConnection) or not depth:
+        return
+    yield repr(value)
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, LISTED) else ()
+    for key, item in items:
+        yield from _shown(str(key), item, depth - 1)
 
 
 def test_no_path_and_no_fault_brings_a_secret_to_light(
@@ -249,6 +266,38 @@ async def test_an_error_of_a_sign_in_shows_no_token_even_with_local_variables() 
             emulator.add_fault(Fault("status", status=503))
             with pytest.raises(NoVerdictError) as caught:
                 await sessions.sign_in(OtplessUser.model_validate(user))
+    canaries.seen.append(told_with_locals(caught.value))
+    assert canaries.found() == []
+
+
+class HangingSender:
+    """A sender of an application's own, whose server never answers."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def send(self, request: Request, *, deadline: float) -> Answer:
+        del request
+        await asyncio.sleep(deadline)
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("sender", ["httpx", "aiohttp", "own"])
+async def test_an_error_of_the_applications_that_cuts_a_call_short_shows_neither_client_secret_nor_refresh_token(
+    sender: Literal["httpx", "aiohttp", "own"],
+) -> None:
+    emulator = Emulator(EmulatorSettings(client_secret=SECRET))
+    refresh_token = emulator.sign_in()["sessionInfo"]["refreshToken"]
+    canaries = Canaries({SECRET, refresh_token})
+    with serve(emulator) as url:
+        settings = make_settings(client_secret=SECRET, base_url=url, http_client=sender if sender != "own" else "httpx")
+        async with OtplessClient(settings, http=HangingSender() if sender == "own" else None) as client:
+            emulator.add_fault(Fault("hang"))
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.3):
+                    await client.new_session_token(refresh_token)
+            emulator.clear_faults()
     canaries.seen.append(told_with_locals(caught.value))
     assert canaries.found() == []
 
