@@ -156,13 +156,15 @@ _HOMES = {
 """Which module each name is from."""
 
 
-def __getattr__(name: str) -> Any:
-    """Load a public name (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to which a module with this has whatever somebody misspells
+
+    def __getattr__(name: str) -> Any:
+        """Load a public name (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -41,19 +41,19 @@ class Copy:
         at: float,
         offset: float,
     ) -> None:
-        self.row: Final = row
-        self.claims: Final = claims
-        self.first_duty = first_duty
+        self.row: Final[SessionRow] = row
+        self.claims: Final[Claims] = claims
+        self.first_duty: float = first_duty
         """By the store's clock: until then there is nothing to do about the session but to serve it. 0: read it
         first."""
-        self.made: Final = made
+        self.made: Final[Lru[str, tuple[SessionRow, Session]]] = made
         """The sessions that were last made of copies and a token each, with the rows that they were made of."""
-        self.at = at
+        self.at: float = at
         """When it was read, by the worker's monotonic clock."""
-        self.offset = offset
+        self.offset: float = offset
         """What the store's clock was ahead of that: threads that read while it is written are wrong by a drift at
         most."""
-        self.is_shared = False
+        self.is_shared: bool = False
         """Whether that was in the current turn of the event loop that read it."""
 
     def read_again(self, now: float, at: float) -> None:

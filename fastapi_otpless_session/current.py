@@ -31,13 +31,13 @@ class Current:
         refreshed: bool = False,
         stale: bool = False,
     ) -> None:
-        self.row: Final = row
-        self.token: Final = token
-        self.claims: Final = claims
-        self.now: Final = now
-        self.validated_at: Final = validated_at
-        self.refreshed: Final = refreshed
-        self.stale: Final = stale
+        self.row: Final[SessionRow] = row
+        self.token: Final[str] = token
+        self.claims: Final[Claims] = claims
+        self.now: Final[float] = now
+        self.validated_at: Final[float] = validated_at
+        self.refreshed: Final[bool] = refreshed
+        self.stale: Final[bool] = stale
 
     def with_row(self, row: SessionRow, validated_at: float) -> Current:
         """Return the same by another reading of its row."""

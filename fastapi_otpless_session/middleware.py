@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import HTTPConnection
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -124,6 +125,9 @@ class OtplessSessionMiddleware:
             return _challenging(await own if inspect.isawaitable(own) else own, error)
         except RefusalError as raised:
             return answer(raised)
+        except HTTPException as raised:  # as FastAPI answers it, whose handlers are further in
+            shown = JSONResponse({"detail": raised.detail}, raised.status_code, raised.headers)
+            return _challenging(shown, error)
 
     def _routed(self, scope: Scope) -> Mapping[str, Any]:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""

@@ -49,11 +49,11 @@ class _Asked:
     __slots__ = ("digest", "known_only", "max_age", "token", "waited")
 
     def __init__(self, token: str, digest: bytes, *, known_only: bool, max_age: float | None, waited: float) -> None:
-        self.token: Final = token
-        self.digest: Final = digest
-        self.known_only: Final = known_only
-        self.max_age: Final = max_age
-        self.waited: Final = waited
+        self.token: Final[str] = token
+        self.digest: Final[bytes] = digest
+        self.known_only: Final[bool] = known_only
+        self.max_age: Final[float | None] = max_age
+        self.waited: Final[float] = waited
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""

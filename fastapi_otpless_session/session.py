@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
@@ -93,7 +93,7 @@ class Session:
     """Whether the client presented an older token, so that this response carries a new one."""
     stale: bool
     """Whether OTPLESS was asked and gave no answer, so that an earlier one was believed longer."""
-    claims: Mapping[str, Any]
+    claims: Mapping[str, Any] = field(hash=False)
     """The token's other claims, as OTPLESS wrote them. Not to be changed: later requests get the same."""
     token: SecretStr
     """The current session token, to call other services on the user's behalf."""

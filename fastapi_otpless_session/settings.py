@@ -49,6 +49,10 @@ TAKEN_HEADERS = frozenset(
     }
 )
 """Headers that browsers, servers or this package read or write for something else."""
+DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+"""Of the schemes that pages are served by. Apps and browser extensions have others, without ports."""
+NO_ORIGINS = frozenset({"about", "blob", "data", "file", "ftp", "javascript", "ws", "wss"})
+"""Schemes of no origin that a browser names."""
 STORE_SCHEMES = ("sqlite", "memory", "postgresql", "postgres", "redis", "rediss", "unix")
 STRAY_IN_URLS = (" ", "\\", "?", "#")
 """What shells, editors and files of variables leave in a URL, or what a call's path would be put behind."""
@@ -449,13 +453,15 @@ def _check_key(text: str, number: int) -> None:
 def _origin(text: str) -> str:
     if not _is_origin(text):
         shown = "one of them" if "@" in text else repr(text)  # what stands before an @ may be a password
-        raise ValueError(f"{shown} is not an origin; write https://host or https://host:port")
+        raise ValueError(
+            f"{shown} is not an origin; write https://host or https://host:port, or as an app has it capacitor://localhost"
+        )
     if not text.isascii():  # what can be compared is what is sent
         raise ValueError(
             f"{text!r}: write the host as browsers send it, in ASCII, such as https://xn--bcher-kva.example"
         )
-    default = ":443" if text.lower().startswith("https:") else ":80"
-    return text.rstrip("/").lower().removesuffix(default)
+    origin = text.rstrip("/").lower()
+    return origin.removesuffix(DEFAULT_PORTS.get(urlsplit(origin).scheme, ""))
 
 
 def _is_origin(text: str) -> bool:
@@ -465,7 +471,9 @@ def _is_origin(text: str) -> bool:
     except ValueError:
         return False
     more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc or "*" in parts.netloc
-    return parts.scheme in {"https", "http"} and bool(parts.hostname) and not more
+    is_slip = parts.scheme not in DEFAULT_PORTS and get_close_matches(parts.scheme, DEFAULT_PORTS, cutoff=NEARLY)
+    is_scheme = parts.scheme and parts.scheme not in NO_ORIGINS and not is_slip
+    return bool(is_scheme and parts.hostname) and not more
 
 
 def _explain(error: ValidationError, env_file: object) -> str:

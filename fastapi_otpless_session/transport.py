@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fastapi_otpless_session.errors import ChannelUnreadError, CookieTooLargeError
-from fastapi_otpless_session.settings import OtplessSettings
+from fastapi_otpless_session.settings import DEFAULT_PORTS, OtplessSettings
 from fastapi_otpless_session.tokens import has_token_shape
 
 Headers = list[Any]
@@ -26,7 +26,6 @@ LONGEST_REMEMBERED = 4096
 SUBPROTOCOL = "otpless-session"
 NO_PATH = "(?!)"
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, section 9.2.1
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 OWN_SITES = frozenset({"same-origin", "none"})  # by the page itself, or by the user (W3C Fetch Metadata, section 2.4)
 CACHEABLE = frozenset(
     {"public", "s-maxage", "max-age", "immutable", "stale-while-revalidate", "stale-if-error", "no-store"}

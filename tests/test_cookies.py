@@ -208,6 +208,18 @@ def test_the_same_origin_rule_holds_for_every_unsafe_request_with_a_cookie(make_
         assert world.client.get("/orders", headers=fetch(site, origin)).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "origin",
+    ["capacitor://localhost", "chrome-extension://abcdefghijklmnop", "tauri://localhost", "HTTPS://App.example:443/"],
+)
+def test_an_app_of_its_own_scheme_can_be_trusted(make_world: Callable[..., World], origin: str) -> None:
+    world = make_world(trusted_origins=origin)
+    world.sign_in()
+    sent = {"Sec-Fetch-Site": "cross-site", "Origin": origin.removesuffix(":443/")}
+    assert world.client.post("/orders", headers=sent).status_code == 200
+    assert world.client.post("/auth/logout", headers=sent).status_code == 204
+
+
 def test_without_trusted_origins_nobody_else_is_trusted(world: World) -> None:
     world.sign_in()
     for site, origin in TABLE:

@@ -675,6 +675,7 @@ def test_where_a_proxy_adds_to_paths_they_are_advised_as_the_router_has_them(exa
         ("trusted-origins", "ok", None, TRUST),
         ("trusted-origins", "warning", None, {"OTPLESS_TRUSTED_ORIGINS": "http://shop.example"}),
         ("trusted-origins", "warning", "https://a.example", {"OTPLESS_TRUSTED_ORIGINS": "http://localhost:3000"}),
+        ("trusted-origins", "ok", "https://a.example", {"OTPLESS_TRUSTED_ORIGINS": "capacitor://localhost"}),
         ("trusted-origins", "ok", "http://127.0.0.2", {"OTPLESS_TRUSTED_ORIGINS": "http://shop.localhost:3000"}),
         ("cookie-secure", "skipped", None, {"OTPLESS_TOKEN_SOURCES": "header"}),
         ("proxy-headers", "warning", None, {"FORWARDED_ALLOW_IPS": "*"}),

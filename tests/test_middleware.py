@@ -484,6 +484,16 @@ def test_a_401_of_on_refusal_says_whose_it_is(
     assert (answer.status_code, answer.headers.get("www-authenticate")) == (status, challenge)
 
 
+def test_an_http_exception_of_on_refusal_is_answered_as_fastapi_answers_it(make_world: Callable[..., World]) -> None:
+    def members_only(_: HTTPConnection, __: RefusalError) -> Response:
+        raise HTTPException(401, "Members only", {"X-Sign-In": "/sign-in"})
+
+    answer = make_world(required_paths="/public", middleware={"on_refusal": members_only}).get("/public")
+    assert (answer.status_code, answer.headers["x-sign-in"]) == (401, "/sign-in")
+    assert answer.json() == {"detail": "Members only"}
+    assert "otpless" in answer.headers["www-authenticate"]
+
+
 def test_an_answer_of_on_refusal_keeps_what_it_says_of_itself_when_it_is_sent(
     make_world: Callable[..., World], tmp_path: Path
 ) -> None:

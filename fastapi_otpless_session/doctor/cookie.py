@@ -110,7 +110,7 @@ async def trusted_origins(setup: Setup) -> Outcome:
     origins = setup.settings.trusted_origins
     if not origins:
         return ok("No origin beside the site's own may change anything with the cookie.")
-    local = [each for each in origins if is_loopback(urlsplit(each).hostname or "")]
+    local = [each for each in origins if each.startswith("http") and is_loopback(urlsplit(each).hostname or "")]
     clear = [each for each in origins if each.startswith("http://") and each not in local]
     if clear:
         return warning(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from fastapi_otpless_session.doctor.application import Application, Layer
 from fastapi_otpless_session.doctor.findings import NotApplicableError, Outcome, ok, problem, skipped, warning
 from fastapi_otpless_session.doctor.setup import Setup
-from fastapi_otpless_session.transport import DEFAULT_PORTS
+from fastapi_otpless_session.settings import DEFAULT_PORTS
 
 OURS = "OtplessSessionMiddleware"
 ADD = f"app.add_middleware({OURS})"
