@@ -204,8 +204,12 @@ class RequestSession:
 
     def _refusal(self, presented: Presented) -> SessionReason | None:
         """Return why what the request carries cannot be used, whatever it stands for."""
+        if presented.token is None and presented.in_conflict:
+            names = ", ".join(sorted(str(channel) for channel in presented.channels))
+            telemetry.logger.info("Refused: credentials in conflict (%s); docs/faq.md says where they come from", names)
+            return SessionReason.CONFLICT
         if presented.token is None:
-            return SessionReason.CONFLICT if presented.in_conflict else SessionReason.MISSING
+            return SessionReason.MISSING
         if not self._is_safe and presented.is_cookie_only and self.is_from_elsewhere():  # sent without the page's doing
             return SessionReason.CROSS_SITE
         return None

@@ -128,8 +128,8 @@ class Endings:
         was_active = row.state is State.ACTIVE and row.session_id not in self.over
         self.note(row.session_id, ended_reason(ended))
         if was_active and ended.end_reason is reason:
+            telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
             await self._events.signed_out(ended, why)
-        telemetry.logger.info("Ended (%s): %s", reason.value, telemetry.session_label(row.session_id))
         return ended if renewed is None else await self._outbox.take_over(ended, renewed, revoke_in)
 
     async def end_refused(self, row: SessionRow, reason: EndReason, why: SignOutReason | None = None) -> None:

@@ -135,7 +135,7 @@ class Resolver:
                 )
                 outcome = await self._looked_up(asked, self._copies.get(digest))
         except NoVerdictError as error:
-            telemetry.logger.info("No verdict: %s", error)
+            telemetry.logger.info("Answered without a verdict: %s", error)
             outcome = SessionReason.UNAVAILABLE
         return _counted(outcome, source)
 

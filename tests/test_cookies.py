@@ -409,6 +409,14 @@ def test_a_token_that_was_not_signed_in_here_cannot_be_planted_as_a_cookie(world
     assert code(world.get("/orders")) == "session_invalid"
 
 
+def test_a_conflict_is_told_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    world.client.get("/orders", headers={"Cookie": f"{COOKIE}=a.b.c; {COOKIE}=d.e.f"})
+    assert [text for text in caplog.messages if "conflict" in text] == [
+        "Refused: credentials in conflict (cookie); docs/faq.md says where they come from"
+    ]
+
+
 def test_a_cookie_beside_a_planted_one_is_a_conflict_and_never_the_planted_session(world: World) -> None:
     attacker, victim = (world.token(world.sign_in(channel="header", mobile=number)) for number in ("911", "922"))
     for order in ((attacker, victim), (victim, attacker)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import httpx
@@ -28,11 +28,14 @@ from fastapi_otpless_session import (
     OtplessSessions,
     OtplessSettings,
     RefusalError,
+    Session,
     SessionEvent,
+    SignInRefusedError,
     UpstreamError,
     create_session_router,
 )
 from fastapi_otpless_session.emulator import EmulatorSettings
+from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.testing import Channel, EmulatedOtpless, SignIn, use_emulator
 
 pytest_plugins = ["pytester"]
@@ -408,6 +411,31 @@ def test_no_socket_is_opened_and_no_name_looked_up(monkeypatch: pytest.MonkeyPat
     with use_emulator(APP) as otpless, TestClient(APP) as client:
         otpless.expire(otpless.sign_in(client))
         assert client.get("/details").status_code == 200
+
+
+class OwnSessions(OtplessSessions):
+    """Sessions of an application's own, which let not everybody in."""
+
+    def __init__(self, banned: str) -> None:
+        super().__init__(make_settings())
+        self.banned = banned
+
+    async def sign_in(self, user: OtplessUser, *, fits: Callable[[str, float], None] | None = None) -> Session:
+        session = await super().sign_in(user, fits=fits)
+        if session.user_id == self.banned:
+            await self.end(session.id)
+            raise SignInRefusedError
+        return session
+
+
+def test_sessions_of_an_applications_own_class_are_so_in_tests() -> None:
+    app = bare_app()
+    app.add_middleware(OtplessSessionMiddleware, sessions=OwnSessions("MO-7"))
+    with use_emulator(app) as otpless, TestClient(app) as client:
+        otpless.sign_in(client, user_id="MO-1")
+        assert client.get("/orders").status_code == 200
+        with pytest.raises(SignInRefusedError):
+            otpless.sign_in(client, user_id="MO-7")
 
 
 # Where the middleware is

@@ -78,7 +78,7 @@ class EmulatedOtpless:
     """
 
     def __init__(
-        self, settings: OtplessSettings, emulator: Emulator, clock: Clock, hooks: Mapping[str, Any] | None = None
+        self, settings: OtplessSettings, emulator: Emulator, clock: Clock, own: OtplessSessions | None = None
     ) -> None:
         self.settings = settings
         """The application's settings in this test."""
@@ -89,8 +89,8 @@ class EmulatedOtpless:
         self._client = OtplessClient(settings, http=self._http, monotonic=clock.hurried)
         # Neither is the sessions' own: an application whose lifespan ends would close them, and forget everybody.
         self._store = open_store(settings.store_url.get_secret_value(), clock=clock)
-        self.sessions: OtplessSessions = OtplessSessions(
-            settings, store=self._store, client=self._client, clock=clock, monotonic=clock.monotonic, **(hooks or {})
+        self.sessions: OtplessSessions = _made_as(
+            own, settings=settings, store=self._store, client=self._client, clock=clock, monotonic=clock.monotonic
         )
         """The sessions of the application."""
         self._credentials = Credentials(settings)
@@ -263,6 +263,20 @@ def _warn_of_started(found: list[Place]) -> None:
             )
 
 
+def _made_as(own: OtplessSessions | None, **values: Any) -> OtplessSessions:
+    """Return sessions of the class that an application's own are of, with their hooks and attributes.
+
+    Not by that class's `__init__`, which nobody knows how to call.
+    """
+    if own is None:
+        return OtplessSessions(**values)
+    made = object.__new__(type(own))
+    vars(made).update(vars(own))
+    hooks: Mapping[str, Any] = own.hooks
+    OtplessSessions.__init__(made, **values, **hooks)
+    return made
+
+
 @contextmanager
 def use_emulator(
     app: ASGIApp, *, emulator_settings: EmulatorSettings | None = None, **settings: Any
@@ -283,8 +297,8 @@ def use_emulator(
     clock = Clock()
     emulator = Emulator(emulator_settings or EmulatorSettings(), clock=clock)
     own = next((place.settings for place in found if place.settings is not None), None)
-    hooks = next((place.sessions.hooks for place in found if place.sessions is not None), None)
-    emulated = EmulatedOtpless(settings_for_tests(own, emulator.settings, settings), emulator, clock, hooks)
+    sessions = next((place.sessions for place in found if place.sessions is not None), None)
+    emulated = EmulatedOtpless(settings_for_tests(own, emulator.settings, settings), emulator, clock, sessions)
     try:
         with using(found, emulated.sessions):
             yield emulated
