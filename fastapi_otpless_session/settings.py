@@ -107,6 +107,11 @@ def _lower(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
 
+def _lower_items(value: object) -> object:
+    items = _items(value)
+    return [_lower(item) for item in items] if isinstance(items, list | tuple) else items
+
+
 Items = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_items)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Limit = Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, BeforeValidator(_none)]
@@ -144,7 +149,7 @@ class OtplessSettings(BaseSettings):
     encryption_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_items)] = (SecretStr(DERIVED_KEY),)
     """Base64url keys of 32 bytes that seal stored tokens, or `derived` (from the secret). The first seals, all open."""
     token_sources: Annotated[
-        tuple[Literal["authorization", "header", "cookie"], ...], NoDecode, BeforeValidator(_items)
+        tuple[Literal["authorization", "header", "cookie"], ...], NoDecode, BeforeValidator(_lower_items)
     ] = ("authorization", "header", "cookie")
     """Where to look for a session token."""
     header_name: str = "X-Session-Token"

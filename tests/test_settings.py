@@ -78,6 +78,7 @@ WRITTEN: list[tuple[str, str, Any]] = [
     ("COOKIE_NAME", "sid", "sid"),
     ("COOKIE_SECURE", "false", False),
     ("COOKIE_SAMESITE", "none", "none"),
+    ("TOKEN_SOURCES", "Cookie, HEADER", ("cookie", "header")),
     ("COOKIE_DOMAIN", "example.com", "example.com"),
     ("COOKIE_DOMAIN", ".shop.example.com", ".shop.example.com"),
     ("COOKIE_DOMAIN", "localhost", "localhost"),

@@ -9,6 +9,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import re
 import sqlite3
 import stat
 import subprocess
@@ -285,6 +286,13 @@ async def test_a_file_that_is_no_database_is_a_store_error(path: Path) -> None:
     path.write_bytes(b"this is no database at all, but longer than a header" * 100)
     with pytest.raises(StoreError):
         await open_store(f"sqlite:///{path}").open()
+
+
+async def test_a_file_whose_log_cannot_be_opened_is_named_with_what_it_takes(path: Path) -> None:
+    Path(f"{path}-wal").mkdir()
+    with pytest.raises(StoreError, match=re.escape(f"{path} cannot be opened or written")) as refused:
+        await open_store(f"sqlite:///{path}").open()
+    assert str(path.parent) in (refused.value.remedy or "")
 
 
 async def test_a_folder_in_the_files_place_is_a_store_error(path: Path) -> None:

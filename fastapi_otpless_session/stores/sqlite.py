@@ -57,6 +57,7 @@ LOCK_SECONDS = 30.0
 """How long to wait for others that open the file; one may have a long log to recover."""
 LOCK_PAUSE = 0.02
 UNREADABLE = {sqlite3.SQLITE_NOTADB: "no SQLite database", sqlite3.SQLITE_CORRUPT: "a damaged SQLite database"}
+UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
 OTHER_FILE = "Name another file in OTPLESS_STORE_URL"
 _PRIMARY = 0xFF
 """What of an error's number says its kind; the rest says more."""
@@ -661,7 +662,13 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        what = UNREADABLE.get(getattr(error, "sqlite_errorcode", 0) & _PRIMARY)
+        kind = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
+        what = UNREADABLE.get(kind)
+        if kind in UNWRITABLE:
+            raise StoreError(
+                f"{path} cannot be opened or written ({error})",
+                remedy=f"This user must be able to write {path}, what lies beside it (-wal, -shm) and {path.parent}.",
+            ) from None
         if what is None:
             raise
         raise StoreError(
