@@ -161,7 +161,7 @@ class Rotation:
     refresh_token: bytes = field(repr=False)
     expires_at: float
     answered_at: float
-    """When OTPLESS gave them, by the store's clock, which `validated_at` becomes. A commit may be late."""
+    """When OTPLESS gave them, by the store's clock. `validated_at` is to be that, or now if that is less."""
 
 
 @runtime_checkable
