@@ -80,7 +80,7 @@ class Judge:
         settled = None if is_dead else await self.settled(current, max_age)
         outcome = settled or await self._waited_for_refresh(current)
         if settled is None and isinstance(outcome, Current) and outcome.validated_at < current.now:  # it was put off
-            outcome = await self.settled(outcome, max_age) or await self._waited_for_refresh(outcome)
+            outcome = await self.settled(outcome, max_age) or await self._replaced(outcome)
         return outcome if isinstance(outcome, SessionReason) else await self.seen(outcome)
 
     async def settled(self, current: Current, max_age: float | None) -> Current | None:
@@ -208,6 +208,14 @@ class Judge:
         except NoVerdictError:
             await self.seen(current)
             raise
+
+    async def _replaced(self, dead: Current) -> Current | SessionReason:
+        """Refresh what OTPLESS calls dead. Where that had yet to be kept, and now is, it is dead all the same."""
+        outcome = await self._waited_for_refresh(dead)
+        if isinstance(outcome, Current) and outcome.token == dead.token:
+            self.refused.note(outcome.row)
+            outcome = await self._waited_for_refresh(outcome)
+        return outcome
 
     async def _refreshed(self, current: Current, *, ahead: bool = False) -> Current | SessionReason:
         row, began_at = current.row, self._monotonic()

@@ -126,8 +126,7 @@ class OtplessSessionMiddleware:
         except RefusalError as raised:
             return answer(raised)
         except HTTPException as raised:  # as FastAPI answers it, whose handlers are further in
-            shown = JSONResponse({"detail": raised.detail}, raised.status_code, raised.headers)
-            return _challenging(shown, error)
+            return _challenging(_shown(raised), error)
 
     def _routed(self, scope: Scope) -> Mapping[str, Any]:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""
@@ -187,6 +186,13 @@ class OtplessSessionMiddleware:
             await self.app(scope, receive_again, send_and_close)
         finally:
             await close()
+
+
+def _shown(raised: HTTPException) -> Response:
+    """Return the answer to an exception: JSON, where the status may have a body (RFC 9110, section 6.4.1)."""
+    if raised.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
+        return Response(status_code=raised.status_code, headers=raised.headers)
+    return JSONResponse({"detail": raised.detail}, raised.status_code, raised.headers)
 
 
 def _inside(app: Any) -> Iterator[Any]:

@@ -51,6 +51,8 @@ TAKEN_HEADERS = frozenset(
 """Headers that browsers, servers or this package read or write for something else."""
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 """Of the schemes that pages are served by. Apps and browser extensions have others, without ports."""
+LIKE_HTTP = 0.6
+"""From what likeness on (of 1) a scheme is taken for a misspelled one of those."""
 NO_ORIGINS = frozenset({"about", "blob", "data", "file", "ftp", "javascript", "ws", "wss"})
 """Schemes of no origin that a browser names."""
 STORE_SCHEMES = ("sqlite", "memory", "postgresql", "postgres", "redis", "rediss", "unix")
@@ -476,9 +478,10 @@ def _is_origin(text: str) -> bool:
     except ValueError:
         return False
     more = parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc or "*" in parts.netloc
-    is_slip = parts.scheme not in DEFAULT_PORTS and get_close_matches(parts.scheme, DEFAULT_PORTS, cutoff=NEARLY)
+    is_slip = parts.scheme not in DEFAULT_PORTS and get_close_matches(parts.scheme, DEFAULT_PORTS, cutoff=LIKE_HTTP)
     is_scheme = parts.scheme and parts.scheme not in NO_ORIGINS and not is_slip
-    return bool(is_scheme and parts.hostname) and not more
+    is_clean = text.isprintable() and " " not in text
+    return bool(is_scheme and parts.hostname and is_clean) and not more
 
 
 def _explain(error: ValidationError, env_file: object) -> str:

@@ -488,6 +488,11 @@ def test_an_http_exception_of_on_refusal_is_answered_as_fastapi_answers_it(make_
     def members_only(_: HTTPConnection, __: RefusalError) -> Response:
         raise HTTPException(401, "Members only", {"X-Sign-In": "/sign-in"})
 
+    def nothing_to_see(_: HTTPConnection, __: RefusalError) -> Response:
+        raise HTTPException(204)
+
+    empty = make_world(required_paths="/public", middleware={"on_refusal": nothing_to_see}).get("/public")
+    assert (empty.status_code, empty.content) == (204, b"")
     answer = make_world(required_paths="/public", middleware={"on_refusal": members_only}).get("/public")
     assert (answer.status_code, answer.headers["x-sign-in"]) == (401, "/sign-in")
     assert answer.json() == {"detail": "Members only"}

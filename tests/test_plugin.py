@@ -6,6 +6,8 @@ import asyncio
 import math
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Self
 
 import httpx
@@ -414,11 +416,14 @@ def test_no_socket_is_opened_and_no_name_looked_up(monkeypatch: pytest.MonkeyPat
 
 
 class OwnSessions(OtplessSessions):
-    """Sessions of an application's own, which let not everybody in."""
+    """Sessions of an application's own, which let not everybody in, and nobody in twice."""
 
-    def __init__(self, banned: str) -> None:
-        super().__init__(make_settings())
+    def __init__(self, banned: str, store: Path | None = None) -> None:
+        super().__init__(make_settings(store_url=f"sqlite:///{store}" if store else "memory://"), on_sign_in=self.once)
         self.banned = banned
+
+    async def once(self, event: SessionEvent) -> None:
+        await self.end_others(event.user_id, event.session_id)
 
     async def sign_in(self, user: OtplessUser, *, fits: Callable[[str, float], None] | None = None) -> Session:
         session = await super().sign_in(user, fits=fits)
@@ -436,6 +441,33 @@ def test_sessions_of_an_applications_own_class_are_so_in_tests() -> None:
         assert client.get("/orders").status_code == 200
         with pytest.raises(SignInRefusedError):
             otpless.sign_in(client, user_id="MO-7")
+
+
+def test_hooks_of_such_a_class_see_the_sessions_of_the_test(tmp_path: Path) -> None:
+    app, store = bare_app(), tmp_path / "production.db"
+    app.add_middleware(OtplessSessionMiddleware, sessions=OwnSessions("MO-7", store))
+    with use_emulator(app) as otpless, TestClient(app) as first, TestClient(app) as second:
+        otpless.sign_in(first)
+        otpless.sign_in(second)
+        assert (first.get("/orders").status_code, second.get("/orders").status_code) == (401, 200)
+    assert not store.exists()
+
+
+def test_where_such_a_class_cannot_be_made_for_a_test_it_is_told() -> None:
+    class Frozen(OtplessSessions):
+        def __setattr__(self, name: str, value: object) -> None:
+            if "settings" in vars(self) and name == "settings":
+                raise AttributeError("frozen")
+            super().__setattr__(name, value)
+
+    app = bare_app()
+    app.add_middleware(OtplessSessionMiddleware, sessions=Frozen(make_settings()))
+    with ExitStack() as stack:
+        with pytest.warns(UserWarning, match="Frozen cannot be made for a test .frozen.: plain OtplessSessions"):
+            otpless = stack.enter_context(use_emulator(app))
+        client = TestClient(app)
+        otpless.sign_in(client)
+        assert client.get("/orders").status_code == 200
 
 
 # Where the middleware is

@@ -656,6 +656,40 @@ async def test_a_pair_whose_commit_was_put_off_is_replaced_where_otpless_calls_i
     await store.close()
 
 
+class HangingStore(SqliteStore):
+    """A real store on which the first commit hangs until it is let go, and fails then."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(None, clock=clock)
+        self.has_come, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
+        if not self.goes_on.is_set():
+            self.has_come.set()
+            await self.goes_on.wait()
+            raise StoreError("it took too long")
+        return await super().commit(lease, rotation)
+
+
+async def test_who_wants_otplesss_word_is_not_served_with_a_pair_that_it_denies_before_it_could_be_kept(
+    clock: Clock,
+) -> None:
+    emulator, store = Emulator(clock=clock), HangingStore(clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        (worker,) = world.workers
+        first = asyncio.create_task(worker.resolve(world.token))
+        await store.has_come.wait()
+        clock.advance(1)
+        second = asyncio.create_task(worker.resolve(world.token, max_age=0))
+        await settle()
+        emulator.revoke(world.session_id)
+        store.goes_on.set()
+        assert isinstance(await first, Session)
+        assert await second is SessionReason.EXPIRED
+    await store.close()
+
+
 async def test_a_pair_whose_commit_was_put_off_outlives_an_attempt_of_anothers(tmp_path: Path, clock: Clock) -> None:
     """The refresh token that it came for is used up: of all that there is for this session, only this pair lives."""
     emulator = Emulator(STRICT, clock=clock)

@@ -180,6 +180,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("TRUSTED_ORIGINS", "https://example.com/path", "https://host"),
     ("TRUSTED_ORIGINS", "null", "https://host"),
     ("TRUSTED_ORIGINS", "htps://example.com", "https://host"),
+    ("TRUSTED_ORIGINS", "hxxps://example.com", "https://host"),
+    ("TRUSTED_ORIGINS", "capacitor://local host", "https://host"),
     ("TRUSTED_ORIGINS", "wss://example.com", "https://host"),
     ("TRUSTED_ORIGINS", "capacitor://", "https://host"),
     ("TRUSTED_ORIGINS", "https://a.example,https://bücher.example", "'https://bücher.example': write the host as"),

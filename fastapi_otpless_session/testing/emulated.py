@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import warnings
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, Protocol, TypeVar
 
 import httpx
@@ -266,15 +268,26 @@ def _warn_of_started(found: list[Place]) -> None:
 def _made_as(own: OtplessSessions | None, **values: Any) -> OtplessSessions:
     """Return sessions of the class that an application's own are of, with their hooks and attributes.
 
-    Not by that class's `__init__`, which nobody knows how to call.
+    Not by that class's `__init__`, which nobody knows how to call. Warns where it cannot be made without.
     """
-    if own is None:
-        return OtplessSessions(**values)
-    made = object.__new__(type(own))
-    vars(made).update(vars(own))
-    hooks: Mapping[str, Any] = own.hooks
-    OtplessSessions.__init__(made, **values, **hooks)
-    return made
+    hooks: Mapping[str, Any] = {} if own is None else own.hooks
+    if own is not None and type(own) is not OtplessSessions:
+        try:
+            made = copy.copy(own)
+            OtplessSessions.__init__(
+                made, **values, **{name: _bound_to(made, own, hook) for name, hook in hooks.items()}
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a class of somebody else's does
+            instead = f"{type(own).__name__} cannot be made for a test ({error}): plain OtplessSessions take its place"
+            warnings.warn(instead, stacklevel=5)
+        else:
+            return made
+    return OtplessSessions(**values, **hooks)
+
+
+def _bound_to(made: OtplessSessions, own: OtplessSessions, hook: Any) -> Any:
+    """Return a hook that was one of `own`'s methods as one of `made`'s."""
+    return MethodType(hook.__func__, made) if getattr(hook, "__self__", None) is own else hook
 
 
 @contextmanager
