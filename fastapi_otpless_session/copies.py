@@ -130,8 +130,8 @@ class Copies(Lru[bytes, Copy]):
         """Return a copy of a row that was read at `at` by the worker's monotonic clock, `now` by the store's."""
         is_set_back = now < row.validated_at
         first_duty = 0.0 if is_set_back else self._duties.first(row, claims)
-        made = self._made
-        return Copy(_light(row, claims), claims, first_duty=first_duty, made=made, at=at, offset=now - at)
+        light = _light(row, claims)
+        return Copy(light, claims, first_duty=first_duty, made=self._made, at=at, offset=now - at)
 
 
 def _light(row: SessionRow, claims: Claims) -> SessionRow:

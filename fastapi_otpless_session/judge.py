@@ -140,12 +140,11 @@ class Judge:
         except NoVerdictError:
             telemetry.count_validation("unavailable")
             raise
+        telemetry.count_validation(verdict.told)
         if verdict is not Verdict.VALID:
-            telemetry.count_validation(verdict.name.lower())
             self.refused.note(current.row)
             self._doubt(current.token)
             return verdict
-        telemetry.count_validation()
         self.refused.forget(current.row)
         if self._is_worth_noting(current):
             await touch(self._store, self._duties, current.row, validated=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
+from fastapi.exception_handlers import http_exception_handler
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import HTTPConnection
-from starlette.responses import JSONResponse, Response
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -120,13 +121,15 @@ class OtplessSessionMiddleware:
     @staticmethod
     async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> ASGIApp | None:
         """Return the application's own answer; None where it has none. A path that is refused is never let through."""
+        connection = HTTPConnection(scope)
         try:
-            own = ask(HTTPConnection(scope), error)
+            own = ask(connection, error)
             return _challenging(await own if inspect.isawaitable(own) else own, error)
         except RefusalError as raised:
             return answer(raised)
-        except HTTPException as raised:  # as FastAPI answers it, whose handlers are further in
-            return _challenging(_shown(raised), error)
+        except HTTPException as raised:  # the application's handlers are further in
+            shown = await http_exception_handler(cast("Request", connection), raised)  # it looks at the exception only
+            return _challenging(shown, error)
 
     def _routed(self, scope: Scope) -> Mapping[str, Any]:
         """Return a scope as the router will have it: an application may add a prefix that it is served under."""
@@ -186,13 +189,6 @@ class OtplessSessionMiddleware:
             await self.app(scope, receive_again, send_and_close)
         finally:
             await close()
-
-
-def _shown(raised: HTTPException) -> Response:
-    """Return the answer to an exception: JSON, where the status may have a body (RFC 9110, section 6.4.1)."""
-    if raised.status_code in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED}:
-        return Response(status_code=raised.status_code, headers=raised.headers)
-    return JSONResponse({"detail": raised.detail}, raised.status_code, raised.headers)
 
 
 def _inside(app: Any) -> Iterator[Any]:

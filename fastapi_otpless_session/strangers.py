@@ -340,10 +340,9 @@ class Strangers:
         except NoVerdictError:
             telemetry.count_validation("unavailable")
             raise
+        telemetry.count_validation(verdict.told)
         if verdict is not Verdict.VALID:
-            telemetry.count_validation(verdict.name.lower())
             return REASONS[verdict]
-        telemetry.count_validation()
         session_id, user_id = claims.session_id, claims.user_id
         if not self._settings.jwks_url:
             details = await self._client.session_details(token, known=False)

@@ -144,7 +144,7 @@ def count_resolution(outcome: str, source: str | None = None) -> None:
 _VALID = labels(outcome="valid")
 
 
-def count_validation(outcome: str = "valid") -> None:
+def count_validation(outcome: str) -> None:
     """Count what OTPLESS said of a session token, or that it said nothing."""
     validations.add(1, _VALID if outcome == "valid" else labels(outcome=outcome))
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from enum import Enum, auto
+from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
@@ -42,15 +42,20 @@ CALL_NAMES = {
 
 
 class Verdict(Enum):
-    """What OTPLESS says of a session."""
+    """What OTPLESS says of a session; `told` is what that is called in metrics."""
 
-    VALID = auto()
-    DENIED = auto()
+    VALID = "valid"
+    DENIED = "denied"
     """`"success": false`: not valid."""
-    UNKNOWN = auto()
+    UNKNOWN = "unknown"
     """7414: there is no such session."""
-    INACTIVE = auto()
+    INACTIVE = "inactive"
     """7415: there was one; it expired or was revoked."""
+
+    told: str
+
+    def __init__(self, told: str) -> None:
+        self.told = told  # `value` takes five times as long
 
 
 TOKEN_FIELDS = frozenset({"token", "idToken", "sessionToken", "refreshToken", "sessionInfo"})
@@ -59,7 +64,7 @@ BODIES_REMEMBERED = 8
 LONGEST_REMEMBERED = 128
 """How many answers to validate-session are remembered as read, and how many bytes these have at most."""
 USED_UP = "OTPLESS refused the one-time token: used before, expired, or issued for another OTPLESS application"
-OK = 200
+_OK = 200
 _CLIENT_ERRORS = range(400, 500)
 _BUSY = frozenset({408, 425, 429})
 _VERDICTS = {"7414": Verdict.UNKNOWN, "7415": Verdict.INACTIVE}
@@ -142,14 +147,14 @@ def jwks_call(url: str) -> Request:
 
 def read_validation(answer: Answer) -> Verdict:
     """Read validate-session's answer: VALID or a verdict against it."""
-    if answer.status == OK and answer.flaw is None and len(answer.body) <= LONGEST_REMEMBERED:
+    if answer.status == _OK and answer.flaw is None and len(answer.body) <= LONGEST_REMEMBERED:
         return _flag_in(answer.body)
     return _read_success(answer)
 
 
 @lru_cache(BODIES_REMEMBERED)  # OTPLESS says "valid" in the same bytes each time
 def _flag_in(body: bytes) -> Verdict:
-    return _flag(_object(Answer(OK, {}, body)))
+    return _flag(_object(Answer(_OK, {}, body)))
 
 
 def read_revocation(answer: Answer) -> Verdict:
