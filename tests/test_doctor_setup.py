@@ -26,7 +26,7 @@ from fastapi_otpless_session.doctor.host import Host
 from fastapi_otpless_session.doctor.setup import Setup
 from fastapi_otpless_session.doctor.store import store_shared
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
-from fastapi_otpless_session.stores.sqlite import SCHEMA
+from fastapi_otpless_session.stores.sqlite_file import SCHEMA
 from fastapi_otpless_session.tokens import new_key
 
 # Settings

@@ -29,7 +29,7 @@ from processes import PATIENCE
 from simulated import settle
 
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
-from fastapi_otpless_session.stores import SessionStore, open_store, sqlite
+from fastapi_otpless_session.stores import SessionStore, open_store, sqlite_file, sqlite_link
 from fastapi_otpless_session.stores.base import EndReason, Standing, State, WatchfulStore
 from fastapi_otpless_session.stores.sqlite_writer import MOST_TOGETHER, Writer
 from fastapi_otpless_session.testing.store_contract import (
@@ -226,7 +226,7 @@ async def test_a_file_of_a_newer_version_is_refused_and_left_alone(path: Path) -
     store = open_store(f"sqlite:///{path}")
     await store.open()
     await store.close()
-    by_hand(path, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    by_hand(path, f"PRAGMA user_version = {sqlite_file.SCHEMA_VERSION + 1}")
     by_hand(path, "ALTER TABLE sessions ADD COLUMN new")
     before = path.read_bytes()
     with pytest.raises(StoreError, match=rf"{path} has schema 2, made by a newer version of this package; upgrade it"):
@@ -444,7 +444,7 @@ def lock_held(path: Path) -> Iterator[None]:
 async def test_a_process_that_hangs_while_it_opens_the_file_is_a_store_error_for_others(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite_file, "LOCK_SECONDS", 0.1)
     store = open_store(f"sqlite:///{path}")
     with lock_held(path):
         opening = asyncio.create_task(store.open())
@@ -819,7 +819,7 @@ async def test_what_was_begun_is_written_before_a_store_is_closed(subject: Subje
 async def test_what_waits_longer_than_a_file_may_be_busy_fails_at_once_and_together(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_link, "BUSY_SECONDS", 0.05)
     subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
     await subject.sign_in("first")
     with held_up(path):
@@ -833,7 +833,7 @@ async def test_what_waits_longer_than_a_file_may_be_busy_fails_at_once_and_toget
 async def test_however_many_wait_for_a_file_that_stays_busy_all_wait_for_it_once(
     statements: list[str], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.5)
+    monkeypatch.setattr(sqlite_link, "BUSY_SECONDS", 0.5)
     subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
     row = await subject.sign_in()
     with held_up(path):
@@ -889,7 +889,7 @@ async def test_reads_work_and_writes_wait_while_another_connection_writes(subjec
 async def test_a_write_that_waited_too_long_is_a_store_error_and_did_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_link, "BUSY_SECONDS", 0.05)
     subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
     row = await subject.sign_in()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

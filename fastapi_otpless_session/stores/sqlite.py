@@ -10,16 +10,12 @@ that everything runs on the loop.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from threading import Lock
-from types import TracebackType
 from typing import Any, TypeVar
 
 from fastapi_otpless_session.errors import StoreError
@@ -43,65 +39,10 @@ from fastapi_otpless_session.stores.records import (
     row_of,
     rows_of,
 )
-from fastapi_otpless_session.stores.sqlite_writer import Writer, transact
-from fastapi_otpless_session.telemetry import logger
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - Windows: SQLite's own locks and the busy timeout have to do
-    fcntl = None  # type: ignore[assignment]
-
-SCHEMA_VERSION = 1
-BUSY_SECONDS = 5.0
-LOCK_SECONDS = 30.0
-"""How long to wait for others that open the file; one may have a long log to recover."""
-LOCK_PAUSE = 0.02
-UNREADABLE = {sqlite3.SQLITE_NOTADB: "no SQLite database", sqlite3.SQLITE_CORRUPT: "a damaged SQLite database"}
-UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR}
-OTHER_FILE = "Name another file in OTPLESS_STORE_URL"
-_PRIMARY = 0xFF
-"""What of an error's number says its kind; the rest says more."""
-
-_HAS_EFFECTIVE_IDS = os.access in os.supports_effective_ids
-"""Whether the system tells what the process may, rather than who started it."""
+from fastapi_otpless_session.stores.sqlite_link import TRANSLATED, Connections
 
 _ALL = ", ".join(COLUMNS)
 _MARKS = ", ".join("?" * len(COLUMNS))
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-    session_id TEXT PRIMARY KEY,
-    user_id TEXT NOT NULL,
-    state TEXT NOT NULL,
-    end_reason TEXT,
-    generation INTEGER NOT NULL,
-    confirmations TEXT NOT NULL,
-    rotated_at REAL NOT NULL,
-    session_token BLOB NOT NULL,
-    token_expires_at REAL NOT NULL,
-    refresh_token BLOB NOT NULL,
-    lease_owner TEXT,
-    lease_until REAL NOT NULL,
-    fence INTEGER NOT NULL,
-    validated_at REAL NOT NULL,
-    created_at REAL NOT NULL,
-    last_seen_at REAL NOT NULL,
-    expires_at REAL NOT NULL,
-    summary TEXT NOT NULL,
-    revocation_due REAL,
-    revocation_attempts INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS tokens (
-    digest BLOB PRIMARY KEY,
-    session_id TEXT NOT NULL,
-    generation INTEGER NOT NULL,
-    expires_at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS sessions_user ON sessions (user_id) WHERE state = 'active';
-CREATE INDEX IF NOT EXISTS sessions_due ON sessions (revocation_due) WHERE revocation_due IS NOT NULL;
-CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires_at);
-CREATE INDEX IF NOT EXISTS tokens_expiry ON tokens (expires_at);
-"""
 
 UPSERT = f"""
 ON CONFLICT (session_id) DO UPDATE SET {", ".join(f"{column} = excluded.{column}" for column in COLUMNS[1:])}
@@ -138,11 +79,6 @@ FROM tokens t LEFT JOIN sessions s ON s.session_id = t.session_id
 WHERE t.expires_at <= ? ORDER BY t.expires_at LIMIT ?
 """
 
-_FORKED = (
-    "the SQLite file was open when this process was forked, and must not be used here: close the store before the "
-    "fork, or open it after"
-)
-
 T = TypeVar("T")
 
 
@@ -152,7 +88,7 @@ class SqliteStore:
     def __init__(self, path: str | None, *, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._clock = clock
-        self._connections: _Connections | None = None
+        self._connections: Connections | None = None
         self._finalizer: weakref.finalize[[], SqliteStore] | None = None
         self._opening = Lock()
 
@@ -333,12 +269,12 @@ class SqliteStore:
             "ORDER BY created_at DESC, session_id LIMIT ?"
         )
         now = self._clock()
-        with _TRANSLATED:
+        with TRANSLATED:
             return rows_of(await (await self._opened()).read_all(query, (user_id, now, LONGEST_LIST)))
 
     async def claim_revocations(self, limit: int, hold: float) -> Sequence[SessionRow]:
         """Take ended rows whose telling is due."""
-        with _TRANSLATED:
+        with TRANSLATED:
             (await self._opened()).check_place()  # here, too, where nobody writes: housekeeping tells the log
         if await self._read("SELECT 1 FROM sessions WHERE revocation_due <= ?", (self._clock(),)) is None:
             return ()  # the usual case costs no write
@@ -419,12 +355,12 @@ class SqliteStore:
         return await self._write(delete)
 
     def _connect(self) -> None:
-        with self._opening, _TRANSLATED:
+        with self._opening, TRANSLATED:
             if self._connections is None:
-                self._connections = _Connections(self._path)
+                self._connections = Connections(self._path)
                 self._finalizer = weakref.finalize(self, self._connections.close)
 
-    async def _opened(self) -> _Connections:
+    async def _opened(self) -> Connections:
         await self.open()
         if self._connections is None:
             raise StoreError("the session store was closed")
@@ -451,7 +387,7 @@ class SqliteStore:
     async def _write(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a transaction does, once a power cut cannot undo it."""
         connections = self._connections or await self._opened()
-        with _TRANSLATED:
+        with TRANSLATED:
             return await connections.write(transaction, durable=True)
 
     async def _note(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
@@ -462,251 +398,8 @@ class SqliteStore:
         will say.
         """
         connections = self._connections or await self._opened()
-        with _TRANSLATED:
+        with TRANSLATED:
             return await connections.write(transaction, durable=False)
-
-
-class _Connections:
-    """A reader for the loop and a writer in its own thread; in memory one connection for both."""
-
-    def __init__(self, path: str | None) -> None:
-        self._lock = Lock()
-        self._path: Path | None = None
-        self.file: tuple[int, int] | None = None
-        if path is None:
-            self._writer: Writer | None = None
-            self._reader = _connect(":memory:", 0)
-            _prepare(self._reader)
-            return
-        full = Path(path).absolute()
-        if not Path(path).is_absolute():
-            logger.info("Sessions are kept in %s", full)
-        _refuse_inherited(full)
-        _create(full)
-        with ExitStack() as failing:
-            self._path, self.file = full, _identity(full)
-            _open.add(self)
-            failing.callback(_open.discard, self)
-            self._reader = _connect(str(full), BUSY_SECONDS)
-            failing.callback(self._reader.close)
-            self._reader.execute("PRAGMA schema_version").fetchone()  # opens what others may hold for a moment
-            self._reader.execute("PRAGMA busy_timeout = 0")  # from now on the loop waits for it
-            self._reader.text_factory = str  # what is no UTF-8 fails, and is read by the writer then
-            self._writer = Writer(_connect(str(full), BUSY_SECONDS))
-            failing.pop_all()
-
-    def read(self, query: str, values: tuple[Any, ...]) -> Any:
-        if self in _inherited:
-            raise StoreError(_FORKED)
-        with self._lock:
-            return self._reader.execute(query, values).fetchone()
-
-    async def read_all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        """Read what may be many rows, off the loop."""
-        self._refuse_if_inherited()
-        if self._writer is None:
-            with self._lock:
-                return self._reader.execute(query, values).fetchall()
-        return await self._writer.read(lambda db: db.execute(query, values).fetchall())
-
-    async def write(self, transaction: Callable[[sqlite3.Connection], T], *, durable: bool) -> T:
-        self._refuse_if_inherited()
-        if self._writer is None:
-            with self._lock:
-                return transact(self._reader, transaction)
-
-        def in_place(db: sqlite3.Connection) -> T:
-            self.check_place()
-            return transaction(db)
-
-        return await self._writer.transact(in_place, durable=durable)
-
-    def check_place(self) -> None:
-        """Raise `StoreError` where the file's name leads to another one, or to none: no one else would see a write."""
-        if self._path is not None and _identity(self._path) != self.file:
-            raise StoreError(f"{self._path} was deleted, moved or replaced while it was open: restart all workers")
-
-    def close(self) -> None:
-        if self in _inherited:
-            return
-        if self._writer is not None:
-            self._writer.close()
-        with self._lock:  # another thread's event loop may be reading
-            self._reader.close()
-        _open.discard(self)
-
-    def _refuse_if_inherited(self) -> None:
-        if self in _inherited:
-            raise StoreError(_FORKED)
-
-
-_open: set[_Connections] = set()
-"""What this process has opened, files only."""
-_inherited: set[_Connections] = set()
-"""What was open when this process was forked.
-
-SQLite's table of the locks that it has is copied, the locks are not: the child would believe that its log is guarded,
-and go on writing into it when others have deleted it. That holds for all connections to such a file, new ones too. To
-close one is as wrong; that they are kept here keeps them from being collected, which closes them.
-"""
-
-
-def _disown() -> None:
-    """Note in a forked child what it must not use."""
-    _inherited.update(_open)
-    _open.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
-    os.register_at_fork(after_in_child=_disown)
-
-
-def _refuse_inherited(path: Path) -> None:
-    file = _identity(path)
-    if file is not None and any(each.file == file for each in _inherited):
-        raise StoreError(_FORKED)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from all others, whatever its name, or None where there is no file."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _connect(path: str, busy: float) -> sqlite3.Connection:
-    with ExitStack() as failing:
-        db = sqlite3.connect(path, timeout=busy, isolation_level=None, check_same_thread=False)
-        failing.callback(db.close)
-        db.text_factory = _decoded
-        db.execute("PRAGMA synchronous = FULL")
-        failing.pop_all()
-    return db
-
-
-def _decoded(data: bytes) -> str | bytes:
-    """Read text. What is not UTF-8 stays bytes: a damaged row is then passed over instead of failing a whole query."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data
-
-
-class _Translated:
-    """Turns what SQLite and the file system raise into `StoreError`, here and nowhere else."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, sqlite3.Error | OSError | UnicodeError | OverflowError):
-            raise StoreError(f"SQLite: {error}") from None
-
-
-_TRANSLATED = _Translated()
-
-
-def _create(path: Path) -> None:
-    """Create file and tables under a lock: workers that race to switch to the write-ahead log fail otherwise."""
-    if not path.parent.is_dir():
-        raise StoreError(f"the folder {path.parent} does not exist; create it, or change OTPLESS_STORE_URL")
-    lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        if fcntl is not None:
-            _lock(lock, path)
-        _create_file(path)
-        with _named(path), closing(_connect(str(path), BUSY_SECONDS)) as db:
-            _refuse_others(db, path)
-            db.execute("PRAGMA journal_mode = WAL")
-            _prepare(db)
-    finally:
-        os.close(lock)
-
-
-def _lock(lock: int, path: Path) -> None:
-    """Wait for the lock, but not for ever: who has it may be stopped, or have left it to a forked child."""
-    gives_up_at = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > gives_up_at:
-                raise StoreError(
-                    f"another process has held {path}.lock for {LOCK_SECONDS:g} s: a worker that hangs while it "
-                    "starts, or a child that one forked then; end it"
-                ) from None
-            time.sleep(LOCK_PAUSE)
-        else:
-            return
-
-
-def _create_file(path: Path) -> None:
-    """Create the file, or see that it can be written, without opening one that is there.
-
-    Whoever closes it drops all locks that the process has on it, those of another store too; a process that comes and
-    goes would then take the write-ahead log away from under that.
-    """
-    if not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    elif not (path.is_file() and os.access(path, os.R_OK | os.W_OK, effective_ids=_HAS_EFFECTIVE_IDS)):
-        remedy = None if path.is_file() else "Name a file in OTPLESS_STORE_URL."
-        raise StoreError(f"{path} is no file that this user may read and write", remedy=remedy)
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Raise `StoreError` for what SQLite cannot read: its own error names no file."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        kind = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
-        what = UNREADABLE.get(kind)
-        if kind in UNWRITABLE:
-            raise StoreError(
-                f"{path} cannot be opened or written ({error})",
-                remedy=f"This user must be able to write {path}, what lies beside it (-wal, -shm) and {path.parent}.",
-            ) from None
-        if what is None:
-            raise
-        raise StoreError(
-            f"{path} is {what}: give the sessions a file of their own in OTPLESS_STORE_URL",
-            remedy=f"{OTHER_FILE}, or move this one away: a new one is made at the next start, with nobody signed in.",
-        ) from None
-
-
-def _refuse_others(db: sqlite3.Connection, path: Path) -> None:
-    """Raise `StoreError` for what is not ours to write to, before anything of it is changed.
-
-    Other programs number their tables, too. One that does not, and has no tables of our names, may share its file.
-    """
-    version, sessions, tokens = _version(db), _columns(db, "sessions"), _columns(db, "tokens")
-    if "session_id" not in sessions or "digest" not in tokens:
-        if version or sessions or tokens:
-            raise StoreError(
-                f"{path} is another program's database: give the sessions a file of their own in OTPLESS_STORE_URL",
-                remedy=f"{OTHER_FILE}.",
-            )
-    elif version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} has schema {version}, made by a newer version of this package; upgrade it",
-            remedy='pip install --upgrade "fastapi-otpless-session", or name another file in OTPLESS_STORE_URL.',
-        )
-
-
-def _version(db: sqlite3.Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def _columns(db: sqlite3.Connection, table: str) -> set[str]:
-    return {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    if _version(db) < SCHEMA_VERSION:
-        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
 def _number(value: Any) -> float:
