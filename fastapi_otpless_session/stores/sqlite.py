@@ -3,8 +3,9 @@
 Write-ahead log, so that readers never wait for the writer. Sign-ins, refreshes and sign-outs wait for the disk, so that
 they survive a power cut; what requests write about a session need not. A point read takes about 20 µs and runs on the
 event loop; where the file is busy it is tried again in the writer's thread. Writes run in that one thread, in immediate
-transactions; those that wait for it share a commit. In memory there is no second connection and nothing to wait for, so
-that everything runs on the loop.
+transactions; those that wait for it share a commit. What need not wait for the disk is written on the loop, too, for as
+long as the disk is quick. In memory there is no second connection and nothing to wait for, so that everything runs on
+the loop.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ class SqliteStore:
             )
             return lease
 
-        return await self._write(take)
+        return await (self._note(take) if await self._is_disk_proven() else self._write(take))
 
     async def renew_lease(self, lease: Lease, seconds: float) -> Lease | None:
         """Hold a lease for longer."""
@@ -390,12 +391,15 @@ class SqliteStore:
         with TRANSLATED:
             return await connections.write(transaction, durable=True)
 
+    async def _is_disk_proven(self) -> bool:
+        return (self._connections or await self._opened()).is_disk_proven()
+
     async def _note(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a transaction does, once all workers see it: a sixth of the time.
 
         For what a power cut may undo: what was confirmed is confirmed again by the next request, and whoever held a
-        lease was a worker of this machine. Taking a lease is not among it: that proves that the disk takes what OTPLESS
-        will say.
+        lease was a worker of this machine. Taking a lease is among it only where the disk was just seen to take what is
+        written: else it is to prove that it will take what OTPLESS says.
         """
         connections = self._connections or await self._opened()
         with TRANSLATED:

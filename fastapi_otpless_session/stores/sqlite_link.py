@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Connections:
-    """A reader for the loop and a writer in its own thread; in memory one connection for both."""
+    """One for the loop, which reads and notes, and a writer in its own thread; in memory there is but one."""
 
     def __init__(self, path: str | None) -> None:
         self._lock = Lock()
@@ -49,6 +49,8 @@ class Connections:
             failing.callback(self._reader.close)
             self._reader.execute("PRAGMA schema_version").fetchone()  # opens what others may hold for a moment
             self._reader.execute("PRAGMA busy_timeout = 0")  # from now on the loop waits for it
+            self._reader.execute("PRAGMA synchronous = NORMAL")  # and writes nothing that waits for the disk
+            self._reader.execute("PRAGMA wal_autocheckpoint = 0")  # nor moves a log into the file, which does
             self._reader.text_factory = str  # what is no UTF-8 fails, and is read by the writer then
             self._writer = Writer(connected(str(full), BUSY_SECONDS))
             failing.pop_all()
@@ -67,7 +69,12 @@ class Connections:
                 return self._reader.execute(query, values).fetchall()
         return await self._writer.read(lambda db: db.execute(query, values).fetchall())
 
+    def is_disk_proven(self) -> bool:
+        """Whether the disk was just seen to take what was written; memory always does."""
+        return self._writer is None or self._writer.is_disk_proven()
+
     async def write(self, transaction: Callable[[sqlite3.Connection], T], *, durable: bool) -> T:
+        """Return what a transaction does, once all can see it; `durable`: and once it is on the disk."""
         self._refuse_if_inherited()
         if self._writer is None:
             with self._lock:
@@ -77,6 +84,11 @@ class Connections:
             self.check_place()
             return transaction(db)
 
+        if not durable:
+            with self._lock:
+                done = self._writer.at_once(self._reader, in_place)
+            if done is not None:
+                return done[0]
         return await self._writer.transact(in_place, durable=durable)
 
     def check_place(self) -> None:

@@ -197,7 +197,7 @@ ROWS = (
         beside=bare_cookie,
     ),
     Row("validated", "VALIDATION_TTL=0, row believed, no-op for http.py", 1.4, validated_each_time, beside=bare_cookie),
-    Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "two waits for the disk", beside=bare_cookie),
+    Row("refresh", "refresh, no-op for http.py, SQLite", 15, refresh, "one wait for the disk", beside=bare_cookie),
     Row("no-token", "refusal without a token", 0.25, no_token),
     Row("bad-signature", "refusal of a bad signature", 1.7, bad_signature, beside=bare_bearer),
     Row("unused", "session not used, no credential sent", 1.05, unused_without),
