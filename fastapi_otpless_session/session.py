@@ -96,7 +96,7 @@ class Session:
     claims: Mapping[str, Any] = field(hash=False)
     """The token's other claims, as OTPLESS wrote them. Not to be changed: later requests get the same."""
     token: SecretStr
-    """The current session token, to call other services on the user's behalf."""
+    """The current session token, to call other services on the user's behalf. Hidden in `repr`, but not in a pickle."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -13,10 +13,9 @@ import math
 import os
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import jwt
@@ -58,6 +57,27 @@ class UnknownKeyError(TokenError):
 
 class UnreadableError(ValueError):
     """A sealed value that none of the keys opens: an unknown key, another row's value, or damage."""
+
+
+class FrozenClaims(Mapping[str, Any]):
+    """Claims that cannot be changed; but copied and pickled, which a `MappingProxyType` cannot be."""
+
+    __slots__ = ("_claims",)
+
+    def __init__(self, claims: Mapping[str, Any]) -> None:
+        self._claims = dict(claims)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._claims[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._claims)
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def __repr__(self) -> str:
+        return repr(self._claims)
 
 
 class Claims(NamedTuple):
@@ -207,7 +227,7 @@ def _claims(payload: dict[str, Any]) -> Claims:
         has_audience="aud" in payload,
         issued_at=_second(payload.get("iat")),
         expires_at=expires_at,
-        others=MappingProxyType({k: v for k, v in payload.items() if k not in OWN_CLAIMS}),
+        others=FrozenClaims({k: v for k, v in payload.items() if k not in OWN_CLAIMS}),
     )
 
 

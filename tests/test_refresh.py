@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -33,6 +34,7 @@ from fastapi_otpless_session import (
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.stores import SessionStore
 from fastapi_otpless_session.stores.base import Lease, Rotation, SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.tokens import new_key
@@ -511,6 +513,39 @@ async def test_a_lease_that_its_holder_left_behind_lapses(tmp_path: Path, clock:
         assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
         clock.advance(15)
         assert isinstance(await world.workers[0].resolve(world.token), Session)
+    await close(stores)
+
+
+class TimePasses(SqliteStore):
+    """A real store, and time that passes, or is set back, while a lease is being taken."""
+
+    def __init__(self, path: str, clock: Clock, seconds: float) -> None:
+        super().__init__(path, clock=clock)
+        self._pass = partial(clock.advance, seconds)
+
+    async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
+        lease = await super().take_lease(session_id, generation, owner, seconds)
+        self._pass()
+        return lease
+
+
+@pytest.mark.parametrize("seconds", [pytest.param(14, id="a slow answer"), pytest.param(-100, id="a clock set back")])
+async def test_a_lease_outlives_the_call_that_it_was_taken_for_but_not_by_more_than_it_lasts(
+    tmp_path: Path, clock: Clock, seconds: float
+) -> None:
+    """Else another worker would take it during the call; or nobody for long, should this one crash."""
+    emulator = Emulator(STRICT, clock=clock)
+    store = TimePasses(str(tmp_path / "sessions.db"), clock, seconds)
+    stores: list[SessionStore] = [store, *files(tmp_path, clock, 1)]
+    async with Workers(emulator, clock, stores) as world:
+        clock.advance(DAY + 1)
+        emulator.set_latency("get-new-session-token", 0.05)
+        request = asyncio.create_task(world.workers[0].resolve(world.token))
+        await _called(emulator)
+        row = await stores[1].get(world.session_id)
+        assert row is not None
+        assert 10 < row.lease_until - clock.now <= 15
+        assert isinstance(await request, Session)
     await close(stores)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI
@@ -29,6 +28,7 @@ from fastapi_otpless_session.emulator import EmulatorSettings
 from fastapi_otpless_session.testing.overridden import TOKEN, OverriddenSessions, OverridingMiddleware
 from fastapi_otpless_session.testing.places import applications, places, replaced
 from fastapi_otpless_session.testing.settings import settings_for_tests
+from fastapi_otpless_session.tokens import FrozenClaims
 
 DAY = 86_400.0
 DEPENDENCIES: tuple[Callable[..., Any], ...] = (
@@ -89,7 +89,7 @@ def override_session(
             validated_at=now,
             refreshed=refreshed,
             stale=stale,
-            claims=MappingProxyType(dict(claims or {})),  # as the middleware's are
+            claims=FrozenClaims(claims or {}),  # as the middleware's are
             token=SecretStr(TOKEN),
         )
         details = details or _details(session, mobile)
