@@ -93,16 +93,22 @@ def override_session(
             token=SecretStr(TOKEN),
         )
         details = details or _details(session, mobile)
+    with _shown(app, reason if session is None else session, details):
+        yield session
+
+
+@contextmanager
+def _shown(app: FastAPI, outcome: Session | SessionReason, details: SessionDetails | None) -> Iterator[None]:
+    """Have whatever asks for a session get this one, or the reason why there is none."""
     found = places(app, (OtplessSessionMiddleware, OverridingMiddleware))  # the latter where one block is in another
     own = next((place.settings for place in found if place.settings is not None), None)
-    settings = settings_for_tests(own, EmulatorSettings(), {})
-    sessions = OverriddenSessions(settings, reason if session is None else session, details)
+    sessions = OverriddenSessions(settings_for_tests(own, EmulatorSettings(), {}), outcome, details)
     with ExitStack() as stack:
         stack.enter_context(replaced(app, found, Middleware(OverridingMiddleware, sessions=sessions)))
         for each in applications(app):
             if isinstance(each, FastAPI):
                 stack.enter_context(_own_dependencies(each))
-        yield session
+        yield
 
 
 @contextmanager
