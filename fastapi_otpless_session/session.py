@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -96,7 +96,11 @@ class Session:
     claims: Mapping[str, Any] = field(hash=False)
     """The token's other claims, as OTPLESS wrote them. Not to be changed: later requests get the same."""
     token: SecretStr
-    """The current session token, to call other services on the user's behalf. Hidden in `repr`, but not in a pickle."""
+    """The current session token, to call other services on the user's behalf."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the session itself: it does not change."""
+        return self
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

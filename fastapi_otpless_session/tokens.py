@@ -16,7 +16,7 @@ import string
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 import jwt
 from cryptography.exceptions import InvalidTag
@@ -40,6 +40,11 @@ SHORTEST_KEY_BITS = 2048
 FOREIGN_KEY_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64"})
 OWN_CLAIMS = frozenset({"sub", "sessionId", "iss", "userId", "name", "email", "iat", "exp"})
 
+NOT_COPIED = (
+    "a Session is not pickled, nor made a dict of: annotate the route '-> Session', and its public part is sent; "
+    "pass on what you need of it, such as session.user_id"
+)
+
 _SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 _ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
@@ -60,7 +65,10 @@ class UnreadableError(ValueError):
 
 
 class FrozenClaims(Mapping[str, Any]):
-    """Claims that cannot be changed; but copied and pickled, which a `MappingProxyType` cannot be."""
+    """Claims that cannot be changed, nor taken out of their session by what copies all of it: its token would go along.
+
+    So a route that returns a session without saying so sends nothing, and no queue or cache gets a token unasked.
+    """
 
     __slots__ = ("_claims",)
 
@@ -78,6 +86,13 @@ class FrozenClaims(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return repr(self._claims)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        """Refuse what `dataclasses.asdict` wants, and FastAPI of a route without annotation."""
+        raise TypeError(NOT_COPIED)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_COPIED)
 
 
 class Claims(NamedTuple):

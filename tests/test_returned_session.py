@@ -73,9 +73,9 @@ def test_without_the_annotation_nothing_is_sent_and_the_error_is_the_one_in_the_
         return session
 
     world.sign_in()
-    with pytest.raises(TypeError, match="cannot pickle 'mappingproxy' object"):
+    with pytest.raises(TypeError, match="a Session is not pickled, nor made a dict of"):
         world.get("/me/unsaid")
-    with override_session(world.app), pytest.raises(TypeError, match="cannot pickle 'mappingproxy' object"):
+    with override_session(world.app), pytest.raises(TypeError, match="a Session is not pickled, nor made a dict of"):
         world.get("/me/unsaid")
 
 
@@ -89,7 +89,9 @@ def test_in_a_dictionary_of_anything_it_is_an_error_and_in_one_of_sessions_its_p
         return {"session": session}
 
     world.sign_in()
-    with pytest.raises(PydanticSerializationError, match="Unable to serialize unknown type: <class 'mappingproxy'>"):
+    with pytest.raises(
+        PydanticSerializationError, match=r"Unable to serialize unknown type: .*FrozenClaims"
+    ):
         world.get("/me/anything")
     assert set(world.get("/me/named").json()["session"]) == PUBLIC
 
