@@ -67,6 +67,11 @@ class OtplessClient:
         self._validation = lru_cache(VALIDATIONS_REMEMBERED)(self._new_validation)
 
     @property
+    def client_id(self) -> str:
+        """Whom OTPLESS takes this client for."""
+        return self._settings.client_id
+
+    @property
     def is_held_back(self) -> bool:
         """Whether OTPLESS has been failing, so that calls are held back but for a probe a second."""
         return self._calls.is_held_back

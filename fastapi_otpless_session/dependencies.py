@@ -1,18 +1,21 @@
-"""FastAPI dependencies, for HTTP and websocket routes: each a function and an `Annotated` alias."""
+"""FastAPI dependencies, for HTTP and websocket routes: each a function and an `Annotated` alias.
+
+Where one raises a `RefusalError`, a websocket whose server can send no answer before the handshake gets a
+`WebSocketException` with the same code, which closes it.
+"""
 
 from collections.abc import Awaitable, Callable
 from math import inf
 from typing import Annotated
 
-from fastapi import Depends, WebSocketException
+from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from fastapi_otpless_session.connection import RequestSession, request_session
-from fastapi_otpless_session.errors import NoVerdictError, RefusalError, SessionUnavailableError
+from fastapi_otpless_session.connection import request_session
+from fastapi_otpless_session.errors import NoVerdictError, SessionUnavailableError
 from fastapi_otpless_session.secured import Secured
 from fastapi_otpless_session.session import Session, SessionDetails
 from fastapi_otpless_session.sessions import OtplessSessions
-from fastapi_otpless_session.websocket import DENIAL_EXTENSION, POLICY_VIOLATION
 
 
 async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
@@ -23,23 +26,20 @@ async def otpless_sessions(connection: HTTPConnection) -> OtplessSessions:
 @Secured
 async def current_session(connection: HTTPConnection) -> Session:
     """Return the session. Raises a `RefusalError`: 401 where there is none, 400, 403, or 503 for no verdict."""
-    return request_session(connection).at_once() or await _required(connection, None)
+    request = request_session(connection)
+    return request.at_once() or await request.require()
 
 
 @Secured
 async def optional_session(connection: HTTPConnection) -> Session | None:
     """Return the session, or None: refusals and outages are None. Raises `ConflictingCredentialsError` (400)."""
-    request = request_session(connection)
-    try:
-        return await request.session()
-    except RefusalError as error:
-        raise _answerable(connection, request, error) from None
+    return await request_session(connection).session()
 
 
 @Secured
 async def fresh_session(connection: HTTPConnection) -> Session:
     """Return the session as OTPLESS itself says now, for payments and changes of e-mail. Raises `RefusalError`."""
-    return await _required(connection, 0)
+    return await request_session(connection).require(0)
 
 
 made_by_fresh_within: dict[float, Callable[..., Awaitable[Session]]] = {}
@@ -58,25 +58,9 @@ def fresh_within(seconds: float) -> Callable[..., Awaitable[Session]]:
 
     @Secured
     async def session_fresh_within(connection: HTTPConnection) -> Session:
-        return await _required(connection, seconds)
+        return await request_session(connection).require(seconds)
 
     return made_by_fresh_within.setdefault(seconds, session_fresh_within)
-
-
-async def _required(connection: HTTPConnection, max_age: float | None) -> Session:
-    request = request_session(connection)
-    try:
-        return await request.require(max_age)
-    except RefusalError as error:
-        raise _answerable(connection, request, error) from None
-
-
-def _answerable(connection: HTTPConnection, request: RequestSession, error: RefusalError) -> Exception:
-    """Return what the server can send: before a handshake an HTTP answer if it knows how, else a close."""
-    scope = connection.scope
-    if scope["type"] == "websocket" and DENIAL_EXTENSION not in scope.get("extensions", {}):
-        return WebSocketException(POLICY_VIOLATION, request.reason.code if request.reason else error.code)
-    return error
 
 
 CurrentSession = Annotated[Session, Depends(current_session)]
@@ -92,13 +76,10 @@ Sessions = Annotated[OtplessSessions, Depends(otpless_sessions)]
 @Secured
 async def current_session_details(connection: HTTPConnection) -> SessionDetails:
     """Return OTPLESS's details of the session: identities, device, network. Raises `RefusalError`."""
-    request = request_session(connection)
     try:
-        return await request.details()
-    except RefusalError as error:
-        raise _answerable(connection, request, error) from None
+        return await request_session(connection).details()
     except NoVerdictError:
-        raise _answerable(connection, request, SessionUnavailableError()) from None
+        raise SessionUnavailableError from None
 
 
 CurrentSessionDetails = Annotated[SessionDetails, Depends(current_session_details)]

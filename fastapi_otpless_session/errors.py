@@ -21,6 +21,7 @@ OtplessSessionError
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TypeVar
 
@@ -89,7 +90,7 @@ class CredentialsRefusedError(UpstreamError):
 class StoreError(NoVerdictError):
     """The session store failed, timed out or could not be reached.
 
-    `remedy`: what mends it, as a sentence, where it is neither a server that does not run nor a file's permissions.
+    `remedy`: what mends it, as a sentence, where that is known.
     """
 
     def __init__(self, message: str, *, remedy: str | None = None) -> None:
@@ -97,11 +98,18 @@ class StoreError(NoVerdictError):
         self.remedy = remedy
 
 
+class _Detail(dict[str, str]):
+    """What is told of a refusal. FastAPI sends it as JSON; Starlette sends text, and gets the same, encoded."""
+
+    def encode(self, encoding: str) -> bytes:
+        return json.dumps({"detail": self}).encode(encoding)
+
+
 class RefusalError(OtplessSessionError, HTTPException):
     """An answer to the client: a status, headers, and a body `{"detail": {"code", "message"}}`."""
 
     def __init__(self, status_code: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
-        HTTPException.__init__(self, status_code, {"code": code, "message": message}, headers)
+        HTTPException.__init__(self, status_code, _Detail(code=code, message=message), headers)
         self.code = code
         self.message = message
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
@@ -30,6 +30,9 @@ HOOKS_AT_ONCE = 1_000
 One that was given up counts until its thread is done with it.
 """
 THREADS = 4
+
+
+EventName = Literal["sign_in", "refresh", "sign_out", "reuse"]
 
 
 class SignOutReason(StrEnum):
@@ -53,8 +56,7 @@ class SignOutReason(StrEnum):
 class SessionEvent:
     """What a hook is told. `reason` is why the session ended, where it did; there is never a token."""
 
-    name: str
-    """`sign_in`, `refresh`, `sign_out` or `reuse`."""
+    name: EventName
     session_id: str
     user_id: str
     at: datetime
@@ -96,7 +98,7 @@ class Events:
         await self._happened("reuse", row)
 
     async def _happened(
-        self, name: str, row: SessionRow, reason: SignOutReason | None = None, *, waits: bool = True
+        self, name: EventName, row: SessionRow, reason: SignOutReason | None = None, *, waits: bool = True
     ) -> None:
         hook = self._hooks.get(name)
         if hook is None:

@@ -1,15 +1,19 @@
-"""Routes that need a session show three security schemes in OpenAPI (bearer, header, cookie).
+"""What all dependencies that need a session token have in common: how they are documented, and how they refuse.
 
-So the Authorize button of /docs works.
+Routes that have one show three security schemes in OpenAPI (bearer, header, cookie), so that the Authorize button of
+/docs works.
 """
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Generic, TypeVar
 
-from fastapi import Depends
+from fastapi import Depends, WebSocketException
 from fastapi.openapi.models import APIKey, APIKeyIn, HTTPBearer, SecurityBase
 from fastapi.security.base import SecurityBase as SecurityDependency
 from starlette.requests import HTTPConnection
+
+from fastapi_otpless_session.errors import RefusalError
+from fastapi_otpless_session.websocket import DENIAL_EXTENSION, POLICY_VIOLATION
 
 T = TypeVar("T")
 
@@ -62,8 +66,19 @@ class Secured(SecurityDependency, Generic[T]):
         _header: Annotated[None, Depends(_header, scope="function")] = None,  # so FastAPI need not find out
         _cookie: Annotated[None, Depends(_cookie, scope="function")] = None,
     ) -> T:
-        """Return what `ask` does."""
-        return await self._ask(connection)
+        """Return what `ask` does. Raises a `RefusalError`, or what closes a websocket that cannot be sent one."""
+        try:
+            return await self._ask(connection)
+        except RefusalError as error:
+            raise _answerable(connection, error) from None
+
+
+def _answerable(connection: HTTPConnection, error: RefusalError) -> Exception:
+    """Return what the server can send: before a handshake an HTTP answer if it knows how, else a close."""
+    scope = connection.scope
+    if scope["type"] == "websocket" and DENIAL_EXTENSION not in scope.get("extensions", {}):
+        return WebSocketException(POLICY_VIOLATION, error.code)
+    return error
 
 
 _NO_SCOPES: list[str] = []

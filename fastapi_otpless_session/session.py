@@ -92,7 +92,7 @@ class Session:
     refreshed: bool
     """Whether the client presented an older token, so that this response carries a new one."""
     stale: bool
-    """Whether OTPLESS was asked and gave no answer, so that an earlier one was believed longer."""
+    """Whether OTPLESS or the store gave no answer, so that an earlier one was believed longer."""
     claims: Mapping[str, Any] = field(hash=False)
     """The token's other claims, as OTPLESS wrote them. Not to be changed: later requests get the same."""
     token: SecretStr

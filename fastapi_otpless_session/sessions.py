@@ -71,7 +71,8 @@ class OtplessSessions:
     `on_sign_in`, `on_refresh`, `on_sign_out` and `on_reuse` are called with a `SessionEvent` once what it tells has
     happened in this worker. They may be coroutine functions, or plain functions, which run in a thread. One that fails
     or takes longer than 5 s is logged, and harms no request; a thread that hangs in one keeps the process from ending.
-    They run behind requests; where no lifespan runs, the request waits for them (but for `on_refresh`).
+    They run behind requests. Where no lifespan runs, the request waits for them; but never for what a refresh brings:
+    `on_refresh`, and the `on_sign_out` of a session that OTPLESS refuses to refresh.
 
         async with OtplessSessions() as sessions:
             await sessions.end_all(user_id)
@@ -91,17 +92,18 @@ class OtplessSessions:
         on_reuse: Hook | None = None,
     ) -> None:
         settings = _checked(settings or OtplessSettings())
+        hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
+        _check_parts(settings, store, client, hooks)
         self.settings: OtplessSettings = settings
         self._owns_store, self._owns_client = store is None, client is None
         self._store = store = store or open_store(settings.store_url.get_secret_value(), clock=clock)
-        self._client = client = client or OtplessClient(settings)
+        self._client = client = client or OtplessClient(settings, monotonic=monotonic)
         self._vault = vault = Vault(settings)
         self.is_open: bool = False
         self._clock = clock
         self.monotonic: Callable[[], float] = monotonic
         """Seconds that never go back."""
         self._background = background = Background(drain=DRAIN_FACTOR * settings.refresh_timeout + LANDING_SECONDS)
-        hooks = {"sign_in": on_sign_in, "refresh": on_refresh, "sign_out": on_sign_out, "reuse": on_reuse}
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         self._duties = duties = Duties(settings, monotonic)
@@ -395,3 +397,16 @@ def _checked(settings: object) -> OtplessSettings:
         kind = "a class" if isinstance(settings, type) else f"a {type(settings).__name__}"
         raise ConfigurationError(f"settings: OtplessSettings(…) is expected, and not {kind}")
     return settings
+
+
+def _check_parts(
+    settings: OtplessSettings, store: object, client: OtplessClient | None, hooks: Mapping[str, object]
+) -> None:
+    """Refuse what would be found out by a request, or never: not everybody's annotations are checked."""
+    if isinstance(store, str):  # which may hold a password
+        raise ConfigurationError("store: a store is expected, and not its address: open_store(address) makes it")
+    if client is not None and client.client_id != settings.client_id:
+        raise ConfigurationError("client: it calls OTPLESS as another client_id than the settings'")
+    for name, hook in hooks.items():
+        if hook is not None and not callable(hook):
+            raise ConfigurationError(f"on_{name}: a function is expected, and not a {type(hook).__name__}")

@@ -134,6 +134,20 @@ def test_settings_that_are_none_are_named(wrong: Any) -> None:
     assert "OtplessSettings(…)" in failed["message"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        pytest.param({"store": "redis://:hunter2@cache"}, "store: .*open_store", id="an address"),
+        pytest.param({"on_sign_in": "audit"}, "on_sign_in: a function is expected, and not a str", id="a name"),
+        pytest.param({"client": OtplessClient(make_settings(client_id="other"))}, "client: .*client_id", id="another"),
+    ],
+)
+def test_what_sessions_cannot_be_made_of_is_named(wrong: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        OtplessSessions(make_settings(), **wrong)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_test_client_whose_application_cannot_start_gets_the_error() -> None:
     app = FastAPI()
     app.add_middleware(OtplessSessionMiddleware)

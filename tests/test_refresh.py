@@ -210,6 +210,22 @@ async def test_an_otpless_that_answers_nothing_usable_signs_nobody_out(clock: Cl
                 assert isinstance(await sessions.resolve(token), Session)
 
 
+async def test_the_seconds_that_are_given_count_for_the_calls_to_otpless_too(clock: Clock) -> None:
+    """After five failures OTPLESS is left alone for a second of them."""
+    emulator = Emulator(clock=clock)
+    with serve(emulator) as url:
+        settings = make_settings(base_url=url, jwks_url="", stale_if_error=0)
+        async with OtplessSessions(settings, clock=clock, monotonic=clock) as sessions:
+            token = emulator.sign_in()["sessionInfo"]["sessionToken"]
+            emulator.add_fault(Fault("status", path="validate-session", status=500))
+            for _ in range(7):
+                assert await sessions.resolve(token) is SessionReason.UNAVAILABLE
+            assert emulator.count("validate-session") == 5
+            emulator.clear_faults()
+            clock.advance(2)
+            assert isinstance(await sessions.resolve(token), Session)
+
+
 HERD = 10
 
 # What several workers and failing stores do is shown on `OtplessSessions` itself: each object is a worker.

@@ -89,9 +89,7 @@ def test_in_a_dictionary_of_anything_it_is_an_error_and_in_one_of_sessions_its_p
         return {"session": session}
 
     world.sign_in()
-    with pytest.raises(
-        PydanticSerializationError, match=r"Unable to serialize unknown type: .*FrozenClaims"
-    ):
+    with pytest.raises(PydanticSerializationError, match=r"Unable to serialize unknown type: .*FrozenClaims"):
         world.get("/me/anything")
     assert set(world.get("/me/named").json()["session"]) == PUBLIC
 
