@@ -12,7 +12,7 @@ years does all of this:
 - tenacity and stamina retry, which is what must not be done here: a refresh is sent once.
 
 All of them wrap a call from the outside and judge it by its exception. Here the breaker is one step inside a deadline
-that also covers the wait for a place and the connection (`client.py`), and a call that was admitted may turn out to say
+that also covers the wait for a place and the connection (`calls.py`), and a call that was admitted may turn out to say
 nothing about OTPLESS's health. That is what this module is for.
 """
 

@@ -33,9 +33,11 @@ class OtplessSessionMiddleware:
     """Gives each request its session.
 
     `settings` default to the `OTPLESS_*` variables and are read at startup, so that wrong ones keep the server from
-    starting. `sessions`: yours, with settings of their own; opened here unless you did. `on_refusal(connection, error)`
-    returns the response for what `REQUIRED_PATHS` refuses, or None for the default JSON, which a `RefusalError` that it
-    raises gets, too. A 401 for want of a session gets its `WWW-Authenticate`, unless the response has one.
+    starting. `sessions`: yours, with settings of their own; opened here unless you did.
+
+    `on_refusal(connection, error)` is called for a request that `REQUIRED_PATHS` refuses. It returns the response, or
+    None for the default JSON; where it raises a `RefusalError`, that one's JSON is sent. A response of its with status
+    401 gets `WWW-Authenticate`, where it is for want of a session and has none.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """From a token to a session: whose it is, whether it still counts, and one answer for all who bring a dead one.
 
-Steps 1 and 8 of the refresh protocol (exact digest, generations, confirmation) are here. Whether a session is good is
-for `judge.py` to say; tokens without a row are in `strangers.py`.
+Which generation of its session a token is, whether that still counts, and that the client was seen to have it (its
+confirmation), is told here. Whether a session is good is for `judge.py` to say; tokens without a row are in
+`strangers.py`.
 """
 
 from __future__ import annotations

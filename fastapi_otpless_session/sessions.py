@@ -44,7 +44,7 @@ from fastapi_otpless_session.wire import Verdict
 
 DETAILS_REMEMBERED = 1_000
 DRAIN_FACTOR = 2
-"""How often `REFRESH_TIMEOUT` stopping may take: a refresh waits so long for another's, then makes its own call."""
+"""Stopping may take this many times `REFRESH_TIMEOUT`: a refresh waits that long for another worker's, then calls."""
 HOUSEKEEPING_SECONDS = 2.0
 MEASURE_EVERY = 5
 PURGE_EVERY = 30
@@ -228,7 +228,10 @@ class OtplessSessions:
         return self._resolver.resolve(token, known_only=known_only, max_age=max_age, waited=waited)
 
     async def recheck(self, session: Session, *, known_only: bool = False) -> Session | SessionReason:
-        """Look at a session again that was resolved a while ago, whatever its token has become since."""
+        """Look at a session again that was resolved a while ago, whatever its token has become since.
+
+        `known_only`: as for `resolve`. Raises nothing: a fault is `SessionReason.UNAVAILABLE`, and says nothing of it.
+        """
         try:
             row = await self._store.get(session.id)
             if row is None:

@@ -93,7 +93,11 @@ class SignOuts:
             await self._endings.end_refused(found.row, EndReason.REVOKED, SignOutReason.REPLACED)
 
     async def _row_to_end(self, token: str, known_only: bool) -> tuple[SessionRow | None, SessionRow | None]:
-        """Return the row of a token's session and, where its own tokens are others than this, one with this."""
+        """Return the row of a token's session, to be ended; None: there is none.
+
+        And, where the session was signed in here and the OTPLESS SDK has renewed its token by itself, a row with that
+        token: it is the one that OTPLESS is to be told of.
+        """
         digest = self._vault.digest(token)
         found = await self._store.find(digest)
         if found is not None:

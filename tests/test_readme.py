@@ -196,13 +196,13 @@ class TestRoutes:
                 assert websocket.receive_text() == f"Hello {user['userId']}"
 
     def test_folders_can_need_a_session(self) -> None:
-        with _client(_app("whole-folders"), follow_redirects=False) as client:
+        with _client(_app("whole-paths"), follow_redirects=False) as client:
             answer = client.get("/account/orders")
             assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in")
             assert client.get("/account/help").json() == "help"
 
     def test_refusals_can_be_restyled(self) -> None:
-        app = _app("your-own-answers")
+        app = _app("your-own-error-responses")
 
         @app.websocket("/updates")
         async def updates(session: CurrentSession) -> None: ...
