@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import JSONResponse
@@ -22,14 +22,13 @@ from fastapi_otpless_session.errors import (
     BodyRefusedError,
     CrossSiteRequestError,
     NoVerdictError,
-    RefusalError,
     SessionNotFoundError,
     SessionUnavailableError,
 )
 from fastapi_otpless_session.script import SCRIPT_PATH, client_script
 from fastapi_otpless_session.secured import OPTIONAL_SECURITY, Secured
 from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
-from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.signin import OtplessUser, read_user, unreadable
 from fastapi_otpless_session.transport import COOKIE, SAFE_METHODS, Channel
 
 BODY_LIMIT = 16_384
@@ -290,21 +289,14 @@ async def _read_user(request: Request) -> OtplessUser:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise BodyRefusedError(415, "media_type_unsupported", "Send the SDK's otplessUser as application/json.")
     try:
-        body = strict_json.parse(await _read_limited(request))
-        if not isinstance(body, dict):
-            raise _invalid("The body is not a JSON object, as the SDK's otplessUser is.")
-        return OtplessUser.model_validate(body)
+        user = read_user(strict_json.parse(await _read_limited(request)))
     except ClientDisconnect:  # whom no answer reaches; it is one for whoever counts and logs them
-        raise _invalid("The body ended before its time.") from None
-    except ValidationError as error:
-        fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
-        raise _invalid(f"Missing or not as the SDK sends it: {', '.join(fields)}.") from None
+        raise unreadable("The body ended before its time.") from None
     except (ValueError, RecursionError):
-        raise _invalid("The body is not JSON.") from None
-
-
-def _invalid(message: str) -> RefusalError:
-    return BodyRefusedError(422, "body_invalid", message)
+        raise unreadable("The body is not JSON.") from None
+    if isinstance(user, BodyRefusedError):
+        raise user
+    return user
 
 
 async def _read_limited(request: Request) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,7 +24,13 @@ from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.current import Resolved, session_of
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.ending import Endings
-from fastapi_otpless_session.errors import ConfigurationError, NoVerdictError, SessionRefusedError, StoreError
+from fastapi_otpless_session.errors import (
+    BodyRefusedError,
+    ConfigurationError,
+    NoVerdictError,
+    SessionRefusedError,
+    StoreError,
+)
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.judge import LANDING_SECONDS
 from fastapi_otpless_session.lru import Lru
@@ -34,7 +41,7 @@ from fastapi_otpless_session.session import Session, SessionDetails, SessionReas
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.sign_ins import PURGE_BATCH, SignIns
 from fastapi_otpless_session.sign_outs import SignOuts
-from fastapi_otpless_session.signin import OtplessUser
+from fastapi_otpless_session.signin import OtplessUser, read_user
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
 from fastapi_otpless_session.strangers import Stranger, Strangers, check_details
@@ -268,15 +275,21 @@ class OtplessSessions:
 
     # Signing in and out
 
-    async def sign_in(self, user: OtplessUser, *, fits: Callable[[str, float], None] | None = None) -> Session:
+    async def sign_in(
+        self, user: OtplessUser | Mapping[str, object], *, fits: Callable[[str, float], None] | None = None
+    ) -> Session:
         """Bind and store what the frontend SDK handed over, and return the session; its `token` is the client's.
 
-        `fits` may look at the token and its remaining life and raise, before anything is stored. The same sign-in again
-        is answered again; an ended session is not revived. Raises `SignInRefusedError`, `BodyRefusedError`, or
-        `NoVerdictError`. A sign-in that has begun is finished though whoever asked be cancelled, as long as the event
-        loop runs.
+        `user` is the SDK's `otplessUser`, as it came. `fits` may look at the token and its remaining life and raise,
+        before anything is stored. The same sign-in again is answered again; an ended session is not revived. Raises
+        `SignInRefusedError`, `BodyRefusedError`, or `NoVerdictError`. A sign-in that has begun is finished though
+        whoever asked be cancelled, as long as the event loop runs.
         """
-        return await self._background.finish(lambda: self._sign_ins.sign_in(user, fits))
+        read = user if isinstance(user, OtplessUser) else read_user(user)
+        del user  # no frame of an error's shows it
+        if isinstance(read, BodyRefusedError):
+            raise read
+        return await self._background.finish(partial(self._sign_ins.sign_in, read, fits))
 
     def sign_out(self, token: str, *, known_only: bool = False) -> Coroutine[Any, Any, None]:
         """End the session of a token, here first and for every worker, then at OTPLESS.

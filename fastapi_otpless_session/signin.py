@@ -8,11 +8,11 @@ signature and claims; or, where no signature can be checked, the session that it
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from fastapi_otpless_session import telemetry, tokens
@@ -50,6 +50,22 @@ class OtplessUser(BaseModel):
     token: str | None = Field(default=None, repr=False)
     user_id: str | None = None
     session_info: SessionInfo | None = None
+
+
+def read_user(sent: object) -> OtplessUser | BodyRefusedError:
+    """Read what the SDK's callback was given, as it is; or return the error, so that none of its frames shows that."""
+    if not isinstance(sent, Mapping):
+        return unreadable("The body is not a JSON object, as the SDK's otplessUser is.")
+    try:
+        return OtplessUser.model_validate(dict(sent))
+    except ValidationError as error:
+        fields = sorted({".".join(map(str, problem["loc"])) for problem in error.errors(include_input=False)})
+    return unreadable(f"Missing or not as the SDK sends it: {', '.join(fields)}.")
+
+
+def unreadable(message: str) -> BodyRefusedError:
+    """Return the error for what is not as the SDK sends it."""
+    return BodyRefusedError(422, "body_invalid", message)
 
 
 @dataclass(frozen=True, slots=True)

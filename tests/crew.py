@@ -11,7 +11,6 @@ from conftest import Clock, make_settings
 
 from fastapi_otpless_session import OtplessClient, OtplessSessions, StoreError, open_store
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, SessionStore
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 
@@ -46,7 +45,7 @@ class Workers:
         for worker in self.workers:
             await worker.open()
         user = self.emulator.sign_in()
-        session = await self.workers[0].sign_in(OtplessUser.model_validate(user))
+        session = await self.workers[0].sign_in(user)
         self.token, self.session_id = session.token.get_secret_value(), session.id
         return self
 

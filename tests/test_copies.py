@@ -16,7 +16,6 @@ from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, Ses
 from fastapi_otpless_session.copies import Copies, Copy
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.emulator import Emulator
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import EndReason, SessionRow
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.tokens import Claims
@@ -71,7 +70,7 @@ async def worker(
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http:
         client = OtplessClient(settings, http=http, monotonic=clock)
         async with OtplessSessions(settings, store=store, client=client, clock=clock, monotonic=clock) as sessions:
-            session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+            session = await sessions.sign_in(emulator.sign_in())
             token = session.token.get_secret_value()
             assert isinstance(await sessions.resolve(token), Session)
             yield sessions, store, token
@@ -283,7 +282,7 @@ async def test_a_stranger_that_signs_in_is_one_no_more(clock: Clock) -> None:
         user = emulator.sign_in()
         token = user["sessionInfo"]["sessionToken"]
         assert isinstance(await sessions.resolve(token), Session)
-        await sessions.sign_in(OtplessUser.model_validate(user))
+        await sessions.sign_in(user)
         assert sessions.at_once(token) is None
         assert isinstance(await sessions.resolve(token, known_only=True), Session)
         assert isinstance(sessions.at_once(token, known_only=True), Copy)

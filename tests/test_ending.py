@@ -20,7 +20,6 @@ from simulated import settle
 
 from fastapi_otpless_session import NoVerdictError, OtplessClient, OtplessSessions, Session, SessionReason, ending
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import SessionRow, SessionStore, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.wire import TokenPair
@@ -301,7 +300,7 @@ async def renewed(world: Workers, refresh_token: str) -> TokenPair:
 async def signed_in(world: Workers) -> TokenPair:
     """Sign another one in, and return the tokens that the SDK has, too."""
     user = world.emulator.sign_in(mobile="922")
-    await world.workers[0].sign_in(OtplessUser.model_validate(user))
+    await world.workers[0].sign_in(user)
     info = user["sessionInfo"]
     return TokenPair(info["sessionId"], info["sessionToken"], info["refreshToken"])
 
@@ -374,7 +373,7 @@ async def test_a_token_from_before_the_sign_in_does_not_keep_otpless_from_hearin
         old = str(user["sessionInfo"]["sessionToken"])
         clock.advance(3_600)
         second = await renewed(world, str(user["sessionInfo"]["refreshToken"]))
-        await world.workers[0].sign_in(OtplessUser.model_validate({**user, "sessionInfo": asdict(second)}))
+        await world.workers[0].sign_in({**user, "sessionInfo": asdict(second)})
         clock.advance(DAY - 3_000)
         emulator.add_fault(USED_UP)
         await world.workers[0].sign_out(old)
@@ -559,7 +558,7 @@ async def end_others(world: Workers, count: int) -> None:
     """Sign others in, and end their sessions."""
     for number in range(count):
         user = world.emulator.sign_in(mobile=f"91987654{number:04}")
-        session = await world.workers[0].sign_in(OtplessUser.model_validate(user))
+        session = await world.workers[0].sign_in(user)
         await world.workers[0].end(session.id)
 
 

@@ -17,7 +17,6 @@ from simulated import settle
 
 from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, Fault
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import EndReason
 from fastapi_otpless_session.wire import TokenPair
 
@@ -269,7 +268,7 @@ def test_a_token_that_gets_nobody_in_keeps_no_session_from_being_idle(
 async def renewed_token(world: Workers) -> str:
     """Sign somebody in, and return the token that their SDK got from OTPLESS by itself."""
     user = world.emulator.sign_in(mobile="922")
-    await world.workers[0].sign_in(OtplessUser.model_validate(user))
+    await world.workers[0].sign_in(user)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=world.emulator.app)) as http:
         client = OtplessClient(world.workers[0].settings, http=http)
         pair = await client.new_session_token(user["sessionInfo"]["refreshToken"])
@@ -356,7 +355,7 @@ OUTAGES: dict[str, Callable[[Emulator, FailingStore], None]] = {
 async def test_whoever_keeps_coming_in_an_outage_is_not_idle_and_who_stays_away_is(clock: Clock, down: str) -> None:
     async with alone(clock, idle_timeout=600) as (world, otpless, store):
         worker = world.workers[0]
-        away = await worker.sign_in(OtplessUser.model_validate(otpless.sign_in(mobile="919876543210")))
+        away = await worker.sign_in(otpless.sign_in(mobile="919876543210"))
         for token in (world.token, away.token.get_secret_value()):
             assert isinstance(await asked_for(worker, token), Session)
         OUTAGES[down](otpless, store)

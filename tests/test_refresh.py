@@ -33,7 +33,6 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.refusals import Refusals
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores import SessionStore
 from fastapi_otpless_session.stores.base import Lease, Rotation, SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
@@ -178,7 +177,7 @@ async def test_a_lost_answer_is_asked_for_again(clock: Clock) -> None:
     with serve(emulator) as url:
         settings = make_settings(base_url=url, jwks_url=f"{url}/.well-known/jwks")
         async with OtplessSessions(settings, clock=clock) as sessions:
-            session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+            session = await sessions.sign_in(emulator.sign_in())
             clock.advance(DAY + 1)
             emulator.add_fault(Fault("act_then_reset", path="get-new-session-token", times=1))
             token = session.token.get_secret_value()
@@ -200,7 +199,7 @@ async def test_an_otpless_that_answers_nothing_usable_signs_nobody_out(clock: Cl
         )
         async with OtplessSessions(settings, clock=clock) as sessions:
             hurry(sessions._client, stalls)
-            session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+            session = await sessions.sign_in(emulator.sign_in())
             token = session.token.get_secret_value()
             for path in ("validate-session", "get-new-session-token"):
                 clock.advance(31 if path == "validate-session" else DAY + 1)
@@ -1483,7 +1482,7 @@ async def test_a_token_of_a_sessions_former_life_is_none_of_the_new_one(tmp_path
         assert await store.create(anew, b"t" * 32, b"r" * 32) is None
         assert await worker.resolve(world.token) is SessionReason.EXPIRED
         await worker.sign_out(world.token)
-        other = await worker.sign_in(OtplessUser.model_validate(world.emulator.sign_in()))
+        other = await worker.sign_in(world.emulator.sign_in())
         await worker.replace(world.token, other)
         assert world.emulator.count("get-new-session-token") == 0
         assert await store.get(world.session_id) == anew

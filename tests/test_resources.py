@@ -27,7 +27,6 @@ from fastapi_otpless_session import (
     open_store,
 )
 from fastapi_otpless_session.emulator import Emulator
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import Lease, Rotation, SessionRow
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.vault import Vault
@@ -60,7 +59,7 @@ async def known(clock: Clock) -> AsyncIterator[tuple[OtplessSessions, Emulator, 
         httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)) as http,
         OtplessSessions(settings, client=OtplessClient(settings, http=http, monotonic=clock), clock=clock) as sessions,
     ):
-        session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+        session = await sessions.sign_in(emulator.sign_in())
         yield sessions, emulator, session.token.get_secret_value()
 
 

@@ -33,7 +33,6 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
 from fastapi_otpless_session.errors import OtplessSessionError
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.tokens import TokenError, new_key
 from fastapi_otpless_session.wire import Answer, Request
 
@@ -265,7 +264,7 @@ async def test_an_error_of_a_sign_in_shows_no_token_even_with_local_variables() 
         async with OtplessSessions(values) as sessions:
             emulator.add_fault(Fault("status", status=503))
             with pytest.raises(NoVerdictError) as caught:
-                await sessions.sign_in(OtplessUser.model_validate(user))
+                await sessions.sign_in(user)
     canaries.seen.append(told_with_locals(caught.value))
     assert canaries.found() == []
 
@@ -312,7 +311,7 @@ async def test_an_error_of_these_shows_no_token_either(call: str) -> None:
     with serve(emulator) as url:
         values = make_settings(client_secret=SECRET, base_url=url, jwks_url=f"{url}/.well-known/jwks")
         async with OtplessSessions(values) as sessions:
-            session = await sessions.sign_in(OtplessUser.model_validate(user))
+            session = await sessions.sign_in(user)
             emulator.add_fault(Fault("status", status=503))
             stranger = emulator.sign_in()
             canaries.add(stranger)

@@ -22,7 +22,6 @@ from simulated import Stalls, hurry
 
 from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, SessionReason
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.wire import Answer, Request
 
 EVERY_TIME = {"OTPLESS_VALIDATION_TTL": "0", "OTPLESS_REQUEST_TIMEOUT": "30", "OTPLESS_REFRESH_TIMEOUT": "30"}
@@ -191,7 +190,7 @@ async def _live(emulator: Emulator, stalls: Stalls, url: str, file: Path) -> Non
     async with OtplessSessions(values) as sessions:
         hurry(sessions._client, stalls)
         user = emulator.sign_in()
-        token = (await sessions.sign_in(OtplessUser.model_validate(user))).token.get_secret_value()
+        token = (await sessions.sign_in(user)).token.get_secret_value()
         assert isinstance(await sessions.resolve(token), Session)
         for kind in ("hang", "drip", "reset", "truncated", "huge"):
             emulator.add_fault(Fault(kind, times=1))

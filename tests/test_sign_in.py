@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from crew import STRICT, FailingStore, Workers
 from simulated import LoopTime, settle
 
 from fastapi_otpless_session import (
+    BodyRefusedError,
     NoVerdictError,
     OtplessClient,
     OtplessSessions,
@@ -25,7 +27,6 @@ from fastapi_otpless_session import (
     open_store,
 )
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import EndReason, SessionStore, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 from fastapi_otpless_session.wire import TokenPair
@@ -64,9 +65,9 @@ async def worker_on(
             yield worker, answers
 
 
-def brought(user: dict[str, Any], pair: TokenPair | None = None) -> OtplessUser:
+def brought(user: dict[str, Any], pair: TokenPair | None = None) -> dict[str, Any]:
     """What the page sends, with the pair that the SDK has by now."""
-    return OtplessUser.model_validate({**user, "sessionInfo": asdict(pair)} if pair else user)
+    return {**user, "sessionInfo": asdict(pair)} if pair else user
 
 
 async def renewed(worker: OtplessSessions, emulator: Emulator, refresh_token: str) -> TokenPair:
@@ -197,7 +198,7 @@ async def test_a_session_that_was_signed_out_without_the_store_is_not_signed_in_
     await store.close()
 
 
-async def outlived(worker: OtplessSessions, emulator: Emulator, clock: Clock) -> tuple[Session, OtplessUser]:
+async def outlived(worker: OtplessSessions, emulator: Emulator, clock: Clock) -> tuple[Session, dict[str, Any]]:
     """Somebody whose row has expired, while the SDK went on renewing; and what their page sends then."""
     user = emulator.sign_in()
     first = await worker.sign_in(brought(user))
@@ -315,3 +316,24 @@ class Forgetful(FailingStore):
         if self.forgets:
             await forget(self)
         return await super().take_lease(*values)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ({"sessionInfo": {"sessionToken": "eyJ.canary.x"}}, "sessionInfo.refreshToken"),
+        (["eyJ.canary.x"], "not a JSON object"),
+    ],
+)
+async def test_what_is_not_as_the_sdk_sends_it_is_told_where_there_is_no_request_too(
+    clock: Clock, sent: Any, told: str
+) -> None:
+    """And no frame of the error shows it, as error reporters collect them."""
+    async with OtplessSessions(make_settings(), clock=clock) as sessions:
+        with pytest.raises(BodyRefusedError, match=told) as caught:
+            await sessions.sign_in(sent)
+    ours = [
+        frame for frame, _ in traceback.walk_tb(caught.tb) if "fastapi_otpless_session/" in frame.f_code.co_filename
+    ]
+    assert ours
+    assert not [frame for frame in ours if "canary" in repr(frame.f_locals)]

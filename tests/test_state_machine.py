@@ -29,7 +29,6 @@ from fastapi_otpless_session import OtplessClient, OtplessSessions, Session, Ses
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
 from fastapi_otpless_session.errors import UpstreamError
 from fastapi_otpless_session.http import HttpxSender
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import State
 from fastapi_otpless_session.tokens import read_claims
 from fastapi_otpless_session.wire import NEW_SESSION_TOKEN, Answer, Request
@@ -199,7 +198,7 @@ class Story(RuleBasedStateMachine):
     @precondition(lambda self: sum(not visitor.is_over for visitor in self.visitors) < 3)
     def sign_in(self, worker: int) -> None:
         user = self.emulator.sign_in(mobile=str(len(self.visitors)))
-        session = self.run(self.workers[worker].sign_in(OtplessUser.model_validate(user)))
+        session = self.run(self.workers[worker].sign_in(user))
         info = user["sessionInfo"]
         assert (session.id, session.user_id) == (info["sessionId"], user["userId"])
         self.visitors.append(Visitor(session.id, session.user_id, [session.token.get_secret_value()]))

@@ -29,7 +29,6 @@ from fastapi_otpless_session import (
     SessionReason,
 )
 from fastapi_otpless_session.emulator import Emulator, Fault
-from fastapi_otpless_session.signin import OtplessUser
 
 DAY = 86_400
 QUICK = 0.02
@@ -410,7 +409,7 @@ async def feed(clock: Clock) -> AsyncIterator[tuple[OtplessSessions, Emulator, F
                 await app.state.more.wait()
                 await websocket.close()
 
-            session = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in()))
+            session = await sessions.sign_in(emulator.sign_in())
             yield sessions, emulator, app, session.token.get_secret_value()
 
 
@@ -496,7 +495,7 @@ async def test_a_state_that_websockets_share_shows_nobody_the_session_of_another
         await app.state.more.wait()
         await websocket.send_text((await websocket.state.otpless.require()).user_id)
 
-    other = await sessions.sign_in(OtplessUser.model_validate(emulator.sign_in("MO-2")))
+    other = await sessions.sign_in(emulator.sign_in("MO-2"))
     state: dict[str, Any] = {}
     both = [Conversation(app, each, "/whose", state=state) for each in (token, other.token.get_secret_value())]
     for conversation in both:

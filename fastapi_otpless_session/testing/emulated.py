@@ -20,7 +20,6 @@ from starlette.types import ASGIApp
 from fastapi_otpless_session import ConfigurationError, OtplessClient, OtplessSessions, OtplessSettings, open_store
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault
 from fastapi_otpless_session.session import LAST_SECOND, Session
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.testing.clients import (
     Channel,
     Client,
@@ -191,7 +190,7 @@ class EmulatedOtpless:
                 session_lifetime=life.session_token,
                 refresh_lifetime=life.refresh_token,
             )
-            return await self.sessions.sign_in(OtplessUser.model_validate(user))
+            return await self.sessions.sign_in(user)
 
     def _known(self, user: SignedIn) -> str:
         if not isinstance(user, SignedIn):

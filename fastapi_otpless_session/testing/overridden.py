@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -76,7 +76,9 @@ class OverriddenSessions(OtplessSessions):
         if isinstance(self._outcome, Session):
             await self.end(self._outcome.id)
 
-    async def sign_in(self, user: OtplessUser, *, fits: Callable[[str, float], None] | None = None) -> NoReturn:
+    async def sign_in(
+        self, user: OtplessUser | Mapping[str, object], *, fits: Callable[[str, float], None] | None = None
+    ) -> NoReturn:
         """Raise `ConfigurationError`: who it is, only OTPLESS or the emulator can say."""
         raise ConfigurationError(
             "override_session signs nobody in: there is no OTPLESS that could be asked. "
