@@ -1,4 +1,13 @@
-"""The application's own tasks on each event loop: shared work, work behind requests, and housekeeping."""
+"""The application's own tasks on each event loop: shared work, work behind requests, and housekeeping.
+
+| way | done in | who waits | where the request is cancelled | without a lifespan |
+| --- | --- | --- | --- | --- |
+| `share` | a task of its own | all who come with its key, up to a time | goes on | the same |
+| `finish` | a task of its own | who began it | goes on | the same |
+| `ask` | the first request | all who come with its key, up to a time | ends; the next who waits asks anew | the same |
+| `start` | a task of its own, once for its key | nobody | goes on | whoever began it waits |
+| `detach` | a task of its own | nobody | goes on | the same |
+"""
 
 from __future__ import annotations
 
@@ -7,7 +16,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fastapi_otpless_session.flights import Asked, Flights, finished
+from fastapi_otpless_session.flights import Flights, Question, finished
 from fastapi_otpless_session.loops import PerLoop
 
 T = TypeVar("T")
@@ -78,7 +87,7 @@ class Background:
         result: T = await (await self._loops.get()).flights.ask(key, work, seconds)
         return result
 
-    def asked(self, key: Hashable) -> Asked[Any] | None:
+    def asked(self, key: Hashable) -> Question[Any] | None:
         """Return what somebody on the running event loop has asked for by `key` and does not know yet."""
         loop = self._loops.there()
         return None if loop is None else loop.flights.asked(key)

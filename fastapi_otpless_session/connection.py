@@ -31,7 +31,7 @@ from fastapi_otpless_session.transport import SAFE_METHODS, Presented, Transport
 STATE_NAME = "otpless"
 OWN_MARK = "fastapi_otpless_session.own"
 """A scope gets this key when a request's session is put into its state."""
-OPEN_MARK = "fastapi_otpless_session.open"
+EXEMPT_MARK = "fastapi_otpless_session.exempt"
 """A scope gets this key when one of the router's routes that need no session matches it."""
 
 
@@ -136,14 +136,14 @@ class RequestSession:
 
     async def resolve(self, max_age: float | None = None) -> Session | SessionReason:
         """Return the session or the reason why there is none, the same for everybody who asks."""
-        reason = await self.refused(max_age)
+        reason = await self.settle(max_age)
         outcome = self.outcome if reason is None else reason
         return SessionReason.UNAVAILABLE if outcome is None else outcome
 
-    async def refused(self, max_age: float | None = None) -> SessionReason | None:
+    async def settle(self, max_age: float | None = None) -> SessionReason | None:
         """Return the reason why there is no session; None: there is one. What `resolve` returns is yet to be made."""
         if max_age is None:
-            self.is_admitted()
+            self.settle_at_once()
         else:
             self.was_asked_for = True
         if self._is_settled() and self._is_within(max_age):
@@ -182,7 +182,7 @@ class RequestSession:
         """Whether the answer so far was asked for as recent as this. Its age is for the store's clock to tell."""
         return max_age is None or (self._max_age is not None and self._max_age <= max_age)
 
-    def is_admitted(self) -> bool:
+    def settle_at_once(self) -> bool:
         """Whether there is a session, as far as that can be told without waiting for anybody.
 
         The record that an application sees of it is made when something asks for that.
@@ -197,7 +197,7 @@ class RequestSession:
 
     def at_once(self) -> Session | None:
         """Return the session, where nobody has to be waited for."""
-        if not self.is_admitted():
+        if not self.settle_at_once():
             return None
         outcome = self.outcome
         return outcome if isinstance(outcome, Session) else None

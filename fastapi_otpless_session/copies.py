@@ -90,12 +90,12 @@ class Copy:
         """
         row, session = self.made.get(token) or (None, None)
         if session is None or row is not self.row:
-            session = session_of(self.row, self.claims, token, self.row.validated_at)
+            session = new_session(self.row, self.claims, token, self.row.validated_at)
             self.made.put(token, (self.row, session))
         return session
 
 
-def session_of(  # noqa: PLR0917 - all that a session is made of
+def new_session(  # noqa: PLR0917 - all that a session is made of
     row: SessionRow, claims: Claims, token: str, validated_at: float, refreshed: bool = False, stale: bool = False
 ) -> Session:
     """Return what the application sees of a session."""

@@ -9,7 +9,7 @@ from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.hooks import Events
-from fastapi_otpless_session.revocation import Outbox
+from fastapi_otpless_session.outbox import Outbox
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import SessionStore
 from fastapi_otpless_session.vault import Vault

@@ -51,7 +51,7 @@ class Current:
 
     def session(self) -> Session:
         """Return what the application sees of the session."""
-        return copies.session_of(self.row, self.claims, self.token, self.validated_at, self.refreshed, self.stale)
+        return copies.new_session(self.row, self.claims, self.token, self.validated_at, self.refreshed, self.stale)
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""

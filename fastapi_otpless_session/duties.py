@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 
+from fastapi_otpless_session import telemetry
+from fastapi_otpless_session.errors import StoreError
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.session import is_over
 from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.stores.base import SessionRow
+from fastapi_otpless_session.stores.base import SessionRow, SessionStore
 from fastapi_otpless_session.tokens import Claims
 
 REMEMBERED = 10_000
@@ -71,7 +73,7 @@ class Duties:
         """Return when there is first something to do, or may be."""
         if not row.is_confirmed:
             return 0.0
-        limit = row.token_expires_at if self._absolute is None else row.created_at + self._absolute
+        limit = inf if self._absolute is None else row.created_at + self._absolute
         return min(
             row.validated_at + self._validation_ttl,
             row.token_expires_at - self._last_part(row, claims),
@@ -82,6 +84,15 @@ class Duties:
     def _last_part(self, row: SessionRow, claims: Claims) -> float:
         life = 0.0 if claims.issued_at is None else row.token_expires_at - claims.issued_at
         return max(0.0, life) * self._ahead
+
+
+async def touch(store: SessionStore, duties: Duties, row: SessionRow, *, validated: bool) -> None:
+    """Have it written that a session was seen, and that OTPLESS called it valid; a fault ends nobody."""
+    try:
+        await store.touch(row.session_id, row.generation, validated=validated)
+    except StoreError as error:
+        duties.note_unwritten(row.session_id)
+        telemetry.logger.warning("Not noted: %s", error)
 
 
 def _chance(text: str) -> float:

@@ -18,7 +18,7 @@ from fastapi_otpless_session.telemetry import logger
 T = TypeVar("T")
 
 
-class Asked(Generic[T]):
+class Question(Generic[T]):
     """A question under way. What others need to wait for its answer is made once one of them comes, which is seldom."""
 
     __slots__ = ("_answer", "_crowd")
@@ -61,7 +61,7 @@ class Flights(Generic[T]):
 
     def __init__(self) -> None:
         self._tasks: dict[Hashable, tuple[asyncio.Task[T], Crowd]] = {}
-        self._asked: dict[Hashable, Asked[T]] = {}
+        self._questions: dict[Hashable, Question[T]] = {}
         self._is_drained = False
 
     def start(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
@@ -73,9 +73,9 @@ class Flights(Generic[T]):
         started = self._tasks.get(key)
         return None if started is None else started[0]
 
-    def asked(self, key: Hashable) -> Asked[T] | None:
+    def asked(self, key: Hashable) -> Question[T] | None:
         """Return the question about `key` whose answer somebody is about to learn, if there is one."""
-        return self._asked.get(key)
+        return self._questions.get(key)
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """Wait for the task of `key`, started where there is none. Raises `NoVerdictError` after `seconds`."""
@@ -90,33 +90,33 @@ class Flights(Generic[T]):
         Where the caller is cancelled, one of those who wait does the work anew. Raises `NoVerdictError` in those
         that wait longer than `seconds`. Neither task nor timer: that is worth a quarter of a bare route.
         """
-        while (other := self._asked.get(key)) is not None:
+        while (other := self._questions.get(key)) is not None:
             if (heard := other.heard(await other.join(seconds))) is not None:
                 return heard[0]
-        asked: Asked[T] = Asked()
-        self._asked[key] = asked
+        question: Question[T] = Question()
+        self._questions[key] = question
         try:
             result = await work()
         except Exception as error:
-            asked.fail(error)
+            question.fail(error)
             raise
         else:
-            asked.succeed(result)
+            question.succeed(result)
             return result
         finally:
-            del self._asked[key]
-            asked.let_go()
+            del self._questions[key]
+            question.let_go()
 
     async def ask_anew(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
         """As `ask`, but whoever asked before is waited for first: what that one learns may be older than the question.
 
         Whoever asks while it is waited for shares the answer. Raises `NoVerdictError` where that takes `seconds`, too.
         """
-        earlier = self._asked.get(key)
+        earlier = self._questions.get(key)
         if earlier is not None:
             with suppress(NoVerdictError):
                 earlier.heard(await earlier.join(seconds))
-            _check(self._asked.get(key) is not earlier)
+            _check(self._questions.get(key) is not earlier)
         return await self.ask(key, work, seconds)
 
     async def drain(self, seconds: float = 0) -> None:

@@ -13,14 +13,14 @@ from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.copies import Copies
 from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.current import Current
+from fastapi_otpless_session.denials import Denials
+from fastapi_otpless_session.duties import touch
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.refresh import UNAVAILABLE, Refreshed, Refresher, RefusedAheadError, named
-from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.session import SessionReason, is_over
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, State
-from fastapi_otpless_session.strangers import WAITS_FOR_VALIDATION, touch
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import TokenError, UnreadableError
 from fastapi_otpless_session.wire import Verdict
@@ -29,7 +29,6 @@ NOTED_SECONDS = 1.0
 """How much older than known here the "valid" in the store may be: it is not written with every request."""
 LANDING_SECONDS = 0.25
 """What a refresh may take beyond its call's deadline to put things in order: nobody is to join one that fails."""
-WAITS_FOR_REFRESH = {"otpless.waits_for": "refresh"}
 COALESCED = {
     outcome: telemetry.labels(role="coalesced", outcome=outcome)
     for outcome in ("refreshed", *(reason.value for reason in SessionReason))
@@ -57,9 +56,9 @@ class Judge:
         self._patience = core.settings.refresh_timeout + LANDING_SECONDS
         self._patience_for_validation = 2 * core.settings.request_timeout
         self._noted_seconds = min(NOTED_SECONDS, core.settings.validation_ttl or NOTED_SECONDS)
-        self.refused: Refusals = Refusals()
+        self.denied: Denials = Denials()
         """What OTPLESS said no to. A refresh that gets no answer leaves that as it is."""
-        self._refused_ahead = Refusals()
+        self._refused_ahead = Denials()
         """What OTPLESS did not replace before it was dead. It is not asked to again."""
 
     async def judged(self, row: SessionRow, now: float, max_age: float | None) -> Current | SessionReason:
@@ -76,7 +75,7 @@ class Judge:
         if self._duties.is_to_end(current.row, current.now):
             await self._endings.end_refused(current.row, EndReason.EXPIRED)
             return SessionReason.EXPIRED
-        is_dead = self.refused.covers(current.row) or is_over(current.row.token_expires_at, current.now)
+        is_dead = self.denied.covers(current.row) or is_over(current.row.token_expires_at, current.now)
         settled = None if is_dead else await self.settled(current, max_age)
         outcome = settled or await self._waited_for_refresh(current)
         if settled is None and isinstance(outcome, Current) and outcome.validated_at < current.now:  # it was put off
@@ -97,7 +96,7 @@ class Judge:
             return current
         came_from("otpless")
         try:
-            with telemetry.span("otpless.resolve", WAITS_FOR_VALIDATION):
+            with telemetry.span("otpless.resolve", telemetry.WAITS_FOR_VALIDATION):
                 verdict = await self._ask(current, anew=max_age is not None)
         except NoVerdictError:
             if how is not Freshness.DUE:
@@ -124,7 +123,7 @@ class Judge:
 
     def is_worth_keeping(self, current: Current) -> bool:
         """Whether to remember a session as it is now: not with an old answer, nor where a no came meanwhile."""
-        return not current.stale and not self.refused.covers(current.row)
+        return not current.stale and not self.denied.covers(current.row)
 
     def _ask(self, current: Current, *, anew: bool = False) -> Coroutine[Any, Any, Verdict]:
         """Ask OTPLESS whether a session is valid; whoever asks at the same time shares the answer.
@@ -142,10 +141,10 @@ class Judge:
             raise
         telemetry.count_validation(verdict.told)
         if verdict is not Verdict.VALID:
-            self.refused.note(current.row)
+            self.denied.note(current.row)
             self._doubt(current.token)
             return verdict
-        self.refused.forget(current.row)
+        self.denied.forget(current.row)
         if self._is_worth_noting(current):
             await touch(self._store, self._duties, current.row, validated=True)
         return verdict
@@ -202,7 +201,7 @@ class Judge:
     async def _waited_for_refresh(self, current: Current) -> Current | SessionReason:
         came_from("refresh")
         try:
-            with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
+            with telemetry.span("otpless.resolve", telemetry.WAITS_FOR_REFRESH):
                 return await self._refreshed(current)
         except NoVerdictError:
             await self.seen(current)
@@ -212,7 +211,7 @@ class Judge:
         """Refresh what OTPLESS calls dead. Where that had yet to be kept, and now is, it is dead all the same."""
         outcome = await self._waited_for_refresh(dead)
         if isinstance(outcome, Current) and outcome.token == dead.token:
-            self.refused.note(outcome.row)
+            self.denied.note(outcome.row)
             outcome = await self._waited_for_refresh(outcome)
         return outcome
 
@@ -225,7 +224,7 @@ class Judge:
                 raise
             # What was under way was for nobody; this one needs it.
             outcome = await self._shared_refresh(("needed refresh", row.session_id), row, ahead)
-        if isinstance(outcome, Refreshed) and self.refused.covers(outcome.row):  # another worker's, and dead by now
+        if isinstance(outcome, Refreshed) and self.denied.covers(outcome.row):  # another worker's, and dead by now
             outcome = await self._shared_refresh(("refresh", row.session_id), outcome.row, ahead)
         if outcome is SessionReason.INVALID:  # unreadable here, which says nothing about the session
             return SessionReason.EXPIRED

@@ -16,7 +16,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastapi_otpless_session import telemetry
-from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, put_session
+from fastapi_otpless_session.connection import EXEMPT_MARK, RequestSession, put_session
 from fastapi_otpless_session.errors import ConfigurationError, OtplessSessionError, RefusalError, refusal
 from fastapi_otpless_session.script import SCRIPT_PATH
 from fastapi_otpless_session.serving import Serving, answer, keep_headers
@@ -85,7 +85,7 @@ class OtplessSessionMiddleware:
                 self.app,
                 sessions,
                 transport,
-                is_open=self._is_open,
+                is_exempt=self._is_exempt,
                 refuse=self._refusal,
                 root_path=self._root_path,
                 has_cors=has_cors,
@@ -100,7 +100,7 @@ class OtplessSessionMiddleware:
         request = RequestSession(sessions, transport, scope, offered)
         put_session(request, scope)
         if transport.is_required(scope, self._root_path):
-            reason = await request.refused()
+            reason = await request.settle()
             if reason is not None:
                 await self._deny(await self._refusal(scope, reason), request, scope, receive, send)
                 return
@@ -117,8 +117,8 @@ class OtplessSessionMiddleware:
         own = None if self._on_refusal is None else await self._restyled(self._on_refusal, scope, refusal(reason))
         return own or _REFUSALS.get(reason) or answer(refusal(reason))
 
-    def _is_open(self, scope: Scope) -> bool:
-        return _may_be_open(scope) and _is_open(self._routed(scope), self._routes(scope))
+    def _is_exempt(self, scope: Scope) -> bool:
+        return _may_be_exempt(scope) and _is_exempt(self._routed(scope), self._routes(scope))
 
     @staticmethod
     async def _restyled(ask: OnRefusal, scope: Scope, error: RefusalError) -> ASGIApp | None:
@@ -226,13 +226,13 @@ def _challenging(own: Response | None, error: RefusalError) -> ASGIApp | None:
     return challenged
 
 
-def _may_be_open(scope: Mapping[str, Any]) -> bool:
+def _may_be_exempt(scope: Mapping[str, Any]) -> bool:
     """Whether it is worth asking the routes: most requests without a session are to be refused at little cost."""
     method = scope.get("method")
     return method == "POST" or (method == "GET" and scope["path"].endswith(SCRIPT_PATH))
 
 
-def _is_open(scope: Mapping[str, Any], routes: Any) -> bool:
+def _is_exempt(scope: Mapping[str, Any], routes: Any) -> bool:
     """Whether a request will reach a route of the router's that needs no session: asked of the routes themselves."""
     probe = {**scope}
     for route in routes:
@@ -241,7 +241,7 @@ def _is_open(scope: Mapping[str, Any], routes: Any) -> bool:
         except ValueError:  # a number of more digits than `int` reads
             return False
         if found is Match.FULL:
-            return OPEN_MARK in probe or _is_open({**probe, **child}, _routes_of(child.get("endpoint")))
+            return EXEMPT_MARK in probe or _is_exempt({**probe, **child}, _routes_of(child.get("endpoint")))
     return False
 
 

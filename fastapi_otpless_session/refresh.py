@@ -8,6 +8,10 @@ Lease by compare-and-swap, call once, check the answer, commit by compare-and-sw
                wait, re-read     NoVerdictError                   the row's reason
 
 A refusal ends the row; but not of a refresh ahead, which nobody needs yet: that gives the lease back.
+
+Three things see to it that one does it for all. Requests of a worker that bring the same dead token share one look at
+its row (`Resolver`), since a herd of hundreds must not read it hundreds of times. What they and the session's other
+tokens need is one refresh a worker, in a task that no request's end cancels (`Judge`). The lease keeps workers apart.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.current import Current, Resolved, claims_for
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, StoreError
-from fastapi_otpless_session.flights import Asked
-from fastapi_otpless_session.judge import LANDING_SECONDS, WAITS_FOR_REFRESH, Judge, count_coalesced
+from fastapi_otpless_session.flights import Question
+from fastapi_otpless_session.judge import LANDING_SECONDS, Judge, count_coalesced
 from fastapi_otpless_session.refresh import (
     UNAVAILABLE,
     Refresher,
@@ -44,7 +44,7 @@ from fastapi_otpless_session.tokens import TOKEN_LIMIT, Claims
 DIGESTS_REMEMBERED = 200
 
 
-class _Asked:
+class _Query:
     """One question: a token, as it was presented `waited` seconds ago, and how recent OTPLESS's word has to be."""
 
     __slots__ = ("digest", "known_only", "max_age", "token", "waited")
@@ -58,7 +58,7 @@ class _Asked:
 
     def __repr__(self) -> str:
         """Leave out the token: it is secret."""
-        return f"_Asked(known_only={self.known_only}, max_age={self.max_age})"
+        return f"_Query(known_only={self.known_only}, max_age={self.max_age})"
 
 
 class Resolver:
@@ -130,11 +130,11 @@ class Resolver:
                 source = "refresh"
                 outcome = await self._overheard(others)
             if outcome is None:  # or OTPLESS says no; or the first of the others was cancelled
-                asked, source = (
-                    _Asked(token, digest, known_only=known_only, max_age=max_age, waited=max(0.0, waited)),
+                query, source = (
+                    _Query(token, digest, known_only=known_only, max_age=max_age, waited=max(0.0, waited)),
                     None,
                 )
-                outcome = await self._looked_up(asked, self._copies.get(digest))
+                outcome = await self._looked_up(query, self._copies.get(digest))
         except NoVerdictError as error:
             telemetry.logger.info("Answered without a verdict: %s", error)
             outcome = SessionReason.UNAVAILABLE
@@ -183,23 +183,23 @@ class Resolver:
             self._copies.keep(digest, settled.row, copy.claims, copy.offset + copy.at, copy.at)
         return settled
 
-    async def _looked_up(self, asked: _Asked, copy: Copy | None) -> Resolved:
+    async def _looked_up(self, query: _Query, copy: Copy | None) -> Resolved:
         """Return whom a token stands for by the store's row; `copy` bridges an outage of the store."""
         read_at = self._monotonic()
         came_from("store")
         try:
-            found = await self._store.find(asked.digest)
+            found = await self._store.find(query.digest)
         except StoreError as error:
             telemetry.logger.warning("No verdict: %s", error)
             if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
                 return reason
-            return self._while_store_is_down(asked, copy)
+            return self._while_store_is_down(query, copy)
         if found is None:
-            self._copies.drop(asked.digest)
-            return await self._stranger(asked)
-        return await self._known(asked, found, copy, read_at)
+            self._copies.drop(query.digest)
+            return await self._stranger(query)
+        return await self._known(query, found, copy, read_at)
 
-    def _others(self, digest: bytes, copy: Copy) -> Asked[Session | SessionReason] | None:
+    def _others(self, digest: bytes, copy: Copy) -> Question[Session | SessionReason] | None:
         """Return what is under way for others with the same dead token, if its row still is as they read it."""
         others = self._background.asked(_crowd(digest, copy.row))
         if others is None or copy.row.session_id in self._endings.over:
@@ -209,23 +209,23 @@ class Resolver:
         return others if is_as_read else None
 
     async def _with_others(
-        self, asked: _Asked, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
+        self, query: _Query, row: SessionRow, serve: Callable[[], Coroutine[Any, Any, Session | SessionReason]]
     ) -> Session | SessionReason:
         """Serve a dead token, once for all who bring it now.
 
         To do it for each would double what a herd costs: 500 requests would take 3.2 times what 500 idle tasks do.
         """
-        crowd = _crowd(asked.digest, row)
+        crowd = _crowd(query.digest, row)
         while (others := self._background.asked(crowd)) is not None:
             came_from("refresh")
             if (outcome := await self._overheard(others)) is not None:
                 return outcome
         return await self._background.ask(crowd, serve, self._patience)
 
-    async def _overheard(self, others: Asked[Session | SessionReason]) -> Session | SessionReason | None:
+    async def _overheard(self, others: Question[Session | SessionReason]) -> Session | SessionReason | None:
         """Return what the first of a crowd learns; None: that one was cancelled."""
         try:
-            with telemetry.span("otpless.resolve", WAITS_FOR_REFRESH):
+            with telemetry.span("otpless.resolve", telemetry.WAITS_FOR_REFRESH):
                 heard = others.heard(await others.join(self._patience))
         except BaseException:
             count_coalesced(UNAVAILABLE)
@@ -242,58 +242,58 @@ class Resolver:
             return False
         now = copy.offset + at
         is_over_now = is_over(row.token_expires_at, now) or self._duties.is_to_end(row, now)
-        return not is_over_now and not self._judge.refused.covers(row)
+        return not is_over_now and not self._judge.denied.covers(row)
 
-    async def _known(self, asked: _Asked, found: Found, copy: Copy | None, read_at: float) -> Resolved:
+    async def _known(self, query: _Query, found: Found, copy: Copy | None, read_at: float) -> Resolved:
         row, now = found.row, found.now
         if copy is not None and copy.row.created_at != row.created_at:  # of the session's former life
             copy = None
-        claims = copy.claims if copy is not None else claims_for(asked.token, row)
+        claims = copy.claims if copy is not None else claims_for(query.token, row)
         if found.generation == REFRESH_TOKEN or claims is None:
-            return SessionReason.INVALID if found.generation == REFRESH_TOKEN else self._strangers.refused(asked.token)
+            return SessionReason.INVALID if found.generation == REFRESH_TOKEN else self._strangers.refused(query.token)
         reason = await self._ended(row)
         if reason is not None:
             return reason
-        standing = row.standing(found.generation, now - asked.waited, self._settings.rotation_grace)
+        standing = row.standing(found.generation, now - query.waited, self._settings.rotation_grace)
         if standing in {Standing.SUPERSEDED, Standing.FORGOTTEN}:
-            self._copies.drop(asked.digest)  # it would be served in an outage
+            self._copies.drop(query.digest)  # it would be served in an outage
             return await self._reused(row) if standing is Standing.SUPERSEDED else SessionReason.REUSED
         is_dead = is_over(row.token_expires_at, now)
-        if standing is Standing.CURRENT and asked.max_age is None:
+        if standing is Standing.CURRENT and query.max_age is None:
             fresh = self._copies.of(row, claims, now, read_at)
-            if fresh.is_quiet(now) and not self._judge.refused.covers(row):  # as a rule; else that comes out below
-                self._copies.put(asked.digest, fresh)
+            if fresh.is_quiet(now) and not self._judge.denied.covers(row):  # as a rule; else that comes out below
+                self._copies.put(query.digest, fresh)
                 return fresh
             if is_dead:  # it tells who comes next that nothing has changed
-                self._copies.put(asked.digest, fresh)
-        if is_dead and asked.max_age is None:
-            return await self._with_others(asked, row, lambda: self._shown(asked, found, claims, read_at))
-        return await self._served(asked, found, claims, read_at)
+                self._copies.put(query.digest, fresh)
+        if is_dead and query.max_age is None:
+            return await self._with_others(query, row, lambda: self._shown(query, found, claims, read_at))
+        return await self._served(query, found, claims, read_at)
 
-    async def _shown(self, asked: _Asked, found: Found, claims: Claims, read_at: float) -> Session | SessionReason:
+    async def _shown(self, query: _Query, found: Found, claims: Claims, read_at: float) -> Session | SessionReason:
         """As `_served`, for many: the session's record is made once for them."""
-        outcome = await self._served(asked, found, claims, read_at)
+        outcome = await self._served(query, found, claims, read_at)
         return outcome if isinstance(outcome, SessionReason) else outcome.session()
 
-    async def _served(self, asked: _Asked, found: Found, claims: Claims, read_at: float) -> Current | SessionReason:
+    async def _served(self, query: _Query, found: Found, claims: Claims, read_at: float) -> Current | SessionReason:
         """Return what a token that still counts is good for: by its own generation, or as the current one."""
         row, now = found.row, found.now
         if found.generation < row.generation:
-            return await self._judge.judged(row, now, asked.max_age)
+            return await self._judge.judged(row, now, query.max_age)
         is_dead = is_over(row.token_expires_at, now)
         if not row.is_confirmed and not is_dead and await self._confirm(row):
             row = replace(row, confirmations=row.confirmed(now, self._settings.rotation_grace))
-        current = Current(row, asked.token, claims, now, row.validated_at)
+        current = Current(row, query.token, claims, now, row.validated_at)
         if not row.is_confirmed and is_dead:
             outcome = await self._refreshed_and_confirmed(current)
         else:
-            outcome = await self._judge.allowed(current, asked.max_age)
+            outcome = await self._judge.allowed(current, query.max_age)
         if isinstance(outcome, SessionReason):
             if self._endings.reason(row.session_id) is None:  # what is remembered would be served in an outage
-                self._copies.drop(asked.digest)
+                self._copies.drop(query.digest)
             return outcome
-        if outcome.token == asked.token and self._judge.is_worth_keeping(outcome):
-            self._copies.keep(asked.digest, outcome.row, claims, now, read_at)
+        if outcome.token == query.token and self._judge.is_worth_keeping(outcome):
+            self._copies.keep(query.digest, outcome.row, claims, now, read_at)
         return outcome
 
     async def _ended(self, row: SessionRow) -> SessionReason | None:
@@ -307,10 +307,10 @@ class Resolver:
         self._endings.forget_expiry(row.session_id)
         return None
 
-    async def _stranger(self, asked: _Asked) -> Stranger | SessionReason:
-        if asked.known_only or not self._settings.accept_unknown_tokens:
-            return self._strangers.refused(asked.token)
-        outcome = await self._strangers.admit(asked.token, asked.digest, asked.max_age)
+    async def _stranger(self, query: _Query) -> Stranger | SessionReason:
+        if query.known_only or not self._settings.accept_unknown_tokens:
+            return self._strangers.refused(query.token)
+        outcome = await self._strangers.admit(query.token, query.digest, query.max_age)
         if isinstance(outcome, SessionReason):
             return outcome
         # A sign-out that the store could not note left no row.
@@ -345,12 +345,12 @@ class Resolver:
         finally:
             await confirming
 
-    def _while_store_is_down(self, asked: _Asked, copy: Copy | None) -> Resolved:
+    def _while_store_is_down(self, query: _Query, copy: Copy | None) -> Resolved:
         """Serve who this worker resolved within `STALE_IF_ERROR`, as stale; nobody else."""
         came_from("memory")
-        longest = self._settings.stale_if_error if asked.max_age is None else 0
+        longest = self._settings.stale_if_error if query.max_age is None else 0
         if copy is None:
-            stranger = None if asked.known_only else self._strangers.while_store_is_down(asked.digest)
+            stranger = None if query.known_only else self._strangers.while_store_is_down(query.digest)
             if stranger is None or not longest:
                 return SessionReason.UNAVAILABLE
             return stranger
@@ -359,11 +359,11 @@ class Resolver:
         if self._duties.is_to_end(row, now):
             return SessionReason.UNAVAILABLE
         self._duties.note_unwritten(row.session_id)
-        if self._judge.refused.covers(row) or self._endings.may_have_forgotten(copy.at):
+        if self._judge.denied.covers(row) or self._endings.may_have_forgotten(copy.at):
             return SessionReason.UNAVAILABLE
         if not longest or age > longest or is_over(row.token_expires_at, now):
             return SessionReason.UNAVAILABLE
-        return Current(row, asked.token, copy.claims, now, row.validated_at, stale=True)
+        return Current(row, query.token, copy.claims, now, row.validated_at, stale=True)
 
 
 def _counted(outcome: Resolved, source: str | None = None) -> Resolved:

@@ -17,7 +17,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from fastapi_otpless_session import strict_json
-from fastapi_otpless_session.connection import OPEN_MARK, RequestSession, request_session
+from fastapi_otpless_session.binding import OtplessUser, read_user, unreadable
+from fastapi_otpless_session.connection import EXEMPT_MARK, RequestSession, request_session
 from fastapi_otpless_session.errors import (
     BodyRefusedError,
     CrossSiteRequestError,
@@ -28,7 +29,6 @@ from fastapi_otpless_session.errors import (
 from fastapi_otpless_session.script import SCRIPT_PATH, client_script
 from fastapi_otpless_session.secured import OPTIONAL_SECURITY, Secured
 from fastapi_otpless_session.session import Session, SessionBody, SessionDetails
-from fastapi_otpless_session.signin import OtplessUser, read_user, unreadable
 from fastapi_otpless_session.transport import COOKIE, SAFE_METHODS, Channel
 
 BODY_LIMIT = 16_384
@@ -65,7 +65,7 @@ class RefusalBody(BaseModel):
     detail: RefusalDetail
 
 
-class OpenRoute(APIRoute):
+class ExemptRoute(APIRoute):
     """A route that needs no session, `REQUIRED_PATHS` or not: to sign in, to sign out, and the script for both.
 
     It says so in the scope that it matches, whatever prefix it was included under.
@@ -75,11 +75,11 @@ class OpenRoute(APIRoute):
         """Match as usual."""
         match, child = super().matches(scope)
         if match is Match.FULL:
-            scope[OPEN_MARK] = True
+            scope[EXEMPT_MARK] = True
         return match, child
 
 
-class SignInRoute(OpenRoute):
+class SignInRoute(ExemptRoute):
     """The sign-in route, which the doctor looks for: without it nobody can sign in."""
 
 
@@ -159,14 +159,14 @@ def create_session_router(*, tags: Sequence[str] = ("session",), include_in_sche
         logout,
         methods=["POST"],
         status_code=204,
-        route_class_override=OpenRoute,
+        route_class_override=ExemptRoute,
         openapi_extra={"security": OPTIONAL_SECURITY},
     )
     router.post("/logout-all", status_code=204, responses=_NEEDS_SESSION)(logout_all)
     gone = {**_NEEDS_SESSION, **_refusals(_404="None of yours")}
     router.delete("/sessions/{session_id}", status_code=204, responses=gone)(end_session)
     router.add_api_route(
-        SCRIPT_PATH, read_client_script, methods=["GET"], include_in_schema=False, route_class_override=OpenRoute
+        SCRIPT_PATH, read_client_script, methods=["GET"], include_in_schema=False, route_class_override=ExemptRoute
     )
     router.add_api_route(
         "/login",

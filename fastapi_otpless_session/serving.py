@@ -20,7 +20,7 @@ Refuse = Callable[[Scope, SessionReason], Awaitable[ASGIApp]]
 class Serving:
     """Serves HTTP requests by an application. `root_path`: what that will add to a scope's own.
 
-    `is_open` says whether a request will reach a route that needs no session by itself, whatever `REQUIRED_PATHS` says.
+    `is_exempt` says whether a request will reach a route that needs no session, whatever `REQUIRED_PATHS` says.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Serving:
         sessions: OtplessSessions,
         transport: Transport,
         *,
-        is_open: Callable[[Scope], bool],
+        is_exempt: Callable[[Scope], bool],
         refuse: Refuse,
         root_path: str,
         has_cors: bool,
@@ -37,7 +37,7 @@ class Serving:
         self.sessions = sessions
         self.transport = transport
         self._app = app
-        self._is_open = is_open
+        self._is_exempt = is_exempt
         self._refuse = refuse
         self._root_path = root_path
         self._has_cors = has_cors
@@ -68,9 +68,9 @@ class Serving:
 
         if (
             is_required
-            and not request.is_admitted()
-            and not self._is_open(scope)
-            and (reason := await request.refused()) is not None
+            and not request.settle_at_once()
+            and not self._is_exempt(scope)
+            and (reason := await request.settle()) is not None
         ):
             refused = await self._refuse(scope, reason)
             await refused(scope, receive, send_with_session)

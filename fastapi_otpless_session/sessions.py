@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.background import Background
+from fastapi_otpless_session.binding import OtplessUser, read_user
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.copies import Copy
 from fastapi_otpless_session.core import Core
@@ -34,14 +35,13 @@ from fastapi_otpless_session.errors import (
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.judge import LANDING_SECONDS
 from fastapi_otpless_session.lru import Lru
+from fastapi_otpless_session.outbox import Outbox
 from fastapi_otpless_session.refresh import Refresher
 from fastapi_otpless_session.resolver import Resolver
-from fastapi_otpless_session.revocation import Outbox
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, utc
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.sign_ins import PURGE_BATCH, SignIns
 from fastapi_otpless_session.sign_outs import SignOuts
-from fastapi_otpless_session.signin import OtplessUser, read_user
 from fastapi_otpless_session.stores import open_store
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State
 from fastapi_otpless_session.strangers import Stranger, Strangers, check_details

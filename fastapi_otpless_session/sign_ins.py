@@ -1,4 +1,4 @@
-"""Signing in: what the frontend SDK handed over is bound (`signin.py`), and stored, once."""
+"""Signing in: what the frontend SDK handed over is bound (`binding.py`), and stored, once."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import partial
 from typing import Literal
 
 from fastapi_otpless_session import telemetry, tokens
+from fastapi_otpless_session.binding import Bound, OtplessUser, bind
 from fastapi_otpless_session.core import Core
 from fastapi_otpless_session.current import Current
 from fastapi_otpless_session.ending import Endings
 from fastapi_otpless_session.errors import NoVerdictError, SignInRefusedError
 from fastapi_otpless_session.session import Session, SessionReason, is_over
-from fastapi_otpless_session.signin import Bound, OtplessUser, bind
 from fastapi_otpless_session.stores.base import EndReason, SessionRow, State
 from fastapi_otpless_session.strangers import Strangers
 from fastapi_otpless_session.tokens import UnreadableError

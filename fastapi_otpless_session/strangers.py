@@ -18,22 +18,20 @@ from pydantic import SecretStr
 
 from fastapi_otpless_session import telemetry, tokens
 from fastapi_otpless_session.core import Core
-from fastapi_otpless_session.duties import Duties
+from fastapi_otpless_session.duties import touch
 from fastapi_otpless_session.ending import Endings
-from fastapi_otpless_session.errors import NoVerdictError, StoreError, UpstreamError
+from fastapi_otpless_session.errors import NoVerdictError, UpstreamError
 from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.refresh import ended_reason
 from fastapi_otpless_session.session import Session, SessionDetails, SessionReason, is_over, utc
-from fastapi_otpless_session.stores.base import EndReason, SessionRow, SessionStore, State, WatchfulStore
+from fastapi_otpless_session.stores.base import EndReason, SessionRow, State, WatchfulStore
 from fastapi_otpless_session.telemetry import came_from
 from fastapi_otpless_session.tokens import Claims, TokenError, UnknownKeyError
 from fastapi_otpless_session.wire import Verdict
 
 REMEMBERED = 10_000
 REFUSAL_SECONDS = 10.0
-
-WAITS_FOR_VALIDATION = {"otpless.waits_for": "validation"}
 
 REASONS = {
     Verdict.DENIED: SessionReason.EXPIRED,
@@ -307,7 +305,7 @@ class Strangers:
         self, token: str, digest: bytes, claims: Claims, max_age: float | None
     ) -> Stranger | SessionReason:
         came_from("otpless")
-        with telemetry.span("otpless.resolve", WAITS_FOR_VALIDATION):
+        with telemetry.span("otpless.resolve", telemetry.WAITS_FOR_VALIDATION):
             return await self._asked(token, digest, claims, anew=max_age is not None)
 
     async def _asked(
@@ -361,15 +359,6 @@ class Strangers:
     def _turn_away(self, digest: bytes, reason: SessionReason) -> SessionReason:
         self._turned_away.put(digest, (reason, self._clock()))
         return reason
-
-
-async def touch(store: SessionStore, duties: Duties, row: SessionRow, *, validated: bool) -> None:
-    """Have it written that a session was seen, and that OTPLESS called it valid; a fault ends nobody."""
-    try:
-        await store.touch(row.session_id, row.generation, validated=validated)
-    except StoreError as error:
-        duties.note_unwritten(row.session_id)
-        telemetry.logger.warning("Not noted: %s", error)
 
 
 def check_details(details: SessionDetails, session_id: str | None) -> None:

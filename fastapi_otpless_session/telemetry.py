@@ -156,6 +156,10 @@ def outcome_of(error: BaseException) -> str:
     return "unavailable" if isinstance(error, NoVerdictError) else "error"
 
 
+WAITS_FOR_VALIDATION = {"otpless.waits_for": "validation"}
+WAITS_FOR_REFRESH = {"otpless.waits_for": "refresh"}
+
+
 def span(
     name: str, attributes: Attributes = None, kind: SpanKind = SpanKind.INTERNAL
 ) -> AbstractContextManager[Span, None]:

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt.algorithms import RSAAlgorithm
 
 from fastapi_otpless_session.session import LAST_SECOND
+from fastapi_otpless_session.settings import DERIVED_KEY, KEY_BYTES
 
 TOKEN_LIMIT = 8192
 ID_LIMIT = 256
@@ -356,12 +357,12 @@ class KeyRing:
 
 
 def _key(text: str, client_id: str, client_secret: str) -> bytes:
-    if text != "derived":
+    if text != DERIVED_KEY:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    kdf = HKDF(SHA256(), 32, salt=client_id.encode(), info=b"fastapi-otpless-session sealing key")
+    kdf = HKDF(SHA256(), KEY_BYTES, salt=client_id.encode(), info=b"fastapi-otpless-session sealing key")
     return kdf.derive(client_secret.encode())
 
 
 def new_key() -> str:
     """Return a fresh sealing key, as `OTPLESS_ENCRYPTION_KEYS` takes it."""
-    return base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+    return base64.urlsafe_b64encode(os.urandom(KEY_BYTES)).decode().rstrip("=")

@@ -30,9 +30,9 @@ from fastapi_otpless_session import (
     SessionEvent,
     SignOutReason,
 )
+from fastapi_otpless_session.binding import OtplessUser
 from fastapi_otpless_session.emulator import Emulator
 from fastapi_otpless_session.hooks import THREADS
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.stores.base import SessionRow, SessionStore
 from fastapi_otpless_session.stores.sqlite import SqliteStore
 

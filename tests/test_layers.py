@@ -46,8 +46,8 @@ LAYERS = [
     },
     {"http", "http_aiohttp", "body", "calls", "client", "breaker", "gate", "keys"},
     {
-        *("core", "vault", "refresh", "revocation", "ending", "hooks", "background", "strangers", "signin"),
-        *("duties", "copies", "current", "judge", "refusals", "resolver", "sign_ins", "sign_outs", "sessions"),
+        *("core", "vault", "refresh", "outbox", "ending", "hooks", "background", "strangers", "binding"),
+        *("duties", "copies", "current", "judge", "denials", "resolver", "sign_ins", "sign_outs", "sessions"),
     },
     {"connection", "websocket", "serving", "middleware", "secured", "dependencies", "script", "router"},
     {
@@ -59,7 +59,7 @@ LAYERS = [
 ON_TOP = {"", "command_line", "__main__"}
 """The root gathers the public names, and the command line calls what it needs; no layer imports either."""
 TESTING = {
-    *("", "connection", "dependencies", "emulator", "session", "sessions", "signin", "stores.base", "tokens"),
+    *("", "connection", "dependencies", "emulator", "session", "sessions", "binding", "stores.base", "tokens"),
     *("serving", "transport"),
 }
 ISLANDS = {"emulator": set[str](), "testing": TESTING}

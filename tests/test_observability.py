@@ -337,7 +337,7 @@ class TestPage:
     def test_every_metric_is_in_its_table(self) -> None:
         package = Path(sys.modules["fastapi_otpless_session"].__file__ or "").parent
         source = (package / "telemetry.py").read_text(encoding="utf-8")  # beside it, where it is compiled
-        made = set(re.findall(r'"(otpless\.[a-z_.]+)"', source))
+        made = set(re.findall(r'_meter\.create_\w+\(\s*"([a-z_.]+)"', source))
         assert {row[0].strip("`") for row in self._rows("metric", "in Prometheus", "counts", "attributes")} == made
 
     def test_every_value_that_an_attribute_takes_is_in_the_table_and_there_are_few(

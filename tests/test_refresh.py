@@ -31,8 +31,8 @@ from fastapi_otpless_session import (
     SessionReason,
     StoreError,
 )
+from fastapi_otpless_session.denials import Denials
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
-from fastapi_otpless_session.refusals import Refusals
 from fastapi_otpless_session.stores import SessionStore
 from fastapi_otpless_session.stores.base import Lease, Rotation, SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
@@ -1490,7 +1490,7 @@ async def test_a_token_of_a_sessions_former_life_is_none_of_the_new_one(tmp_path
 
 def test_a_late_no_about_an_older_token_is_not_taken_for_one_about_the_newest() -> None:
     refusals, older, newer = (
-        Refusals(),
+        Denials(),
         SessionRow(session_id="s", user_id="u"),
         SessionRow(session_id="s", user_id="u", generation=2),
     )

@@ -435,7 +435,7 @@ def test_a_session_that_ends_after_the_first_bytes_were_made_gets_no_new_token(w
     assert (answer.text, "set-cookie" in answer.headers) == ("0,1,2,3,4,", False)
 
 
-# Refusals clear nothing
+# Denials clear nothing
 
 
 def _missing(world: World) -> None:

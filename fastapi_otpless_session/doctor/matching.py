@@ -9,7 +9,7 @@ from typing import Any
 from starlette.routing import BaseRoute, Host, Match, Mount
 from starlette.types import Scope
 
-from fastapi_otpless_session.connection import OPEN_MARK
+from fastapi_otpless_session.connection import EXEMPT_MARK
 from fastapi_otpless_session.doctor.application import unwrapped
 
 PARAMETER = re.compile(r"\{\w+:?(\w*)\}")
@@ -36,7 +36,7 @@ def taker(app: Any, template: str) -> str | None:
     name, at, routes = None, "", getattr(app, "routes", ())
     while (first := _first(routes, scope)) is not None:
         route, scope = first
-        if OPEN_MARK in scope or isinstance(route, Host):
+        if EXEMPT_MARK in scope or isinstance(route, Host):
             return None
         name, inner = _named(route, at), unwrapped(getattr(route, "app", None))
         at, routes = at + getattr(route, "path", ""), getattr(inner, "routes", ())

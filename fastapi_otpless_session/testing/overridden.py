@@ -11,11 +11,11 @@ from typing import NoReturn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import ConfigurationError, OtplessSessions, OtplessSettings, Session, SessionDetails
+from fastapi_otpless_session.binding import OtplessUser
 from fastapi_otpless_session.connection import RequestSession, put_session
 from fastapi_otpless_session.serving import keep_headers
 from fastapi_otpless_session.session import SessionReason
 from fastapi_otpless_session.sessions import SessionSummary
-from fastapi_otpless_session.signin import OtplessUser
 from fastapi_otpless_session.transport import Transport
 
 TOKEN = "override.session.token"  # noqa: S105 - it opens nothing

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp
 from upstream import DAY, YEAR, InstantOtpless, claims, signed, unsigned
 
 from fastapi_otpless_session import CurrentSession, OtplessClient, OtplessSessionMiddleware, OtplessSessions, serving
+from fastapi_otpless_session.binding import OtplessUser
 from fastapi_otpless_session.settings import OtplessSettings
-from fastapi_otpless_session.signin import OtplessUser
 
 CLIENT_ID = "bench"
 SECRET = "a secret of the bench's"

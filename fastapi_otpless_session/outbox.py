@@ -55,11 +55,11 @@ class Outbox:
     async def _try(self, row: SessionRow) -> bool:
         """Return whether OTPLESS has answered definitely, or can no longer be told. Raises `StoreError`."""
         try:
-            is_settled = not await self._may_be_revived(row)
+            is_settled = await self._revoke(row)
             if not is_settled:
                 exchanged = await self._exchange(row)
                 row = exchanged or row  # what is settled or put off from here on is the new pair
-                is_settled = exchanged is None or not await self._keep_and_revoke(exchanged)
+                is_settled = exchanged is None or await self._keep_and_revoke(exchanged)
         except UpstreamError:
             is_settled = False
         if is_settled:
@@ -107,14 +107,15 @@ class Outbox:
         except (UnreadableError, TokenError):  # sealed with a key that is not here
             return renewed.token_expires_at >= ended.token_expires_at
 
-    async def _may_be_revived(self, row: SessionRow) -> bool:
-        """Revoke the session token; return whether it is dead and its refresh token may live. Raises `UpstreamError`.
+    async def _revoke(self, row: SessionRow) -> bool:
+        """Revoke the session token; return whether that settles it. Raises `UpstreamError`.
 
-        A dead token cannot name its session any more, but its refresh token would revive it.
+        It does not where the token is dead already, and there is a refresh token: a dead token cannot name its session
+        any more, but its refresh token would revive it.
         """
         token, is_known = _opened(row, self._vault.session_token), bool(row.refresh_token)  # a stranger's row has none
         verdict = await self._client.revoke_session(token, known=is_known)
-        return verdict in {Verdict.INACTIVE, Verdict.DENIED} and bool(row.refresh_token)
+        return verdict not in {Verdict.INACTIVE, Verdict.DENIED} or not row.refresh_token
 
     async def _exchange(self, row: SessionRow) -> SessionRow | None:
         """Use the refresh token up; return the row with the new pair, if there is one. Raises `UpstreamError`."""
@@ -129,15 +130,15 @@ class Outbox:
         )
 
     async def _keep_and_revoke(self, row: SessionRow) -> bool:
-        """Keep a new pair in the outbox, and revoke it; return whether it is dead, too, and may be revived.
+        """Keep a new pair in the outbox, and revoke it; return whether that settles it.
 
         A refresh that was on its way may have overtaken it. Raises `StoreError`, `UpstreamError`.
         """
         try:
             await self._store.replace_revocation(row.session_id, row.session_token, row.refresh_token)
         finally:  # where the store cannot keep the new pair, this is the only chance to revoke it
-            may_be_revived = await self._may_be_revived(row)
-        return may_be_revived
+            is_settled = await self._revoke(row)
+        return is_settled
 
 
 def _opened(row: SessionRow, open_token: Callable[[SessionRow], str]) -> str:
