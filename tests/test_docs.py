@@ -231,6 +231,16 @@ class TestStores:
         assert named == set(STORE_SCHEMES)
 
 
+class TestContributing:
+    def test_every_module_is_in_the_map_once(self) -> None:
+        [table] = [table for table in read(ROOT / "CONTRIBUTING.md").tables if table.head == ("module", "its one job")]
+        named = [name for row in table.rows if row[1] for name in re.findall(r"`([\w.]+)`", row[0])]
+        folder = ROOT / "fastapi_otpless_session"
+        there = {".".join(file.relative_to(folder).with_suffix("").parts) for file in folder.rglob("[!_]*.py")}
+        whole = {"doctor", "emulator", "testing"}
+        assert sorted(named) == sorted({name for name in there if name.partition(".")[0] not in whole} | whole)
+
+
 class TestWatching:
     def test_the_lines_to_watch_for_are_logged(self) -> None:
         package = Path(fastapi_otpless_session.__file__).parent
