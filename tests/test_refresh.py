@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -704,6 +704,48 @@ async def test_a_pair_whose_commit_was_put_off_is_replaced_where_otpless_calls_i
         assert outcome.validated_at.timestamp() == clock.now
         assert emulator.count("get-new-session-token") == 2
     await store.close()
+
+
+async def test_a_pair_whose_commit_was_put_off_until_its_token_had_expired_is_refreshed_in_turn(clock: Clock) -> None:
+    emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        store.fail("commit", "renew_lease")
+        await world.workers[0].resolve(world.token)
+        clock.advance(DAY + 1)
+        store.fail()
+        outcome = await world.workers[0].resolve(world.token)
+        assert isinstance(outcome, Session)
+        assert outcome.expires_at.timestamp() > clock.now
+        assert emulator.count("get-new-session-token") == 2
+    await store.close()
+
+
+class InterruptedStore(FailingStore):
+    """A real store on which something else happens just before a commit."""
+
+    before_commit: Callable[[], Awaitable[None]] | None = None
+
+    async def commit(self, lease: Lease, rotation: Rotation) -> SessionRow | None:
+        if self.before_commit is not None:
+            await self.before_commit()
+        return await super().commit(lease, rotation)
+
+
+async def test_a_sign_out_elsewhere_wins_against_a_pair_whose_commit_was_put_off(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    store = InterruptedStore(str(tmp_path / "sessions.db"), clock=clock)
+    stores: list[SessionStore] = [store, *files(tmp_path, clock, 1)]
+    async with Workers(emulator, clock, stores) as world:
+        here, there = world.workers
+        clock.advance(DAY + 1)
+        store.fail("commit", "renew_lease")
+        assert isinstance(await here.resolve(world.token), Session)
+        store.fail()
+        store.before_commit = lambda: there.sign_out(world.token)
+        assert await here.resolve(world.token) is SessionReason.REVOKED
+    assert emulator.session(world.session_id).revoked
+    await close(stores)
 
 
 class HangingStore(SqliteStore):
