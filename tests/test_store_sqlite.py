@@ -51,23 +51,6 @@ NOBODY = 65534
 MakeStore = Callable[[ContractClock], SessionStore]
 
 
-QUICK = pytest.param(math.inf, id="quick")
-SLOW = pytest.param(0, id="slow")
-
-
-@pytest.fixture
-def commit_seconds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within how many seconds a disk is quick: any is, or none."""
-    monkeypatch.setattr(sqlite_writer, "QUICK_SECONDS", request.param)
-    monkeypatch.setattr(sqlite_writer, "PROOF_SECONDS", math.inf)
-
-
-quick = pytest.mark.parametrize("commit_seconds", [QUICK], indirect=True)
-quick_and_slow = pytest.mark.parametrize("commit_seconds", [QUICK, SLOW], indirect=True)
-
-
-@quick_and_slow
-@pytest.mark.usefixtures("commit_seconds")
 class TestFile(WatchfulContract):
     @pytest.fixture
     def make_store(self, tmp_path: Path) -> MakeStore:
@@ -147,7 +130,7 @@ async def test_no_raw_token_and_nothing_but_sealed_values_reach_the_file(subject
     assert digests == {token_digest("s-1"), refresh_digest("s-1")}
 
 
-@pytest.mark.parametrize("good", range(7))
+@pytest.mark.parametrize("good", range(10))
 async def test_a_file_that_cannot_be_opened_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
     made: list[sqlite3.Connection] = []
     statements = itertools.count()
@@ -593,8 +576,6 @@ def test_a_child_opens_a_file_that_was_closed_before_the_fork(path: Path) -> Non
 
 
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///shared.db"])
-@quick_and_slow
-@pytest.mark.usefixtures("commit_seconds")
 def test_one_store_serves_event_loops_in_several_threads(url: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
     clock = ContractClock()
@@ -725,30 +706,32 @@ def trace(monkeypatch: pytest.MonkeyPatch, watch: Callable[[], Callable[[str], N
     monkeypatch.setattr(sqlite3, "connect", traced)
 
 
-@quick_and_slow
-@pytest.mark.usefixtures("commit_seconds")
 async def test_sign_ins_refreshes_and_sign_outs_wait_for_the_disk_and_notes_do_not(
     disk: Disk, subject: Subject
 ) -> None:
-    """A power cut takes those who hold a lease along, for they are workers of the same machine."""
     store = subject.store
     row = await subject.sign_in()
     assert await disk.waited_for_by(subject.sign_in("s-2"))
     assert not await disk.waited_for_by(store.touch("s-1", 1, validated=True))
     lease = await subject.lease()
     assert not await disk.waited_for_by(store.renew_lease(lease, LEASE))
-    assert not await disk.waited_for_by(store.take_lease("s-2", 1, "a", LEASE))
     assert await disk.waited_for_by(store.commit(lease, rotation("s-1", 2, row.expires_at)))
     assert not await disk.waited_for_by(store.confirm(await subject.row(), GRACE))
     assert await disk.waited_for_by(subject.end())
     assert await disk.waited_for_by(store.settle_revocation(await subject.row()))
 
 
-@quick
-@pytest.mark.usefixtures("commit_seconds")
+@pytest.fixture
+def proof_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the disk took what was written counts for however long a machine may pause."""
+    monkeypatch.setattr(sqlite_writer, "PROOF_SECONDS", math.inf)
+
+
+@pytest.mark.usefixtures("proof_for_ever")
 async def test_to_take_a_lease_proves_that_the_disk_takes_what_otpless_will_say_unless_that_was_just_seen(
     disk: Disk, subject: Subject, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A power cut takes those who hold a lease along, for they are workers of the same machine."""
     for name in ("s-1", "s-2", "s-3"):
         await subject.sign_in(name)
     other = open_store(f"sqlite:///{path}")
@@ -756,6 +739,32 @@ async def test_to_take_a_lease_proves_that_the_disk_takes_what_otpless_will_say_
     assert not await disk.waited_for_by(other.take_lease("s-2", 1, "a", LEASE))
     monkeypatch.setattr(sqlite_writer, "PROOF_SECONDS", 0)
     assert await disk.waited_for_by(other.take_lease("s-3", 1, "a", LEASE))
+    await other.close()
+
+
+@pytest.mark.usefixtures("proof_for_ever")
+async def test_of_what_need_not_wait_for_the_disk_and_of_what_changes_nothing_it_takes_no_proof(
+    disk: Disk, subject: Subject, path: Path
+) -> None:
+    await subject.sign_in()
+    other = open_store(f"sqlite:///{path}")
+    await other.touch("s-1", 1, validated=True)
+    assert await other.purge(100) == 0
+    assert await other.take_lease("nobody", 1, "a", LEASE) is None
+    assert await disk.waited_for_by(other.take_lease("s-1", 1, "a", LEASE))
+    await other.close()
+
+
+@pytest.mark.usefixtures("proof_for_ever")
+async def test_what_was_written_together_proves_it_too(disk: Disk, subject: Subject, path: Path) -> None:
+    await subject.sign_in()
+    other = open_store(f"sqlite:///{path}")
+    await other.open()
+    with held_up(path) as last:
+        tasks = await begun(*(Subject(other, subject.clock).sign_in(f"o-{number}") for number in range(5)))
+        last.execute("ROLLBACK")
+        await asyncio.gather(*tasks)
+    assert not await disk.waited_for_by(other.take_lease("s-1", 1, "a", LEASE))
     await other.close()
 
 
@@ -770,8 +779,7 @@ def full_disk(path: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@quick
-@pytest.mark.usefixtures("commit_seconds")
+@pytest.mark.usefixtures("proof_for_ever")
 async def test_a_disk_that_takes_no_more_is_to_prove_that_it_does_again(
     disk: Disk, subject: Subject, path: Path
 ) -> None:
@@ -781,106 +789,13 @@ async def test_a_disk_that_takes_no_more_is_to_prove_that_it_does_again(
     assert await disk.waited_for_by(subject.lease())
 
 
-@quick_and_slow
-@pytest.mark.usefixtures("commit_seconds")
+@pytest.mark.usefixtures("proof_for_ever")
 async def test_no_lease_is_had_where_the_disk_takes_no_more(subject: Subject, path: Path) -> None:
     row = await subject.sign_in()
     with full_disk(path), pytest.raises(StoreError, match="SQLite: disk"):
         await subject.lease()
     assert await subject.row() == row
     assert (await subject.rotate()).generation == row.generation + 1
-
-
-# What need not wait for the disk
-
-
-def is_written_at_once(write: Coroutine[Any, Any, Any]) -> bool:
-    """Whether a write waits for nobody, no thread either. One that does is given up."""
-    try:
-        write.send(None)
-    except StopIteration:
-        return True
-    write.close()
-    return False
-
-
-@quick
-@pytest.mark.usefixtures("commit_seconds")
-async def test_what_need_not_wait_for_a_quick_disk_is_written_on_the_loop(subject: Subject) -> None:
-    row = await subject.sign_in()
-    subject.clock.advance(1)
-    assert is_written_at_once(subject.store.touch("s-1", 1, validated=True))
-    assert (await subject.row()).last_seen_at > row.last_seen_at
-
-
-@pytest.mark.parametrize("commit_seconds", [SLOW], indirect=True)
-@pytest.mark.usefixtures("commit_seconds")
-async def test_nothing_is_written_on_the_loop_where_the_disk_is_slow(subject: Subject) -> None:
-    await subject.sign_in()
-    assert not is_written_at_once(subject.store.touch("s-1", 1, validated=True))
-
-
-@quick
-@pytest.mark.usefixtures("commit_seconds")
-async def test_nothing_is_written_on_the_loop_where_nobody_knows_how_quick_the_disk_is(
-    subject: Subject, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await subject.sign_in()
-    other = open_store(f"sqlite:///{path}")
-    await other.open()
-    assert not is_written_at_once(other.touch("s-1", 1, validated=True))
-    await other.close()
-    monkeypatch.setattr(sqlite_writer, "PROOF_SECONDS", 0)
-    assert not is_written_at_once(subject.store.touch("s-1", 1, validated=True))
-
-
-@quick
-@pytest.mark.usefixtures("commit_seconds")
-async def test_what_is_written_on_the_loop_waits_for_another_process_in_the_thread(
-    subject: Subject, path: Path
-) -> None:
-    row = await subject.sign_in()
-    subject.clock.advance(1)
-    with held_up(path) as other:
-        (touch,) = await begun(subject.store.touch("s-1", 1, validated=True))
-        assert not touch.done()
-        other.execute("ROLLBACK")
-        await touch
-    assert (await subject.row()).last_seen_at > row.last_seen_at
-
-
-@quick
-@pytest.mark.usefixtures("commit_seconds")
-async def test_what_is_written_on_the_loop_waits_for_what_the_thread_is_writing(
-    statements: list[str], subject: Subject, path: Path
-) -> None:
-    """And does not even try: the thread would find the lock taken, and sleep."""
-    await subject.sign_in()
-    with held_up(path) as other:
-        statements.clear()
-        writes = await begun(subject.sign_in("s-2"))
-        while "BEGIN IMMEDIATE" not in statements:  # noqa: ASYNC110 - the thread tells nobody
-            await asyncio.sleep(0)
-        writes += await begun(subject.store.touch("s-1", 1, validated=True))
-        assert statements.count("BEGIN IMMEDIATE") == 1
-        other.execute("ROLLBACK")
-        await asyncio.gather(*writes)
-    assert is_written_at_once(subject.store.touch("s-2", 1, validated=True))
-
-
-@quick
-@pytest.mark.usefixtures("commit_seconds")
-async def test_the_log_of_what_is_written_on_the_loop_does_not_grow_for_ever(subject: Subject, path: Path) -> None:
-    """The thread moves it into the file, and nobody else: that takes long."""
-    log, writes = path.with_name(f"{path.name}-wal"), 1500  # SQLite moves what is more than 1,000 pages
-    sizes = []
-    for number in range(4):
-        await subject.sign_in(f"s-{number}")
-        for _ in range(writes):
-            assert is_written_at_once(subject.store.touch("s-0", 1, validated=True))
-        sizes.append(log.stat().st_size)
-    assert sizes[0] > writes * 4096
-    assert sizes[-1] < 1.5 * sizes[0]
 
 
 async def test_what_shares_a_commit_with_a_sign_out_waits_for_the_disk_with_it(
@@ -915,6 +830,30 @@ async def test_a_transaction_that_fails_takes_nobody_else_along(subject: Subject
     there = [await subject.store.get(name) for name in ("s-0", "s-1", "s-2", "s-3")]
     assert [row is not None for row in there] == [True, True, False, True]
     assert there[-1] == last
+
+
+async def test_a_transaction_that_cannot_even_be_rolled_back_is_ended_by_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing: set[str] = set()
+
+    class Failing(sqlite3.Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if statement in failing:
+                failing.discard(statement)
+                raise MemoryError
+            return super().execute(statement, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", Failing)
+    subject = Subject(open_store(f"sqlite:///{path}"), ContractClock())
+    await subject.sign_in()
+    failing |= {"COMMIT", "ROLLBACK"}
+    with pytest.raises(MemoryError):
+        await subject.sign_in("s-2")
+    row = await subject.sign_in("s-3")
+    assert await subject.store.get("s-2") is None
+    assert await subject.store.get("s-3") == row
+    await subject.store.close()
 
 
 async def test_a_fault_that_ends_the_common_transaction_is_only_the_fault_of_one(subject: Subject, path: Path) -> None:
@@ -998,8 +937,6 @@ async def test_what_waits_longer_than_a_file_may_be_busy_fails_at_once_and_toget
     await subject.store.close()
 
 
-@pytest.mark.parametrize("commit_seconds", [SLOW], indirect=True)  # on the loop none waits, and each may try
-@pytest.mark.usefixtures("commit_seconds")
 async def test_however_many_wait_for_a_file_that_stays_busy_all_wait_for_it_once(
     statements: list[str], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,8 @@
 Write-ahead log, so that readers never wait for the writer. Sign-ins, refreshes and sign-outs wait for the disk, so that
 they survive a power cut; what requests write about a session need not. A point read takes about 20 µs and runs on the
 event loop; where the file is busy it is tried again in the writer's thread. Writes run in that one thread, in immediate
-transactions; those that wait for it share a commit. What need not wait for the disk is written on the loop, too, for as
-long as the disk is quick. In memory there is no second connection and nothing to wait for, so that everything runs on
-the loop.
+transactions; those that wait for it share a commit. In memory there is no second connection and nothing to wait for, so
+that everything runs on the loop.
 """
 
 from __future__ import annotations
@@ -398,8 +397,9 @@ class SqliteStore:
         """Return what a transaction does, once all workers see it: a sixth of the time.
 
         For what a power cut may undo: what was confirmed is confirmed again by the next request, and whoever held a
-        lease was a worker of this machine. Taking a lease is among it only where the disk was just seen to take what is
-        written: else it is to prove that it will take what OTPLESS says.
+        lease was a worker of this machine; that its answer was lost is then not told (`Lease.follows_lost_answer`).
+        Taking a lease is among it only where the disk was just seen to take what is written: else it is to prove that
+        it will take what OTPLESS says.
         """
         connections = self._connections or await self._opened()
         with TRANSLATED:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Connections:
-    """One for the loop, which reads and notes, and a writer in its own thread; in memory there is but one."""
+    """A reader for the loop and a writer in its own thread; in memory one connection for both."""
 
     def __init__(self, path: str | None) -> None:
         self._lock = Lock()
@@ -49,8 +49,6 @@ class Connections:
             failing.callback(self._reader.close)
             self._reader.execute("PRAGMA schema_version").fetchone()  # opens what others may hold for a moment
             self._reader.execute("PRAGMA busy_timeout = 0")  # from now on the loop waits for it
-            self._reader.execute("PRAGMA synchronous = NORMAL")  # and writes nothing that waits for the disk
-            self._reader.execute("PRAGMA wal_autocheckpoint = 0")  # nor moves a log into the file, which does
             self._reader.text_factory = str  # what is no UTF-8 fails, and is read by the writer then
             self._writer = Writer(connected(str(full), BUSY_SECONDS))
             failing.pop_all()
@@ -84,11 +82,6 @@ class Connections:
             self.check_place()
             return transaction(db)
 
-        if not durable:
-            with self._lock:
-                done = self._writer.at_once(self._reader, in_place)
-            if done is not None:
-                return done[0]
         return await self._writer.transact(in_place, durable=durable)
 
     def check_place(self) -> None:

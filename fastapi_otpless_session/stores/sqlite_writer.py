@@ -2,9 +2,6 @@
 
 A queue and a thread of our own. An executor takes twice as long for the way to its thread and back, which is as much as
 a small transaction takes, and knows nothing of work that can be done together.
-
-To its thread and back takes five times what a small transaction takes by itself that waits for no disk. Such a one is
-done without the thread where the disk has just been seen to be quick: a refresh then takes three quarters of the time.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from itertools import groupby
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread, current_thread
@@ -27,12 +23,7 @@ MOST_TOGETHER = 100
 """How many transactions share a commit: as long as it takes, no other process can write."""
 
 PROOF_SECONDS = 1.0
-"""For how long a commit that waited for the disk says that the disk takes what is written, and how quickly."""
-QUICK_SECONDS = 0.001
-"""A disk that takes a commit within this will not hold up the event loop with what need not wait for it.
-
-The best commit of the last `PROOF_SECONDS` counts: others may have waited for their turn of the interpreter.
-"""
+"""For how long a commit that waited for the disk proves that the disk takes what is written."""
 
 T = TypeVar("T")
 
@@ -54,11 +45,16 @@ class _Job(Generic[T]):
         self._result: T | None = None
         self._error: BaseException | None = None
 
-    def do(self, db: sqlite3.Connection, commit: Callable[[sqlite3.Connection], None]) -> None:
+    @property
+    def has_failed(self) -> bool:
+        """Whether it failed, the last time that it was done."""
+        return self._error is not None
+
+    def do(self, db: sqlite3.Connection) -> None:
         """Do it by itself. A transaction was begun for it, and is over then."""
         self._error = None  # of a time that was in vain
         try:
-            self._result = _committed(db, self._work, commit) if self.is_transaction else self._work(db)
+            self._result = _committed(db, self._work) if self.is_transaction else self._work(db)
         except BaseException as error:  # noqa: BLE001 - whoever waits gets it
             self._error = error
 
@@ -91,31 +87,6 @@ class _Job(Generic[T]):
             self.answer.set_result(self._result)
 
 
-class _Disk:
-    """What commits that waited for the disk say of it."""
-
-    def __init__(self) -> None:
-        self._proven_at = self._quick_at = -math.inf
-
-    def commit(self, db: sqlite3.Connection) -> None:
-        """Commit what waits for the disk, and note how long that takes."""
-        began = time.monotonic()
-        try:
-            _commit(db)
-        except BaseException:
-            self._proven_at = self._quick_at = -math.inf
-            raise
-        self._proven_at = time.monotonic()
-        if self._proven_at - began < QUICK_SECONDS:
-            self._quick_at = self._proven_at
-
-    def is_proven(self) -> bool:
-        return time.monotonic() - self._proven_at < PROOF_SECONDS
-
-    def is_quick(self) -> bool:
-        return time.monotonic() - self._quick_at < PROOF_SECONDS
-
-
 class Writer:
     """Does what it is given, one after the other, in its thread. The connection is its own, and closed with it.
 
@@ -125,9 +96,8 @@ class Writer:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self._waits_for_disk: bool | None = True
-        self._disk = _Disk()
-        self._turn = Lock()
-        """Held by whoever writes here. Who finds SQLite's own lock taken sleeps, for a millisecond at least."""
+        self._proven_at = -math.inf
+        """When the disk was last seen to take what was written, as far as nothing has failed since."""
         self._in_vain = -math.inf
         """When a wait for the file was given up. Whoever waited by then fails with it: a wait of its own for each would
         add up to any length."""
@@ -147,21 +117,7 @@ class Writer:
 
     def is_disk_proven(self) -> bool:
         """Whether the disk was just seen to take what was written."""
-        return self._disk.is_proven()
-
-    def at_once(self, db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> tuple[T] | None:
-        """Return what a transaction does here and now, in a connection of the caller's that waits for nothing.
-
-        None: that may hold up the event loop, and nothing was done; or it failed, and `transact` will tell why.
-        """
-        if self._is_closed or not self._disk.is_quick() or not self._turn.acquire(blocking=False):
-            return None
-        try:
-            return (transact(db, transaction),)
-        except sqlite3.OperationalError:
-            return None
-        finally:
-            self._turn.release()
+        return time.monotonic() - self._proven_at < PROOF_SECONDS
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Return what may be much, and so is read apart from the event loop."""
@@ -199,11 +155,10 @@ class Writer:
             try:
                 wanted = [job for job in together if not job.answer.cancelled()]
                 if is_transaction:
-                    with self._turn:
-                        self._transact(wanted)
+                    self._transact(wanted)
                 else:
                     for job in wanted:
-                        job.do(self._db, self._commit)
+                        job.do(self._db)
             except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
                 for job in together:
                     job.fail(error)
@@ -215,9 +170,13 @@ class Writer:
         in_time = self._in_time(jobs)
         if not in_time or not self._begin(in_time):
             return
+        changes = self._db.total_changes
         if len(in_time) == 1:
-            in_time[0].do(self._db, self._commit)
-        elif not _done_together(self._db, in_time, self._commit):
+            in_time[0].do(self._db)
+            self._note_disk(is_done=not in_time[0].has_failed, has_changed=self._db.total_changes > changes)
+        elif _done_together(self._db, in_time):
+            self._note_disk(is_done=True, has_changed=self._db.total_changes > changes)
+        else:
             for job in in_time:
                 self._transact([job])
 
@@ -250,11 +209,12 @@ class Writer:
             self._db.execute(f"PRAGMA synchronous = {'FULL' if waits else 'NORMAL'}")
             self._waits_for_disk = waits
 
-    def _commit(self, db: sqlite3.Connection) -> None:
-        if self._waits_for_disk:
-            self._disk.commit(db)
-        else:
-            _commit(db)
+    def _note_disk(self, *, is_done: bool, has_changed: bool) -> None:
+        """Note what a transaction says of the disk: a commit that has nothing to write says nothing."""
+        if not is_done:
+            self._proven_at = -math.inf
+        elif self._waits_for_disk and has_changed:
+            self._proven_at = time.monotonic()
 
     def _taken(self) -> Sequence[_Job[Any] | None]:
         """Wait for a job, and take what else waits with it; None comes last."""
@@ -270,32 +230,26 @@ class Writer:
 def transact(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
     """Return what an immediate transaction does: wholly or not at all."""
     _begin(db)
-    return _committed(db, transaction, _commit)
+    return _committed(db, transaction)
 
 
-def _committed(
-    db: sqlite3.Connection,
-    transaction: Callable[[sqlite3.Connection], T],
-    commit: Callable[[sqlite3.Connection], None],
-) -> T:
+def _committed(db: sqlite3.Connection, transaction: Callable[[sqlite3.Connection], T]) -> T:
     """Return what a transaction does that was begun."""
     try:
         result = transaction(db)
-        commit(db)
+        db.execute("COMMIT")
     except BaseException:
         _roll_back(db)
         raise
     return result
 
 
-def _done_together(
-    db: sqlite3.Connection, jobs: Sequence[_Job[Any]], commit: Callable[[sqlite3.Connection], None]
-) -> bool:
+def _done_together(db: sqlite3.Connection, jobs: Sequence[_Job[Any]]) -> bool:
     """Do several transactions in the one that was begun. False: nothing of it happened, and whose fault is not seen."""
     try:
         for job in jobs:
             job.do_within(db)
-        commit(db)
+        db.execute("COMMIT")
     except BaseException:  # noqa: BLE001 - each gets its own when it is done by itself
         _roll_back(db)
         return False
@@ -307,10 +261,6 @@ def _begin(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
 
 
-def _commit(db: sqlite3.Connection) -> None:
-    db.execute("COMMIT")
-
-
 def _end_leftover(db: sqlite3.Connection) -> None:
     """End a transaction that was left open where even its rollback failed."""
     if db.in_transaction:
@@ -319,8 +269,10 @@ def _end_leftover(db: sqlite3.Connection) -> None:
 
 def _roll_back(db: sqlite3.Connection) -> None:
     if db.in_transaction:
-        with suppress(sqlite3.Error, MemoryError):  # what led here is told, and the next transaction tries again
+        try:
             db.execute("ROLLBACK")
+        except (sqlite3.Error, MemoryError):  # what led here is told, and the next transaction tries again
+            return
 
 
 def _is_transaction(job: _Job[Any]) -> bool:
