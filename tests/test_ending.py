@@ -47,6 +47,20 @@ async def test_a_sign_out_is_an_error_where_nobody_can_tell_whose_token_it_is(cl
     await store.close()
 
 
+async def test_a_token_that_a_worker_never_saw_is_revoked_once_it_was_signed_out_there_in_an_outage(
+    clock: Clock,
+) -> None:
+    """And no matter for another try: a 503 would have the page wait for a session that is over."""
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store, store]) as world:
+        other = world.workers[1]
+        store.fail("find", "get", "end")
+        assert await other.resolve(world.token) is SessionReason.UNAVAILABLE
+        await other.sign_out(world.token)
+        assert await other.resolve(world.token) is SessionReason.REVOKED
+    await store.close()
+
+
 async def test_a_sign_out_without_keys_is_an_error_where_the_refresh_token_may_live(clock: Clock) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store], jwks_url="") as world:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Clock, World
+from conftest import Clock, World, make_settings
 from crew import FailingStore, Workers, close, files
 from fleet_members import Turnstile, until
 from simulated import settle
@@ -489,3 +489,17 @@ async def test_a_no_to_a_sessions_newer_token_holds_for_its_older_one_in_an_outa
         OUTAGES["the store"](otpless, store)
         assert await asked_for(worker, world.token) is SessionReason.UNAVAILABLE
     await store.close()
+
+
+@pytest.mark.parametrize("validation_ttl", [0, 2 * DAY])
+async def test_without_a_lifespan_no_token_is_refreshed_before_it_is_over(clock: Clock, validation_ttl: float) -> None:
+    """A request would wait for what it does not need."""
+    emulator = Emulator(clock=clock)
+    settings = make_settings(validation_ttl=validation_ttl)
+    client = OtplessClient(settings, http=httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)))
+    sessions = OtplessSessions(settings, client=client, clock=clock, monotonic=clock)  # and not opened
+    token = (await sessions.sign_in(emulator.sign_in())).token.get_secret_value()
+    clock.advance(DAY * 0.99)
+    assert isinstance(await sessions.resolve(token), Session)
+    assert emulator.count(REFRESHES) == 0
+    await sessions.close()
