@@ -291,12 +291,14 @@ class OtplessSessions:
             raise read
         return await self._background.finish(partial(self._sign_ins.sign_in, read, fits))
 
-    def sign_out(self, token: str, *, known_only: bool = False) -> Coroutine[Any, Any, None]:
+    async def sign_out(self, token: str, *, known_only: bool = False) -> None:
         """End the session of a token, here first and for every worker, then at OTPLESS.
 
         A token that is nobody's is no error. Raises `NoVerdictError` where neither the store nor OTPLESS could be told.
         """
-        return self._sign_outs.sign_out(SecretStr(token), known_only)  # no frame of an error's shows the token
+        secret = SecretStr(token)
+        del token  # no frame of an error's shows it
+        await self._sign_outs.sign_out(secret, known_only)
 
     async def replace(self, token: str, session: Session) -> None:
         """End the session of a token that a browser still carried when `session` was signed in, if it is another.

@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, create_autospec
 
 import httpx
 import pytest
@@ -132,6 +133,12 @@ def test_settings_that_are_none_are_named(wrong: Any) -> None:
     app.add_middleware(OtplessSessionMiddleware, settings=wrong)
     (failed,) = asyncio.run(_lifespan(app))
     assert "OtplessSettings(…)" in failed["message"]
+
+
+@pytest.mark.parametrize("name", ["sign_in", "sign_out", "resolve", "details", "list", "end", "end_all", "end_others"])
+def test_what_sessions_are_awaited_for_a_double_of_theirs_is_awaited_for_too(name: str) -> None:
+    double = create_autospec(OtplessSessions, instance=True)
+    assert isinstance(getattr(double, name), AsyncMock)
 
 
 @pytest.mark.parametrize(
