@@ -265,7 +265,7 @@ class OtplessSessions:
         if life is not None:
             return session.token, life
         row = await self._store.get(session.id)
-        if row is None or row.state is State.ENDED:
+        if row is None or row.state is State.ENDED or self._endings.reason(row.session_id) is SessionReason.REVOKED:
             return None
         life = max(0.0, row.expires_at - await self._store.now())
         try:

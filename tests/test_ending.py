@@ -61,6 +61,22 @@ async def test_a_token_that_a_worker_never_saw_is_revoked_once_it_was_signed_out
     await store.close()
 
 
+async def test_a_session_that_was_signed_out_without_the_store_has_no_newest_token(clock: Clock) -> None:
+    """So a response that is on its way brings none: it would be one that gets nobody in."""
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        (worker,) = world.workers
+        clock.advance(DAY + 1)
+        swapped = await worker.resolve(world.token)
+        assert isinstance(swapped, Session)
+        assert await worker.newest_token(swapped) is not None
+        store.fail("find", "get", "end")
+        await worker.sign_out(swapped.token.get_secret_value())
+        store.fail()
+        assert await worker.newest_token(swapped) is None
+    await store.close()
+
+
 async def test_a_sign_out_without_keys_is_an_error_where_the_refresh_token_may_live(clock: Clock) -> None:
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
     async with Workers(emulator, clock, [store], jwks_url="") as world:
