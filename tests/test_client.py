@@ -116,6 +116,7 @@ class Gatekeeper:
     def __post_init__(self) -> None:
         self.waiting = 0
         self.most = 0
+        self.answered = 0
         self.open_gate = asyncio.Event()
 
     async def send(self, request: Request, *, deadline: float) -> Answer:
@@ -125,6 +126,7 @@ class Gatekeeper:
         self.most = max(self.most, self.waiting)
         await self.open_gate.wait()
         self.waiting -= 1
+        self.answered += 1
         return Answer(200, {}, b'{"success": true}')
 
     async def open(self) -> None:
@@ -1029,6 +1031,22 @@ async def test_no_more_calls_than_allowed_are_made_at_once_and_strangers_get_hal
     gatekeeper.open_gate.set()
     assert await asyncio.gather(*strangers, *known) == [Verdict.VALID] * 20
     assert gatekeeper.most == 4
+
+
+async def test_a_place_that_was_waited_for_is_one_of_those_that_are_allowed() -> None:
+    gatekeeper = Gatekeeper()
+    client = OtplessClient(settings_for(max_upstream=1, request_timeout=60, refresh_timeout=60), http=gatekeeper)
+    calls = [asyncio.create_task(client.validate_session("a.b.c")) for _ in range(2)]
+    await settle()
+    gatekeeper.open_gate.set()
+    gatekeeper.open_gate.clear()  # it has let one through
+    await settle()
+    calls.append(asyncio.create_task(client.validate_session("a.b.d")))  # the second has come into its place
+    await settle()
+    assert (gatekeeper.answered, gatekeeper.waiting) == (1, 1)
+    gatekeeper.open_gate.set()
+    await asyncio.gather(*calls)
+    assert gatekeeper.most == 1
 
 
 async def test_who_finds_no_place_in_time_gets_no_verdict_and_keeps_none() -> None:

@@ -491,6 +491,16 @@ async def test_a_no_to_a_sessions_newer_token_holds_for_its_older_one_in_an_outa
     await store.close()
 
 
+async def test_without_a_lifespan_the_first_question_is_answered_too(clock: Clock) -> None:
+    emulator = Emulator(clock=clock)
+    settings = make_settings()
+    client = OtplessClient(settings, http=httpx.AsyncClient(transport=httpx.ASGITransport(app=emulator.app)))
+    sessions = OtplessSessions(settings, client=client, clock=clock, monotonic=clock)
+    outcome = await sessions.resolve(emulator.sign_in()["sessionInfo"]["sessionToken"])
+    assert isinstance(outcome, Session)
+    await sessions.close()
+
+
 @pytest.mark.parametrize("validation_ttl", [0, 2 * DAY])
 async def test_without_a_lifespan_no_token_is_refreshed_before_it_is_over(clock: Clock, validation_ttl: float) -> None:
     """A request would wait for what it does not need."""
