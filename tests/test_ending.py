@@ -654,3 +654,16 @@ async def test_a_stranger_that_was_signed_out_is_not_served_in_an_outage_by_anot
         store.fail("find", "get", "unchanged_at")
         assert await here.resolve(second) is SessionReason.UNAVAILABLE
     await stores[0].close()
+
+
+# By its id
+
+
+async def test_a_session_that_has_ended_is_not_there_to_be_ended(clock: Clock) -> None:
+    emulator, store = Emulator(clock=clock), SqliteStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        (worker,) = world.workers
+        assert await worker.end(world.session_id, user_id="MO-another") is False
+        assert await worker.end(world.session_id) is True
+        assert await worker.end(world.session_id) is False
+    await store.close()

@@ -209,3 +209,12 @@ def _open_files() -> list[str]:
     """Name the kinds of what this process has open."""
     links = Path("/proc/self/fd").iterdir()
     return sorted(str(link.readlink()).partition(":")[0] for link in links if link.is_symlink())
+
+
+async def test_who_opens_twice_has_one_of_everything_to_close() -> None:
+    before = asyncio.all_tasks()
+    sessions = OtplessSessions(make_settings())
+    await sessions.open()
+    await sessions.open()
+    await sessions.close()
+    assert asyncio.all_tasks() == before
