@@ -89,6 +89,8 @@ class Endings:
         while 0 < left != before:
             await self.write_noted()
             left, before = len(self._unwritten.keys), left
+        if left:
+            telemetry.logger.error("Not ended: %s signed-out sessions, which the store could not take note of", left)
 
     async def _write(self, row: SessionRow) -> None:
         """Write one. OTPLESS was told already."""

@@ -40,10 +40,11 @@ from fastapi_otpless_session.wire import TokenPair
 LEASE_FACTOR = 1.5
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
-LONGEST_COMMIT_PAUSE = 5.0
+LONGEST_COMMIT_PAUSE = 1.0
+"""Once the store is back, whoever has a pair to commit is to be there before another worker takes the lapsed lease."""
 PAUSE_IN_VAIN = 5.0
 REMEMBERED = 10_000
-COMMIT_TRIES = 1000
+COMMIT_TRIES = 5000
 UNAVAILABLE = SessionReason.UNAVAILABLE.value
 
 END_REASONS = {

@@ -61,6 +61,18 @@ async def test_a_token_that_a_worker_never_saw_is_revoked_once_it_was_signed_out
     await store.close()
 
 
+async def test_a_sign_out_that_could_not_be_written_before_the_worker_stops_is_told(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        store.fail("find", "get", "end")
+        await world.workers[0].sign_out(world.token)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert told == ["Not ended: 1 signed-out sessions, which the store could not take note of"]
+    await store.close()
+
+
 async def test_a_session_that_was_signed_out_without_the_store_has_no_newest_token(clock: Clock) -> None:
     """So a response that is on its way brings none: it would be one that gets nobody in."""
     emulator, store = Emulator(clock=clock), FailingStore(None, clock=clock)
