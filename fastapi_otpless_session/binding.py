@@ -113,7 +113,7 @@ async def _redeem(client: OtplessClient, settings: OtplessSettings, user: Otples
     if not settings.require_sign_in_token:
         return user.user_id, _from_browser(user)
     if not user.token or not _is_opaque_token(user.token):
-        raise BodyRefusedError(422, "body_invalid", "The body has no token: send the SDK's otplessUser as it is.")
+        raise unreadable("The body has no token: send the SDK's otplessUser as it is.")
     brought = _from_browser(user) if user.session_info is not None else None
     proof = await client.validate_sign_in(user.token)
     if user.user_id not in {None, proof.user_id}:
@@ -129,9 +129,7 @@ def _is_opaque_token(token: str) -> bool:
 def _from_browser(user: OtplessUser) -> TokenPair:
     info = user.session_info
     if info is None:
-        raise BodyRefusedError(
-            422, "body_invalid", "The body has no sessionInfo: enable Session Management in the OTPLESS dashboard."
-        )
+        raise unreadable("The body has no sessionInfo: enable Session Management in the OTPLESS dashboard.")
     claims = _readable(info.session_token)
     _readable(info.refresh_token)
     session_id = info.session_id or claims.session_id

@@ -135,6 +135,10 @@ def test_settings_that_are_none_are_named(wrong: Any) -> None:
     assert "OtplessSettings(…)" in failed["message"]
 
 
+def test_a_double_of_the_client_will_do() -> None:
+    OtplessSessions(make_settings(), client=create_autospec(OtplessClient, instance=True))
+
+
 @pytest.mark.parametrize("name", ["sign_in", "sign_out", "resolve", "details", "list", "end", "end_all", "end_others"])
 def test_what_sessions_are_awaited_for_a_double_of_theirs_is_awaited_for_too(name: str) -> None:
     double = create_autospec(OtplessSessions, instance=True)

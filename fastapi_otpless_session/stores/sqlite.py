@@ -172,7 +172,8 @@ class SqliteStore:
             )
             return lease
 
-        return await (self._note(take) if await self._is_disk_proven() else self._write(take))
+        connections = self._connections or await self._opened()
+        return await (self._note(take) if connections.is_disk_proven() else self._write(take))
 
     async def renew_lease(self, lease: Lease, seconds: float) -> Lease | None:
         """Hold a lease for longer."""
@@ -389,9 +390,6 @@ class SqliteStore:
         connections = self._connections or await self._opened()
         with TRANSLATED:
             return await connections.write(transaction, durable=True)
-
-    async def _is_disk_proven(self) -> bool:
-        return (self._connections or await self._opened()).is_disk_proven()
 
     async def _note(self, transaction: Callable[[sqlite3.Connection], T]) -> T:
         """Return what a transaction does, once all workers see it: a sixth of the time.
