@@ -32,7 +32,7 @@ from processes import PATIENCE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser as Chromium
-    from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page
+    from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, Page, Route
 
 PICTURES = Path(__file__).parent / "screenshots"
 ARGUMENTS = (
@@ -132,6 +132,32 @@ def claims(token: str) -> dict[str, Any]:
 def signed_in(page: Page) -> Locator:
     """Return what a page shows to whoever is signed in."""
     return page.locator(".bar").get_by_role("button", name="Sign out")
+
+
+class Held:
+    """Requests of pages that wait until the test answers them: `page.route("**/slow", held.add)`."""
+
+    def __init__(self) -> None:
+        self._routes: list[Route] = []
+
+    def add(self, route: Route) -> None:
+        """Let a request wait."""
+        self._routes.append(route)
+
+    def wait(self, page: Page, count: int = 1) -> None:
+        """Wait until so many are here. A page shows what it did before Playwright tells of its request."""
+        deadline = time.monotonic() + PATIENCE
+        while len(self._routes) < count:
+            assert time.monotonic() < deadline, "the request does not come"
+            page.wait_for_timeout(10)  # only this lets Playwright tell of it
+
+    def next(self, page: Page) -> Route:
+        """Return the one that has waited longest, as soon as there is one, to be answered."""
+        self.wait(page)
+        return self._routes.pop(0)
+
+    def __len__(self) -> int:
+        return len(self._routes)
 
 
 class Window:

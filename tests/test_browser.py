@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from browser import MILLISECONDS, Browser, Shop, Window, signed_in
-from playwright.sync_api import Route, expect
+from browser import MILLISECONDS, Browser, Held, Shop, Window, signed_in
+from playwright.sync_api import expect
 from processes import PATIENCE, wait_until
 
 pytestmark = pytest.mark.varied
@@ -49,19 +49,15 @@ class TestCookie:
 
     def test_the_shops_own_form_sends_nothing_before_its_script_is_there(self, shop: Shop, browser: Browser) -> None:
         page = browser.window().tab(f"{shop.url}/sign-in?next=/account")
-        held_up: list[Route] = []
-
-        def hold_up(route: Route) -> None:
-            held_up.append(route)
-
-        page.route("**/static/headless.js*", hold_up)
+        held = Held()
+        page.route("**/static/headless.js*", held.add)
         with page.expect_request("**/static/headless.js*"):
             page.get_by_role("link", name="Use the shop's own form").click()
         page.get_by_label("Phone number").fill(number := shop.number())
         page.get_by_label("Phone number").press("Enter")
         expect(page.get_by_role("button", name="Send me a code")).to_be_disabled()
         expect(page.get_by_label("Phone number")).to_have_value(number)
-        held_up.pop().continue_()
+        held.next(page).continue_()
         page.get_by_role("button", name="Send me a code").click()
         page.get_by_label("6-digit code").wait_for()
 
@@ -96,17 +92,13 @@ class TestCookie:
         self, shop: Shop, browser: Browser
     ) -> None:
         page = browser.window().tab(f"{shop.url}/sign-in")
-        held_up: list[Route] = []
-
-        def hold_up(route: Route) -> None:
-            held_up.append(route)
-
-        page.route("**/auth/login", hold_up)
+        held = Held()
+        page.route("**/auth/login", held.add)
         shop.ask_prebuilt(page, number := shop.number())
         page.get_by_label("6-digit code").fill(shop.code(number))
         page.get_by_role("button", name="Verify").click()
         page.get_by_text("Code accepted. The page signs you in now.").wait_for()
-        held_up.pop().continue_()
+        held.next(page).continue_()
         signed_in(page).wait_for()
 
     @pytest.mark.parametrize("form", ["prebuilt", "headless"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from asgi import serving
-from browser import Browser, Window
+from browser import Browser, Held, Window
 from conftest import make_settings
 from fastapi import FastAPI, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse
 from pages import Block, blocks
-from processes import PATIENCE, wait_until
+from processes import wait_until
 
 from fastapi_otpless_session import (
     CurrentSession,
@@ -74,7 +73,7 @@ class Site:
     def __init__(self, window: Window, *, header: str = HEADER, before: str = "", attributes: str = "") -> None:
         self.window = window
         self.header = header
-        self.held: list[Route] = []
+        self.held = Held()
         self.seen: list[tuple[str, str | None]] = []
         self._page = PAGE.format(script="/auth/client.js?v=1", before=before, attributes=attributes)
         self._answers: dict[str, dict[str, Any]] = {}
@@ -88,17 +87,15 @@ class Site:
 
     def hold(self, page: Page) -> None:
         """Let a page request something, `last`, and leave it without an answer."""
+        count = len(self.held) + 1
         page.evaluate(f"window.last = otplessSession.fetch('{SLOW}'); 0")
-        deadline = time.monotonic() + PATIENCE
-        while not self.held:
-            assert time.monotonic() < deadline, "the request does not come"
-            page.wait_for_timeout(10)  # only this lets Playwright tell of it
+        self.held.wait(page, count)
 
-    def release(self, **answer: Any) -> None:
+    def release(self, page: Page, **answer: Any) -> None:
         """Answer the request that has waited longest."""
         swap = answer.pop("swap", None)
         headers = {self.header: swap} if swap else {}
-        self.held.pop(0).fulfill(status=200, json={}, headers=headers, **answer)
+        self.held.next(page).fulfill(status=200, json={}, headers=headers, **answer)
 
     def _route(self, route: Route) -> None:
         path = route.request.url.removeprefix(SITE)
@@ -109,7 +106,7 @@ class Site:
         else:
             self.seen.append((path, route.request.headers.get(self.header.lower())))
             if path == SLOW:
-                self.held.append(route)
+                self.held.add(route)
             else:
                 route.fulfill(**self._answers.get(path, {"status": 404}))
 
@@ -169,7 +166,7 @@ class TestToken:
         site.hold(page)
         site.answers("/quick", swap=NEWEST)
         fetched(page, "/quick")
-        site.release(swap=NEW)
+        site.release(page, swap=NEW)
         assert page.evaluate("last.then(({ status }) => status)") == 200
         assert stored(page) == NEWEST
 
@@ -178,7 +175,7 @@ class TestToken:
         site.hold(slow)
         site.answers("/quick", swap=NEW)
         fetched(quick, "/quick")
-        site.release(swap=NEWEST)
+        site.release(slow, swap=NEWEST)
         slow.evaluate("last.then(({ status }) => status)")
         assert {stored(slow), stored(quick)} == {NEWEST}
 
@@ -192,7 +189,7 @@ class TestToken:
             site.answers("/auth/login?channel=header", swap=meanwhile)
             other.evaluate(SIGN_IN)
         page.wait_for_function(f"token => ({STORED}) === token", arg=meanwhile)  # tabs hear of it a little later
-        site.release(swap=NEWEST)
+        site.release(page, swap=NEWEST)
         page.evaluate("last.then(({ status }) => status)")
         assert stored(page) == meanwhile
 
@@ -403,7 +400,7 @@ class TestEnd:
         site.hold(page)
         site.answers("/orders", swap=NEW)
         fetched(other, "/orders")
-        site.held.pop().fulfill(status=401, json=EXPIRED)
+        site.held.next(page).fulfill(status=401, json=EXPIRED)
         assert page.evaluate("last.then(({ status }) => status)") == 401
         assert stored(page) == NEW
 
@@ -449,13 +446,13 @@ class TestEnd:
     def test_a_sign_out_that_failed_while_another_tab_had_a_swap_does_not_look_like_one(self, site: Site) -> None:
         page, other = site.signed_in_tab(OLD), site.tab()
         site.window.refusals = {"503"}
-        page.route("**/auth/logout", lambda route: site.held.append(route))  # noqa: PLW0108 - Playwright writes to it
-        with page.expect_request("**/auth/logout"):
-            page.evaluate("window.leaving = otplessSession.signOut().catch(({ status }) => status); 0")
+        page.route("**/auth/logout", site.held.add)
+        page.evaluate("window.leaving = otplessSession.signOut().catch(({ status }) => status); 0")
+        site.held.wait(page)
         site.answers("/orders", swap=NEW)
         fetched(other, "/orders")
         page.wait_for_function(f"{STORED} === {json.dumps(NEW)}")
-        site.held.pop().fulfill(status=503, json={})
+        site.held.next(page).fulfill(status=503, json={})
         assert page.evaluate("leaving") == 503
         assert is_signed_in(page)
 
@@ -508,11 +505,11 @@ class TestEnd:
             "new Promise((done) => (window.socket = otplessSession.socket('/live')).addEventListener('open', done))"
         )
         page.evaluate(f"{opened}.then(() => 0)")
-        page.route("**/auth/logout", lambda route: site.held.append(route))  # noqa: PLW0108 - Playwright writes to it
+        page.route("**/auth/logout", site.held.add)
         page.evaluate("window.leaving = otplessSession.signOut(); 0")
         page.evaluate("socket.send('the session is over')")
         page.wait_for_function("!otplessSession.signedIn")
-        site.held.pop().fulfill(status=204)
+        site.held.next(page).fulfill(status=204)
         page.evaluate("leaving")
         assert events(page)[1:] == [["signed-out", None]]
 

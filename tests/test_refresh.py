@@ -521,13 +521,14 @@ async def test_a_sign_out_during_a_refresh_wins_and_the_new_pair_is_revoked(tmp_
 
 async def test_a_lease_that_its_holder_left_behind_lapses(tmp_path: Path, clock: Clock) -> None:
     emulator = Emulator(STRICT, clock=clock)
-    stores = files(tmp_path, clock, 1)
-    async with Workers(emulator, clock, stores, refresh_timeout=0.1, request_timeout=0.1) as world:
+    stores = files(tmp_path, clock, 2)
+    hurried = Workers(emulator, clock, stores[:1], refresh_timeout=0.1, request_timeout=0.1)
+    async with hurried, Workers(emulator, clock, stores[1:]) as patient:
         clock.advance(DAY + 1)
-        assert await stores[0].take_lease(world.session_id, 1, "crashed", 15)
-        assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
+        assert await stores[0].take_lease(patient.session_id, 1, "crashed", 15)
+        assert await hurried.workers[0].resolve(patient.token) is SessionReason.UNAVAILABLE
         clock.advance(15)
-        assert isinstance(await world.workers[0].resolve(world.token), Session)
+        assert isinstance(await patient.workers[0].resolve(patient.token), Session)
     await close(stores)
 
 
@@ -664,7 +665,7 @@ async def test_a_pair_that_cannot_be_kept_before_the_application_stops_is_told(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
-    async with Workers(emulator, clock, [store], refresh_timeout=0.1, request_timeout=0.1) as world:
+    async with Workers(emulator, clock, [store], refresh_timeout=0.5, request_timeout=0.5) as world:
         clock.advance(DAY + 1)
         store.fail("commit")
         await world.workers[0].resolve(world.token)
