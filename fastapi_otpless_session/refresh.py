@@ -41,7 +41,10 @@ LEASE_FACTOR = 1.5
 FIRST_PAUSE = 0.02
 LONGEST_PAUSE = 0.5
 LONGEST_COMMIT_PAUSE = 1.0
-"""Once the store is back, whoever has a pair to commit is to be there before another worker takes the lapsed lease."""
+"""Once the store is back, whoever has a pair to commit is to be there before another worker takes the lapsed lease.
+
+That one gives it `outage.RESERVE_SECONDS`.
+"""
 PAUSE_IN_VAIN = 5.0
 REMEMBERED = 10_000
 COMMIT_TRIES = 5000
@@ -86,6 +89,7 @@ class Refresher:
         self._timeout = core.settings.refresh_timeout
         self._lease_seconds = core.settings.refresh_timeout * LEASE_FACTOR
         self._monotonic = core.monotonic
+        self._outage = core.outage
         self._behind = core.background.detach
         self._room = PerLoop(lambda: asyncio.Semaphore(core.settings.max_upstream))
         self._pending: dict[str, _Rotated] = {}
@@ -101,7 +105,11 @@ class Refresher:
         """
         gives_up_at = self._monotonic() + self._timeout
         for pause in _pauses():
-            outcome = await self._attempt(row, gives_up_at, ahead)
+            try:
+                outcome = await self._attempt(row, gives_up_at, ahead)
+            except StoreError:
+                self._outage.note()
+                raise
             if isinstance(outcome, SessionRow):
                 row = outcome
                 continue
@@ -155,6 +163,8 @@ class Refresher:
         async with self._room.there() or await self._room.get():
             if self._monotonic() > gives_up_at:
                 raise NoVerdictError("too many refreshes are under way")
+            if _is_left_behind(row) and self._outage.is_recent():
+                return None  # its holder may have a new pair, and be about to commit it
             owner = secrets.token_hex(16)
             lease = await self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
             if lease is None:
@@ -365,6 +375,11 @@ class Refresher:
                 return
         label = telemetry.session_label(new.row.session_id)
         telemetry.logger.error("A new pair of %s came too late, and is not revoked", label)
+
+
+def _is_left_behind(row: SessionRow) -> bool:
+    """Whether a lease was not given back by the worker that took it. It may be held still, or have lapsed."""
+    return row.lease_owner is not None and row.lease_until > 0
 
 
 def _to_be_refreshed(outcome: Refreshed | SessionReason | SessionRow | None) -> SessionRow | None:

@@ -722,6 +722,49 @@ async def test_a_pair_whose_commit_was_put_off_until_its_token_had_expired_is_re
     await store.close()
 
 
+async def test_after_an_outage_of_the_store_whoever_has_a_new_pair_goes_first(tmp_path: Path, clock: Clock) -> None:
+    """The lease has lapsed by then; whoever took it would ask OTPLESS with a refresh token that is used up."""
+    emulator = Emulator(STRICT, clock=clock)
+    here, there = (FailingStore(str(tmp_path / "sessions.db"), clock=clock) for _ in range(2))
+    async with Workers(emulator, clock, [here, there]) as world:
+        clock.advance(DAY + 1)
+        here.fail("commit", "renew_lease")
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+        there.fail("find")
+        clock.advance(60)
+        assert await world.workers[1].resolve(world.token) is SessionReason.UNAVAILABLE
+        there.fail()
+        request = asyncio.create_task(world.workers[1].resolve(world.token))
+        await settle()
+        here.fail()
+        outcome = await request
+        assert isinstance(outcome, Session)
+        assert emulator.count("get-new-session-token") == 1
+    await close([here, there])
+
+
+@pytest.mark.parametrize("fails", ["find", "take_lease"])
+async def test_after_an_outage_nobody_is_waited_for_for_long(tmp_path: Path, clock: Clock, fails: str) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    store = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
+    counted: Counter[str] = Counter()
+    store.counted = counted
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        assert await store.take_lease(world.session_id, 1, "crashed", 15)
+        clock.advance(60)
+        store.fail(fails)
+        assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
+        store.fail()
+        counted.clear()
+        request = asyncio.create_task(world.workers[0].resolve(world.token))
+        await until(lambda: counted["get"] > 1)  # it looks again and again what became of the row
+        assert counted["take_lease"] == 0
+        clock.advance(6)
+        assert isinstance(await request, Session)
+    await store.close()
+
+
 class InterruptedStore(FailingStore):
     """A real store on which something else happens just before a commit."""
 
