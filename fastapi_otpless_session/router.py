@@ -185,10 +185,11 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
     way = otpless.transport.sign_in_channel(channel)
     user = await _read_user(request)
 
-    lives: list[float] = []
+    life = 0.0
 
-    def fits(token: str, life: float) -> None:
-        lives.append(life)
+    def fits(token: str, its_life: float) -> None:
+        nonlocal life
+        life = its_life
         if way == COOKIE:
             otpless.transport.cookie(token, life)
 
@@ -197,7 +198,7 @@ async def login(request: Request, otpless: _Request, channel: Literal["cookie", 
         for token, _ in otpless.presented.tokens:
             await otpless.sessions.replace(token, session)
     response = JSONResponse(SessionBody.of(session).model_dump(mode="json"))
-    otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), lives[-1])
+    otpless.transport.write_session(response.raw_headers, way, session.token.get_secret_value(), life)
     return response
 
 
