@@ -47,6 +47,17 @@ for _ in range(100):  # who is about to end may still write
 """
 
 
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, anybody's."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def steady_port() -> int:
     """Return a free port that stays free while its server is down.
 
