@@ -407,7 +407,8 @@ class TestFrontendDriven:
     ) -> None:
         window = browser.window()
         page = self._live_page(shop, window)
-        page.evaluate("app.way.signOut = () => send('/auth/logout', { method: 'POST' })")  # the next page is not there
+        # The next page is not there. Without the 0 the function itself would be called: what is evaluated to one is.
+        page.evaluate("app.way.signOut = () => send('/auth/logout', { method: 'POST' }); 0")
         window.refusals = {"401"}
         signed_in(page).click()
         page.get_by_text("Your session is over.").wait_for()
