@@ -163,7 +163,7 @@ class Refresher:
         async with self._room.there() or await self._room.get():
             if self._monotonic() > gives_up_at:
                 raise NoVerdictError("too many refreshes are under way")
-            if _is_left_behind(row) and self._outage.is_recent():
+            if self._outage.is_recent() and _is_left_behind(await self._store.get(row.session_id)):
                 return None  # its holder may have a new pair, and be about to commit it
             owner = secrets.token_hex(16)
             lease = await self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
@@ -377,9 +377,9 @@ class Refresher:
         telemetry.logger.error("A new pair of %s came too late, and is not revoked", label)
 
 
-def _is_left_behind(row: SessionRow) -> bool:
+def _is_left_behind(row: SessionRow | None) -> bool:
     """Whether a lease was not given back by the worker that took it. It may be held still, or have lapsed."""
-    return row.lease_owner is not None and row.lease_until > 0
+    return row is not None and row.lease_owner is not None and row.lease_until > 0
 
 
 def _to_be_refreshed(outcome: Refreshed | SessionReason | SessionRow | None) -> SessionRow | None:

@@ -743,24 +743,31 @@ async def test_after_an_outage_of_the_store_whoever_has_a_new_pair_goes_first(tm
     await close([here, there])
 
 
+@pytest.mark.parametrize("is_given_back", [False, True], ids=["never heard of again", "given back"])
 @pytest.mark.parametrize("fails", ["find", "take_lease"])
-async def test_after_an_outage_nobody_is_waited_for_for_long(tmp_path: Path, clock: Clock, fails: str) -> None:
+async def test_after_an_outage_whoever_left_a_lease_behind_is_not_waited_for_for_long(
+    tmp_path: Path, clock: Clock, fails: str, *, is_given_back: bool
+) -> None:
     emulator = Emulator(STRICT, clock=clock)
     store = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
     counted: Counter[str] = Counter()
     store.counted = counted
     async with Workers(emulator, clock, [store]) as world:
         clock.advance(DAY + 1)
-        assert await store.take_lease(world.session_id, 1, "crashed", 15)
+        lease = await store.take_lease(world.session_id, 1, "another", 15)
+        assert lease
         clock.advance(60)
         store.fail(fails)
         assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
         store.fail()
         counted.clear()
         request = asyncio.create_task(world.workers[0].resolve(world.token))
-        await until(lambda: counted["get"] > 1)  # it looks again and again what became of the row
+        await until(lambda: counted["get"] > 3)  # it looks again and again what became of the row
         assert counted["take_lease"] == 0
-        clock.advance(6)
+        if is_given_back:
+            await store.release_lease(lease, answer_lost=True)
+        else:
+            clock.advance(6)
         assert isinstance(await request, Session)
     await store.close()
 
