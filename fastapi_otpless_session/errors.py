@@ -56,11 +56,12 @@ class ConfigurationError(OtplessSessionError, ValueError):
 class MiddlewareMissingError(ConfigurationError):
     """A dependency or the router ran in an application without `OtplessSessionMiddleware`."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "OtplessSessionMiddleware is not installed on this application. "
-            "Add it: app.add_middleware(OtplessSessionMiddleware)"
-        )
+    def __init__(
+        self,
+        message: str = "OtplessSessionMiddleware is not installed on this application. "
+        "Add it: app.add_middleware(OtplessSessionMiddleware)",
+    ) -> None:
+        super().__init__(message)
 
 
 class NoVerdictError(OtplessSessionError):

@@ -13,9 +13,21 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from fastapi_otpless_session.errors import ConfigurationError
 from fastapi_otpless_session.guard import guard
 
 T = TypeVar("T")
+
+
+def check_loop() -> None:
+    """Raise `ConfigurationError` where the running event loop is none of asyncio's, but trio's."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "fastapi-otpless-session runs on asyncio only: start the server without its option for trio, and run tests "
+            "on asyncio (TestClient and anyio do by default)"
+        ) from None
 
 
 class PerLoop(Generic[T]):

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fastapi_otpless_session import telemetry
 from fastapi_otpless_session.connection import EXEMPT_MARK, RequestSession, put_session
 from fastapi_otpless_session.errors import ConfigurationError, OtplessSessionError, RefusalError, refusal
+from fastapi_otpless_session.loops import check_loop
 from fastapi_otpless_session.script import SCRIPT_PATH
 from fastapi_otpless_session.serving import Serving, answer, keep_headers
 from fastapi_otpless_session.session import SessionReason
@@ -54,6 +55,7 @@ class OtplessSessionMiddleware:
         self._given = sessions
         self._on_refusal = on_refusal
         self._serving: Serving | None = None
+        self._has_told_of_routes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -73,6 +75,7 @@ class OtplessSessionMiddleware:
     def _ready(self) -> Serving:
         """Return what serves requests, made on first use. Raises `ConfigurationError`."""
         if self._serving is None:
+            check_loop()
             sessions = self._given or OtplessSessions(self._settings)
             if self._settings is not None and self._settings != sessions.settings:
                 raise ConfigurationError(
@@ -138,7 +141,14 @@ class OtplessSessionMiddleware:
         return {**scope, "root_path": self._root_path} if self._root_path else scope
 
     def _routes(self, scope: Scope) -> Any:
-        return _routes_of(self.app) or _routes_of(scope.get("app"))
+        routes = _routes_of(self.app) or _routes_of(scope.get("app"))
+        if not routes and not self._has_told_of_routes:
+            self._has_told_of_routes = True
+            telemetry.logger.warning(
+                "OTPLESS_REQUIRED_PATHS: no routes are to be seen in what the middleware wraps, so that the sign-in "
+                "route is not exempt by itself. Name it in OTPLESS_EXEMPT_PATHS, or use app.add_middleware"
+            )
+        return routes
 
     async def _deny(
         self, refused: ASGIApp, request: RequestSession, scope: Scope, receive: Receive, send: Send

@@ -32,8 +32,10 @@ from fastapi_otpless_session.errors import (
     SessionRefusedError,
     StoreError,
 )
+from fastapi_otpless_session.freshness import Freshness, freshness
 from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.judge import LANDING_SECONDS
+from fastapi_otpless_session.loops import check_loop
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.outage import Outage
 from fastapi_otpless_session.outbox import Outbox
@@ -164,8 +166,10 @@ class OtplessSessions:
     async def open(self) -> None:
         """Open the store and the connections to OTPLESS, and begin the work that is done behind requests.
 
-        Raises `StoreError` where the store cannot be used. What was opened before a fault is closed again.
+        Raises `StoreError` where the store cannot be used, `ConfigurationError` on another event loop than asyncio's.
+        What was opened before a fault is closed again.
         """
+        check_loop()
         try:
             await self._open_store()
             await self._client.open()
@@ -313,16 +317,22 @@ class OtplessSessions:
     # A user's sessions
 
     async def details(self, session: Session) -> SessionDetails:
-        """Return OTPLESS's get-session-details, remembered as long as a validation.
+        """Return OTPLESS's get-session-details, remembered as long as a validation, and in an outage as long as that.
 
         Raises `SessionRefusedError` where OTPLESS says that the session is over, `NoVerdictError` for no verdict.
         """
         digest, now = self._vault.digest(session.token.get_secret_value()), self._clock()
         known = self._details.get(digest)
-        if known is not None and abs(now - known[1]) < self.settings.validation_ttl:
+        how = Freshness.TOO_OLD if known is None else freshness(now - known[1], self.settings)
+        if known is not None and how is Freshness.FRESH:
             return known[0]
         is_known = not self._strangers.has_admitted(digest)
-        details = await self._client.session_details(session.token.get_secret_value(), known=is_known)
+        try:
+            details = await self._client.session_details(session.token.get_secret_value(), known=is_known)
+        except NoVerdictError:
+            if known is None or how is Freshness.TOO_OLD:
+                raise
+            return known[0]
         if isinstance(details, Verdict):
             raise SessionRefusedError(SessionReason.EXPIRED)
         check_details(details, session.id)

@@ -27,7 +27,10 @@ class SessionEndedError(OSError):
 
 
 class GuardedSocket:
-    """One websocket. After it was closed for its session, sending raises, as to a client that has left."""
+    """One websocket. After it was closed for its session, its client has left, as far as the application can see.
+
+    A client need not heed the close, and servers pass on what still comes: some for ten seconds, some for ever.
+    """
 
     def __init__(self, request: RequestSession, receive: Receive, send: Send, recheck: float) -> None:
         self._request = request
@@ -37,7 +40,8 @@ class GuardedSocket:
         self._is_open = False
         self._is_closed = False
         self._is_left = False
-        self._is_ended = False
+        self._ended: SessionReason | None = None
+        """Why the websocket was closed for its session."""
         self.has_answered: bool = False
         """Whether the handshake has its answer."""
         self._watcher: asyncio.Task[None] | None = None
@@ -47,18 +51,19 @@ class GuardedSocket:
         try:
             await app(scope, self.receive, self.send)
         except (SessionEndedError, WebSocketDisconnect):  # Starlette turns an OSError into its own
-            if not self._is_ended:
+            if self._ended is None:
                 raise
         finally:
             if self._watcher is not None:
-                if not self._is_ended:  # or else it may still be sending the close
+                if self._ended is None:  # or else it may still be sending the close
                     self._watcher.cancel()
                 await asyncio.wait([self._watcher])
 
     async def receive(self) -> Message:
-        """Pass on what the client sends."""
+        """Pass on what the client sends, as long as its session goes on."""
         self._watch()  # before waiting: it may be for ever
-        message = await self._receive()
+        message = self._end_of_it() or await self._receive()
+        message = self._end_of_it() or message  # it may have come later
         if message["type"] == "websocket.disconnect":
             self._is_left = True
         self._watch()
@@ -66,7 +71,7 @@ class GuardedSocket:
 
     async def send(self, message: Message) -> None:
         """Pass on what the application sends, a swapped token with the handshake."""
-        if self._is_ended and message["type"] == "websocket.send":
+        if self._ended is not None and message["type"] == "websocket.send":
             raise SessionEndedError  # or else an application that only sends would go on for ever
         if self._is_closed:
             return
@@ -85,6 +90,12 @@ class GuardedSocket:
         self.has_answered = True
         await self._send(message)
         self._watch()
+
+    def _end_of_it(self) -> Message | None:
+        """Return what there is to receive once the websocket was closed for its session."""
+        if self._ended is None:
+            return None
+        return {"type": "websocket.disconnect", "code": POLICY_VIOLATION, "reason": self._ended.code}
 
     async def _refuse(self, reason: SessionReason) -> None:
         """Close what has been accepted: an exception handler's answer to a refusal comes too late for a handshake."""
@@ -134,7 +145,7 @@ class GuardedSocket:
         """Close the websocket, unless the application just did."""
         if self._is_closed:
             return
-        self._is_closed = self._is_ended = True
+        self._is_closed, self._ended = True, reason
         telemetry.websocket_closes.add(1, telemetry.labels(reason=reason.value))
         with suppress(Exception):  # the client may have left just now
             await self._send(close_message(reason))

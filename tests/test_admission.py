@@ -240,6 +240,26 @@ def test_details_that_cannot_be_had_are_503(world: World) -> None:
     assert world.get("/details").status_code == 503
 
 
+@pytest.mark.parametrize(("stale_if_error", "bridged"), [(300, 200), (0, 503)])
+def test_details_go_on_in_an_outage_as_long_as_the_session_does(
+    make_world: Callable[..., World], stale_if_error: int, bridged: int
+) -> None:
+    world = make_world(stale_if_error=stale_if_error)
+    world.sign_in()
+    before = world.get("/auth/session").json()["details"]
+    world.emulator.add_fault(Fault("status", status=500))
+    world.clock.advance(100)
+    during = world.get("/auth/session")
+    assert (during.status_code, world.get("/details").status_code) == (bridged, bridged)
+    if bridged == 200:
+        assert during.json()["details"] == before
+    world.clock.advance(231)
+    assert world.get("/details").status_code == 503
+    world.emulator.clear_faults()
+    world.clock.advance(2)  # the breaker lets a probe through
+    assert world.get("/details").status_code == 200
+
+
 def test_details_of_a_token_that_died_early_are_had_with_its_successor(world: World) -> None:
     user = world.sign_in()
     world.emulator.expire(world.session_id(user))

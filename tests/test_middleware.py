@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import json
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -347,9 +348,31 @@ def test_wrong_settings_without_a_lifespan_are_an_error_not_an_open_door() -> No
         TestClient(app).get("/orders")
 
 
+@pytest.mark.parametrize("kind", ["http", "lifespan", "sessions"])
+def test_on_another_event_loop_than_asyncios_it_is_said_what_is_wrong(kind: str) -> None:
+    sessions = OtplessSessions(make_settings())
+    app = OtplessSessionMiddleware(add_routes(FastAPI()), sessions=sessions)
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        assert message["type"] == "lifespan.startup.failed"
+
+    by_hand = {"http": http_scope("/orders"), "lifespan": {"type": "lifespan"}}
+    beginning = sessions.open() if kind == "sessions" else app(by_hand[kind], receive, send)
+    with pytest.raises(ConfigurationError, match="asyncio only"):
+        beginning.send(None)  # as trio does
+
+
 def test_without_the_middleware_a_dependency_says_how_to_add_it() -> None:
     with pytest.raises(MiddlewareMissingError, match="add_middleware"):
         TestClient(add_routes(FastAPI())).get("/orders")
+
+
+def test_the_error_of_a_missing_middleware_may_go_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(MiddlewareMissingError()))  # noqa: S301 - as test runners do
+    assert "add_middleware" in str(error)
 
 
 def test_foreign_scopes_pass_untouched() -> None:
@@ -431,6 +454,23 @@ def test_what_of_the_router_needs_no_session_elsewhere_needs_none_on_a_required_
         assert answers[0].content == answers[1].content, path
     assert guarded.client.get("/public/client.js", headers=headers).status_code == 401
     assert guarded.client.get("/auth/logout", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(("exempt", "status"), [("/help", 401), ("/auth/login", 422)])
+def test_that_a_wrapper_hides_the_sign_in_route_is_told_once(
+    caplog: pytest.LogCaptureFixture, exempt: str, status: int
+) -> None:
+    shop = FastAPI()
+    shop.include_router(create_session_router(), prefix="/auth")
+
+    async def wrapper(scope: Scope, receive: Receive, send: Send) -> None:
+        await shop(scope, receive, send)
+
+    app = OtplessSessionMiddleware(wrapper, settings=make_settings(required_paths="/**", exempt_paths=exempt))
+    client = TestClient(app, base_url="https://shop.example")
+    assert [client.post("/auth/login", json={}).status_code for _ in range(2)] == [status] * 2
+    told = [record for record in caplog.records if record.levelname == "WARNING" and "EXEMPT_PATHS" in record.message]
+    assert len(told) == (status == 401)
 
 
 def test_a_sign_out_on_a_required_path_does_not_wait_for_a_verdict(make_world: Callable[..., World]) -> None:

@@ -258,6 +258,50 @@ def test_a_sign_out_closes_an_open_websocket_with_the_reason(sockets: Callable[.
     assert world.extra["told"] == (["echo"] if path == "/echo" else [])
 
 
+def test_a_client_that_does_not_heed_the_close_is_not_listened_to_any_more(sockets: Callable[..., World]) -> None:
+    """Servers pass on what still comes until the client closes, too: some for ten seconds, some for ever."""
+    world = sockets()
+    done: list[str] = []
+
+    @world.app.websocket("/commands")
+    async def commands(websocket: WebSocket, session: CurrentSession) -> None:
+        await websocket.accept()
+        await websocket.send_text(session.user_id)
+        async for text in websocket.iter_text():
+            done.append(text)
+            await websocket.send_text("done")
+
+    user = world.sign_in()
+    with world.client.websocket_connect(SITE + "/commands") as socket:
+        assert socket.receive_text() == user["userId"]
+        socket.send_text("before")
+        assert socket.receive_text() == "done"
+        world.call(world.sessions.end, world.session_id(user))
+        assert socket.receive() == {"type": "websocket.close", "code": 1008, "reason": "session_revoked"}
+        for _ in range(3):
+            socket.send_text("after")
+    assert done == ["before"]
+
+
+def test_whoever_reads_on_after_the_close_need_not_wait_for_the_client(sockets: Callable[..., World]) -> None:
+    world = sockets()
+    read: list[Message] = []
+
+    async def reads_on(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await scope["state"]["otpless"].require()
+        read.extend([await receive() for _ in range(3)])
+
+    world.app.mount("/reads-on", reads_on)
+    user = world.sign_in()
+    with world.client.websocket_connect(SITE + "/reads-on/") as socket:
+        world.call(world.sessions.end, world.session_id(user))
+        assert socket.receive()["type"] == "websocket.close"
+        socket.send_text("after")
+    assert read == [{"type": "websocket.disconnect", "code": 1008, "reason": "session_revoked"}] * 3
+
+
 def test_a_websocket_that_nobody_speaks_on_is_closed_too(sockets: Callable[..., World]) -> None:
     world = sockets()
     user = world.sign_in()
