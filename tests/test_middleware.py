@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import json
 import logging
+import pickle
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
