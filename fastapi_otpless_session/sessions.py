@@ -136,7 +136,7 @@ class OtplessSessions:
         self._resolver = resolver = Resolver(core, refresher=Refresher(core), strangers=strangers, endings=endings)
         self._sign_ins = SignIns(core, strangers=strangers, endings=endings)
         self._sign_outs = SignOuts(core, resolver=resolver, strangers=strangers, endings=endings)
-        self._details: Lru[bytes, tuple[SessionDetails, float]] = Lru(DETAILS_REMEMBERED)
+        self._details: Lru[str, tuple[SessionDetails, float]] = Lru(DETAILS_REMEMBERED)
 
     @property
     def store(self) -> SessionStore:
@@ -321,12 +321,11 @@ class OtplessSessions:
 
         Raises `SessionRefusedError` where OTPLESS says that the session is over, `NoVerdictError` for no verdict.
         """
-        digest, now = self._vault.digest(session.token.get_secret_value()), self._clock()
-        known = self._details.get(digest)
+        now, known = self._clock(), self._details.get(session.id)
         how = Freshness.TOO_OLD if known is None else freshness(now - known[1], self.settings)
         if known is not None and how is Freshness.FRESH:
             return known[0]
-        is_known = not self._strangers.has_admitted(digest)
+        is_known = not self._strangers.has_admitted(self._vault.digest(session.token.get_secret_value()))
         try:
             details = await self._client.session_details(session.token.get_secret_value(), known=is_known)
         except NoVerdictError:
@@ -336,7 +335,7 @@ class OtplessSessions:
         if isinstance(details, Verdict):
             raise SessionRefusedError(SessionReason.EXPIRED)
         check_details(details, session.id)
-        self._details.put(digest, (details, now))
+        self._details.put(session.id, (details, now))
         return details
 
     async def list(self, user_id: str) -> Sequence[SessionSummary]:

@@ -46,7 +46,7 @@ LAYERS = [
     },
     {"http", "http_aiohttp", "body", "calls", "client", "breaker", "gate", "keys"},
     {
-        *("core", "vault", "refresh", "outbox", "ending", "hooks", "background", "strangers", "binding"),
+        *("core", "vault", "refresh", "outage", "outbox", "ending", "hooks", "background", "strangers", "binding"),
         *("duties", "copies", "current", "judge", "denials", "resolver", "sign_ins", "sign_outs", "sessions"),
     },
     {"connection", "websocket", "serving", "middleware", "secured", "dependencies", "script", "router"},

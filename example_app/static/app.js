@@ -118,6 +118,7 @@ class App {
     find("visitor").textContent = session.name || session.email || contact || "you";
     document.querySelectorAll("[data-expires-at]").forEach((clock) => (clock.dataset.expiresAt = session.expires_at));
     tick();
+    if (session.stale) flash("OTPLESS can't be reached at the moment. You stay signed in.", "note");
   }
 
   showDevices(devices) {
