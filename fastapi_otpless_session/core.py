@@ -9,7 +9,7 @@ from fastapi_otpless_session.background import Background
 from fastapi_otpless_session.client import OtplessClient
 from fastapi_otpless_session.duties import Duties
 from fastapi_otpless_session.hooks import Events
-from fastapi_otpless_session.outage import Outage
+from fastapi_otpless_session.outage import Outages
 from fastapi_otpless_session.outbox import Outbox
 from fastapi_otpless_session.settings import OtplessSettings
 from fastapi_otpless_session.stores.base import SessionStore
@@ -25,7 +25,7 @@ class Core:
     client: OtplessClient
     vault: Vault
     duties: Duties
-    outage: Outage
+    outages: Outages
     outbox: Outbox
     events: Events
     background: Background

@@ -1,25 +1,88 @@
-"""When this worker last saw the store fail: what waited for the store meanwhile goes first once it is back."""
+"""The store's outages, as this worker saw them: what could not be committed meanwhile goes first afterwards.
+
+A worker whose new pair cannot be committed keeps its lease alive, as long as the store takes that. So a lease that
+lapsed before an outage was left behind by a worker that crashed, and is taken at once. One that lapsed in an outage, or
+soon after it, may be that of a worker which has the new pair and is about to commit it: whoever took it would ask
+OTPLESS with a refresh token that is used up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine
 from math import inf
+from typing import Any, Final, TypeVar
 
-RESERVE_SECONDS = 5.0
-"""Several tries of a commit that was put off (`refresh.LONGEST_COMMIT_PAUSE`), and well within `REFRESH_TIMEOUT`."""
+from fastapi_otpless_session.errors import StoreError
+from fastapi_otpless_session.stores.base import PATIENCE
+
+RESERVE_SECONDS = PATIENCE + 3
+"""For how long: a try to commit that hangs as the outage ends, the pause after it, and the next."""
+SHORTEST = 1.0
+"""What ends earlier keeps nobody from holding a lease; nor does a call that takes less."""
+REMEMBERED = 8
+
+T = TypeVar("T")
 
 
-class Outage:
-    """What a worker knows of the store's outages, by its `monotonic` clock."""
+class _Seen:
+    """What calls of one kind say: they worked, or they failed, or were held up for long."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._seen_at = -inf
+        self._worked_at = -inf
+        self._has_failed = False
+        self._over: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
+        """The outages that are over: from when the store was last seen to work to when it was again."""
 
-    def note(self) -> None:
-        """Note that the store fails now."""
-        self._seen_at = self._monotonic()
+    def failed(self) -> None:
+        self._has_failed = True
 
-    def is_recent(self) -> bool:
-        """Whether the store failed a moment ago, so that others may be about to write what they could not."""
-        return self._monotonic() - self._seen_at < RESERVE_SECONDS
+    def worked(self, began_at: float) -> None:
+        now = self._monotonic()
+        if (self._has_failed or now - began_at >= SHORTEST) and now - self._worked_at >= SHORTEST:
+            self._over.append((self._worked_at, now))
+        self._has_failed, self._worked_at = False, now
+
+    def spares(self, lapsed_at: float) -> bool:
+        now = self._monotonic()
+        return any(began_at <= lapsed_at and now - ended_at < RESERVE_SECONDS for began_at, ended_at in self._over)
+
+
+class Outages:
+    """What a worker knows of the store's outages, by its `monotonic` clock.
+
+    Writes are by themselves: a file that is locked, or a disk that is full, can be read.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self.reads: Final = _Seen(monotonic)
+        self.writes: Final = _Seen(monotonic)
+
+    def failed(self) -> None:
+        """Note that the store failed, whatever was wanted of it."""
+        self.reads.failed()
+        self.writes.failed()
+
+    def spare(self, lapsed_at: float) -> bool:
+        """Whether a lease that lapsed then is to be left to its holder a while longer."""
+        return self.reads.spares(lapsed_at) or self.writes.spares(lapsed_at)
+
+    async def read(self, call: Coroutine[Any, Any, T]) -> T:
+        """Read from the store, and take note of how that goes. Raises what the call raises."""
+        return await self._seen(self.reads, call)
+
+    async def write(self, call: Coroutine[Any, Any, T]) -> T:
+        """Write to the store, likewise."""
+        return await self._seen(self.writes, call)
+
+    async def _seen(self, kind: _Seen, call: Coroutine[Any, Any, T]) -> T:
+        began_at = self._monotonic()
+        try:
+            result = await call
+        except StoreError:
+            kind.failed()
+            raise
+        kind.worked(began_at)
+        return result

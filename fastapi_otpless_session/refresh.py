@@ -32,7 +32,7 @@ from fastapi_otpless_session.hooks import SignOutReason
 from fastapi_otpless_session.loops import PerLoop
 from fastapi_otpless_session.lru import Lru
 from fastapi_otpless_session.session import Session, SessionReason, is_over
-from fastapi_otpless_session.stores.base import EndReason, Lease, Rotation, SessionRow, State
+from fastapi_otpless_session.stores.base import LEASES_AHEAD, EndReason, Lease, Rotation, SessionRow, State
 from fastapi_otpless_session.tokens import UnreadableError
 from fastapi_otpless_session.vault import check_life, check_pair
 from fastapi_otpless_session.wire import TokenPair
@@ -89,7 +89,7 @@ class Refresher:
         self._timeout = core.settings.refresh_timeout
         self._lease_seconds = core.settings.refresh_timeout * LEASE_FACTOR
         self._monotonic = core.monotonic
-        self._outage = core.outage
+        self._outages = core.outages
         self._behind = core.background.detach
         self._room = PerLoop(lambda: asyncio.Semaphore(core.settings.max_upstream))
         self._pending: dict[str, _Rotated] = {}
@@ -105,48 +105,54 @@ class Refresher:
         """
         gives_up_at = self._monotonic() + self._timeout
         for pause in _pauses():
-            try:
-                outcome = await self._attempt(row, gives_up_at, ahead)
-            except StoreError:
-                self._outage.note()
-                raise
+            outcome = await self._attempt(row, gives_up_at, ahead)
+            if isinstance(outcome, _Held):
+                if self._monotonic() + pause > gives_up_at:
+                    break
+                await asyncio.sleep(pause)
+                outcome = await self._looked_at(outcome.row)
             if isinstance(outcome, SessionRow):
                 row = outcome
-                continue
-            if outcome is not None:
+            elif isinstance(outcome, _Held):
+                row = outcome.row
+            else:
                 return outcome
-            if self._monotonic() + pause > gives_up_at:
-                break
-            await asyncio.sleep(pause)
         telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=UNAVAILABLE))
         raise NoVerdictError("another worker's refresh of this session takes too long")
 
     async def _attempt(
         self, row: SessionRow, gives_up_at: float, ahead: bool
-    ) -> Refreshed | SessionReason | SessionRow | None:
-        """Refresh once. A row: it moved on, and is to be tried anew. None: another worker is at it."""
+    ) -> Refreshed | SessionReason | SessionRow | _Held:
+        """Refresh once. A row: it moved on, and is to be tried anew."""
         pending = self._pending.get(row.session_id)
         if pending is not None:
             return await self._attempt_with(pending, row)
         if self._monotonic() - (self._in_vain.get(row.session_id) or -inf) < PAUSE_IN_VAIN:
             raise NoVerdictError("the last new token of this session was over as it came; a clock may be wrong")
+        if not await self._is_to_be_had(row):
+            return _Held(row)
         led = await self._try_to_lead(row, gives_up_at, ahead)
-        if led is not None:
-            return _to_be_refreshed(led) or led
-        theirs = self._theirs(row, await self._store.get(row.session_id))
+        return await self._looked_at(row) if led is None else _to_be_refreshed(led) or led
+
+    async def _looked_at(self, row: SessionRow) -> Refreshed | SessionReason | SessionRow | _Held:
+        """Look what another worker made of a session. A row: it is to be tried anew."""
+        there = await self._outages.read(self._store.get(row.session_id))
+        theirs = self._theirs(row, there)
+        if theirs is None:
+            return _Held(there or row)
         newer = _to_be_refreshed(theirs)
-        if newer is None and theirs is not None:
+        if newer is None:
             telemetry.refreshes.add(1, telemetry.labels(role="follower", outcome=named(theirs)))
         return newer or theirs
 
-    async def _attempt_with(self, pending: _Rotated, row: SessionRow) -> Refreshed | SessionReason | SessionRow | None:
+    async def _attempt_with(self, pending: _Rotated, row: SessionRow) -> Refreshed | SessionReason | SessionRow | _Held:
         """Refresh by a pair that was put off. It may have expired, or be the very one that is to be refreshed."""
         try:
             kept = await self._keep_pending(pending)
         except StoreError:
             raise
         except NoVerdictError:
-            return None
+            return _Held(row)
         if not isinstance(kept, Refreshed):
             return kept
         is_newer = (kept.row.created_at, kept.row.generation) > (row.created_at, row.generation)
@@ -163,10 +169,7 @@ class Refresher:
         async with self._room.there() or await self._room.get():
             if self._monotonic() > gives_up_at:
                 raise NoVerdictError("too many refreshes are under way")
-            if self._outage.is_recent() and _is_left_behind(await self._store.get(row.session_id)):
-                return None  # its holder may have a new pair, and be about to commit it
-            owner = secrets.token_hex(16)
-            lease = await self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
+            lease = await self._take_lease(row)
             if lease is None:
                 return None
             pending = self._pending.get(row.session_id)
@@ -175,6 +178,21 @@ class Refresher:
             # Of another event loop's, put off meanwhile. What it came for is used up.
             await self._release(lease, answer_lost=False)
             return row
+
+    async def _is_to_be_had(self, row: SessionRow) -> bool:
+        """Whether to try for a lease: not where it is held, nor where its holder may be about to commit a new pair."""
+        if row.lease_owner is None or not row.lease_until:  # as a rule; or else it was not given back
+            return True
+        now = await self._outages.read(self._store.now())
+        if row.lease_until > now:
+            return row.lease_until > now + LEASES_AHEAD * self._lease_seconds  # the clock was set back
+        await self._outages.write(self._store.touch(row.session_id, row.generation, validated=False))  # or is it away?
+        return not self._outages.spare(self._monotonic() - (now - row.lease_until))
+
+    async def _take_lease(self, row: SessionRow) -> Lease | None:
+        owner = secrets.token_hex(16)
+        taking = self._store.take_lease(row.session_id, row.generation, owner, self._lease_seconds)
+        return await self._outages.write(taking)
 
     def _theirs(self, before: SessionRow, row: SessionRow | None) -> Refreshed | SessionReason | None:
         """Return what another worker made of the session, or None where it is still at it."""
@@ -286,7 +304,7 @@ class Refresher:
         session may have ended.
         """
         try:
-            committed = await self._store.commit(new.lease, new.rotation)
+            committed = await self._outages.write(self._store.commit(new.lease, new.rotation))
         except StoreError as error:
             await self._put_off(new, error)
             expires_at, answered_at = new.rotation.token_expires_at, new.rotation.answered_at
@@ -323,7 +341,7 @@ class Refresher:
 
     async def _keep_pending(self, new: _Rotated) -> Refreshed | SessionReason:
         """Commit a pair whose commit was put off. Raises `NoVerdictError`; then it stays put off."""
-        outcome = await self._kept(new, await self._store.commit(new.lease, new.rotation))
+        outcome = await self._kept(new, await self._outages.write(self._store.commit(new.lease, new.rotation)))
         if self._pending.get(new.row.session_id) is new:
             self._pending.pop(new.row.session_id, None)
         return outcome
@@ -347,8 +365,7 @@ class Refresher:
 
         The refresh token that it came for may be used up: then nothing but this pair keeps the session alive.
         """
-        owner = secrets.token_hex(16)
-        lease = await self._store.take_lease(new.row.session_id, new.row.generation, owner, self._lease_seconds)
+        lease = await self._take_lease(new.row)
         if lease is None:
             raise NoVerdictError("the lease was lost during the call")
         try:
@@ -377,11 +394,6 @@ class Refresher:
         telemetry.logger.error("A new pair of %s came too late, and is not revoked", label)
 
 
-def _is_left_behind(row: SessionRow | None) -> bool:
-    """Whether a lease was not given back by the worker that took it. It may be held still, or have lapsed."""
-    return row is not None and row.lease_owner is not None and row.lease_until > 0
-
-
 def _to_be_refreshed(outcome: Refreshed | SessionReason | SessionRow | None) -> SessionRow | None:
     """Return the row to try anew with: it moved on, or its new token had expired when it was committed at last."""
     match outcome:
@@ -391,6 +403,13 @@ def _to_be_refreshed(outcome: Refreshed | SessionReason | SessionRow | None) -> 
             return row
         case _:
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Somebody else is at it, or may be; the row as it was read last."""
+
+    row: SessionRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class Resolver:
         self._settings = core.settings
         self._monotonic = core.monotonic
         self._duties = core.duties
-        self._outage = core.outage
+        self._outages = core.outages
         self._copies = Copies(core.duties)
         self._watchful = core.store if isinstance(core.store, WatchfulStore) else None
         self._has_quiet_time = core.settings.validation_ttl > 0
@@ -191,11 +191,12 @@ class Resolver:
         try:
             found = await self._store.find(query.digest)
         except StoreError as error:
-            self._outage.note()
+            self._outages.reads.failed()
             telemetry.logger.warning("No verdict: %s", error)
             if copy is not None and (reason := self._endings.reason(copy.row.session_id)):
                 return reason
             return self._while_store_is_down(query, copy)
+        self._outages.reads.worked(read_at)
         if found is None:
             self._copies.drop(query.digest)
             return await self._stranger(query)

@@ -37,7 +37,7 @@ from fastapi_otpless_session.hooks import Events, Hook, SignOutReason
 from fastapi_otpless_session.judge import LANDING_SECONDS
 from fastapi_otpless_session.loops import check_loop
 from fastapi_otpless_session.lru import Lru
-from fastapi_otpless_session.outage import Outage
+from fastapi_otpless_session.outage import Outages
 from fastapi_otpless_session.outbox import Outbox
 from fastapi_otpless_session.refresh import Refresher
 from fastapi_otpless_session.resolver import Resolver
@@ -117,14 +117,14 @@ class OtplessSessions:
         self._hooks = {name: hook for name, hook in hooks.items() if hook}
         self._outbox = outbox = Outbox(store, client, vault, hold=2 * settings.refresh_timeout)
         self._duties = duties = Duties(settings, monotonic)
-        self._outage = outage = Outage(monotonic)
+        self._outages = outages = Outages(monotonic)
         core = Core(
             settings=settings,
             store=store,
             client=client,
             vault=vault,
             duties=duties,
-            outage=outage,
+            outages=outages,
             outbox=outbox,
             events=Events(self._hooks, background, clock),
             background=background,
@@ -394,7 +394,7 @@ class OtplessSessions:
                     turn -= 1  # there is more: go on at the next turn
             except NoVerdictError as error:
                 if isinstance(error, StoreError):
-                    self._outage.note()
+                    self._outages.failed()
                 telemetry.logger.warning("Housekeeping: %s", error)
             except Exception:  # noqa: BLE001 - the next turn may work, and nothing else would do this work
                 telemetry.logger.exception("Housekeeping failed; it goes on")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 from conftest import Clock, make_settings
+from starlette.types import Receive, Scope, Send
 
 from fastapi_otpless_session import OtplessClient, OtplessSessions, StoreError, open_store
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings
@@ -52,6 +54,26 @@ class Workers:
     async def __aexit__(self, *_: object) -> None:
         for worker in self.workers:
             await worker.close()
+
+
+class Door:
+    """Stands before the emulator: who wants a new pair waits until it is opened. Made before the workers."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._app, emulator.app = emulator.app, self
+        self._is_open = asyncio.Event()
+        self.reached = asyncio.Event()
+        """Somebody waits."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].endswith("get-new-session-token"):
+            self.reached.set()
+            await self._is_open.wait()
+        await self._app(scope, receive, send)
+
+    def open(self) -> None:
+        """Let all through."""
+        self._is_open.set()
 
 
 def files(path: Path, clock: Clock, count: int) -> list[SessionStore]:

@@ -42,7 +42,14 @@ LAYERS = [
             "stores.sqlite_writer",
         ),
         *("stores.sql_schema", "stores.sql_link", "stores.sql"),
-        *("stores.keepalive", "stores.lua", "stores.redis_link", "stores.redis_cluster", "stores.redis"),
+        *(
+            "stores.server_clock",
+            "stores.keepalive",
+            "stores.lua",
+            "stores.redis_link",
+            "stores.redis_cluster",
+            "stores.redis",
+        ),
     },
     {"http", "http_aiohttp", "body", "calls", "client", "breaker", "gate", "keys"},
     {

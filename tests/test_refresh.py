@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Clock, World, make_app, make_settings
-from crew import STRICT, FailingStore, Workers, close, files
+from crew import STRICT, Door, FailingStore, Workers, close, files
 from fleet_members import Turnstile, until
 from processes import PATIENCE
 from simulated import LoopTime, Stalls, hurry, settle
@@ -33,6 +33,7 @@ from fastapi_otpless_session import (
 )
 from fastapi_otpless_session.denials import Denials
 from fastapi_otpless_session.emulator import Emulator, EmulatorSettings, Fault, serve
+from fastapi_otpless_session.outage import RESERVE_SECONDS
 from fastapi_otpless_session.stores import SessionStore
 from fastapi_otpless_session.stores.base import Lease, Rotation, SessionRow, State
 from fastapi_otpless_session.stores.sqlite import SqliteStore
@@ -505,13 +506,14 @@ async def test_all_who_shut_down_at_once_wait_for_the_refresh_though_one_of_them
 async def test_a_sign_out_during_a_refresh_wins_and_the_new_pair_is_revoked(tmp_path: Path, clock: Clock) -> None:
     emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
     stores = files(tmp_path, clock, 2)
-    emulator.set_latency("get-new-session-token", 0.1)
+    door = Door(emulator)
     emulator.add_fault(Fault("status", path="revoke-session", times=1))
     async with Workers(emulator, clock, stores) as world:
         clock.advance(DAY + 1)
         refreshing = asyncio.create_task(world.workers[0].resolve(world.token))
-        await _called(emulator)
+        await door.reached.wait()
         await world.workers[1].sign_out(world.token)
+        door.open()
         assert await refreshing is SessionReason.REVOKED
         await world.workers[0].close()  # lets what runs behind finish
         assert emulator.session(world.session_id).revoked
@@ -722,7 +724,13 @@ async def test_a_pair_whose_commit_was_put_off_until_its_token_had_expired_is_re
     await store.close()
 
 
-async def test_after_an_outage_of_the_store_whoever_has_a_new_pair_goes_first(tmp_path: Path, clock: Clock) -> None:
+WRITES = ("touch", "take_lease")
+
+
+@pytest.mark.parametrize("failing", [("find",), WRITES], ids=["away", "full"])
+async def test_after_an_outage_of_the_store_whoever_has_a_new_pair_goes_first(
+    tmp_path: Path, clock: Clock, failing: tuple[str, ...]
+) -> None:
     """The lease has lapsed by then; whoever took it would ask OTPLESS with a refresh token that is used up."""
     emulator = Emulator(STRICT, clock=clock)
     here, there = (FailingStore(str(tmp_path / "sessions.db"), clock=clock) for _ in range(2))
@@ -730,12 +738,15 @@ async def test_after_an_outage_of_the_store_whoever_has_a_new_pair_goes_first(tm
         clock.advance(DAY + 1)
         here.fail("commit", "renew_lease")
         assert isinstance(await world.workers[0].resolve(world.token), Session)
-        there.fail("find")
+        there.fail(*failing)
         clock.advance(60)
         assert await world.workers[1].resolve(world.token) is SessionReason.UNAVAILABLE
+        clock.advance(60)  # nobody comes until the store is back
         there.fail()
+        there.counted = counted = Counter[str]()
         request = asyncio.create_task(world.workers[1].resolve(world.token))
-        await settle()
+        await until(lambda: counted["get"] > 3)
+        assert counted["take_lease"] == 0
         here.fail()
         outcome = await request
         assert isinstance(outcome, Session)
@@ -743,31 +754,104 @@ async def test_after_an_outage_of_the_store_whoever_has_a_new_pair_goes_first(tm
     await close([here, there])
 
 
+class SlowStore(FailingStore):
+    """A real store on which a call takes so long, by its clock."""
+
+    slow = ""
+    seconds = 0.0
+
+    def __init__(self, path: str, clock: Clock) -> None:
+        super().__init__(path, clock=clock)
+        self._pass = clock.advance
+
+    def _check(self, name: str) -> None:
+        super()._check(name)
+        if name == self.slow:
+            self._pass(self.seconds)
+
+
+@pytest.mark.parametrize("slow", ["find", "touch"])
+async def test_a_call_that_was_held_up_for_long_is_an_outage_too(tmp_path: Path, clock: Clock, slow: str) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    here = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
+    there = SlowStore(str(tmp_path / "sessions.db"), clock)
+    async with Workers(emulator, clock, [here, there]) as world:
+        clock.advance(DAY + 1)
+        here.fail("commit", "renew_lease")
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+        clock.advance(60)
+        there.slow, there.seconds = slow, 4.9
+        there.counted = counted = Counter[str]()
+        request = asyncio.create_task(world.workers[1].resolve(world.token))
+        await until(lambda: counted[slow] > 0)
+        there.slow = ""
+        await until(lambda: counted["get"] > 1)
+        here.fail()
+        assert isinstance(await request, Session)
+        assert emulator.count("get-new-session-token") == 1
+    await close([here, there])
+
+
 @pytest.mark.parametrize("is_given_back", [False, True], ids=["never heard of again", "given back"])
-@pytest.mark.parametrize("fails", ["find", "take_lease"])
+@pytest.mark.parametrize("failing", [("find",), WRITES], ids=["away", "full"])
 async def test_after_an_outage_whoever_left_a_lease_behind_is_not_waited_for_for_long(
-    tmp_path: Path, clock: Clock, fails: str, *, is_given_back: bool
+    tmp_path: Path, clock: Clock, failing: tuple[str, ...], *, is_given_back: bool
 ) -> None:
     emulator = Emulator(STRICT, clock=clock)
     store = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
-    counted: Counter[str] = Counter()
-    store.counted = counted
     async with Workers(emulator, clock, [store]) as world:
         clock.advance(DAY + 1)
         lease = await store.take_lease(world.session_id, 1, "another", 15)
         assert lease
         clock.advance(60)
-        store.fail(fails)
+        store.fail(*failing)
         assert await world.workers[0].resolve(world.token) is SessionReason.UNAVAILABLE
         store.fail()
-        counted.clear()
+        store.counted = counted = Counter[str]()
         request = asyncio.create_task(world.workers[0].resolve(world.token))
         await until(lambda: counted["get"] > 3)  # it looks again and again what became of the row
         assert counted["take_lease"] == 0
         if is_given_back:
             await store.release_lease(lease, answer_lost=True)
         else:
-            clock.advance(6)
+            clock.advance(RESERVE_SECONDS)
+        assert isinstance(await request, Session)
+    await store.close()
+
+
+async def test_a_lease_that_lapsed_before_an_outage_was_left_behind_and_is_taken_at_once(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """Else the sessions of a worker that crashed would wait for as long as a shaky store fails now and then."""
+    emulator = Emulator(STRICT, clock=clock)
+    store = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        assert await store.take_lease(world.session_id, 1, "crashed", 15)
+        clock.advance(60)
+        others = await world.workers[0].sign_in(emulator.sign_in(mobile="1"))
+        for _ in range(3):
+            assert isinstance(await world.workers[0].resolve(others.token.get_secret_value()), Session)
+            clock.advance(5)
+            store.fail("find", "unchanged_at")
+            await world.workers[0].resolve(others.token.get_secret_value())
+            store.fail()
+        assert isinstance(await world.workers[0].resolve(world.token), Session)
+    await store.close()
+
+
+async def test_a_lease_that_is_held_is_only_looked_at(tmp_path: Path, clock: Clock) -> None:
+    emulator = Emulator(STRICT, clock=clock)
+    store = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
+    async with Workers(emulator, clock, [store]) as world:
+        clock.advance(DAY + 1)
+        assert await store.take_lease(world.session_id, 1, "another", 15)
+        clock.advance(8)
+        store.counted = counted = Counter[str]()
+        request = asyncio.create_task(world.workers[0].resolve(world.token))
+        await until(lambda: counted["get"] > 3)
+        assert counted["take_lease"] == 0
+        clock.advance(8)
         assert isinstance(await request, Session)
     await store.close()
 
@@ -860,18 +944,20 @@ async def test_a_pair_that_comes_after_its_lease_was_lost_is_kept_unless_there_i
     tmp_path: Path, clock: Clock, has_given_back: bool
 ) -> None:
     emulator = Emulator(STRICT, clock=clock)
-    emulator.set_latency("get-new-session-token", 0.1)
+    door = Door(emulator)
     stores = files(tmp_path, clock, 1)
     async with Workers(emulator, clock, stores) as world:
         clock.advance(DAY + 1)
         refreshing = asyncio.create_task(world.workers[0].resolve(world.token))
-        await _called(emulator)
+        await door.reached.wait()
         clock.advance(60)
         lease = await stores[0].take_lease(world.session_id, 1, "another", 15)
         assert lease is not None
         if not has_given_back:
+            door.open()
             assert await refreshing is SessionReason.UNAVAILABLE
         await stores[0].release_lease(lease, answer_lost=False)
+        door.open()
         outcome = await (refreshing if has_given_back else world.workers[0].resolve(world.token))
         assert isinstance(outcome, Session)
         assert outcome.refreshed
@@ -884,16 +970,17 @@ async def test_a_sign_out_elsewhere_during_a_refresh_holds_though_the_store_fail
     tmp_path: Path, clock: Clock
 ) -> None:
     emulator = Emulator(EmulatorSettings(rotation="rotating"), clock=clock)
-    emulator.set_latency("get-new-session-token", 0.1)
+    door = Door(emulator)
     failing = FailingStore(str(tmp_path / "sessions.db"), clock=clock)
     stores = [failing, *files(tmp_path, clock, 1)]
     async with Workers(emulator, clock, stores) as world:
         here, there = world.workers
         clock.advance(DAY + 1)
         refreshing = asyncio.create_task(here.resolve(world.token))
-        await _called(emulator)
+        await door.reached.wait()
         failing.fail("get")
         await there.sign_out(world.token)
+        door.open()
         assert await refreshing is SessionReason.UNAVAILABLE
         failing.fail()
         assert await here.resolve(world.token) is SessionReason.REVOKED
@@ -1022,7 +1109,7 @@ async def test_an_event_loop_does_not_ask_for_what_another_of_its_worker_has_put
         outcomes: list[Any] = []
         other = Thread(target=lambda: outcomes.append(asyncio.run(worker.resolve(world.token))))
         other.start()
-        await until(lambda: asked["take_lease"] > 0)
+        await until(lambda: asked["get"] > 0)
         store.fail("commit", "renew_lease")
         assert isinstance(await first, Session)
         clock.advance(8)
@@ -1036,14 +1123,15 @@ async def test_an_event_loop_does_not_ask_for_what_another_of_its_worker_has_put
 
 async def test_a_sign_out_in_a_refresh_holds_though_the_new_pair_cannot_be_noted(clock: Clock) -> None:
     emulator, store = Emulator(EmulatorSettings(rotation="rotating"), clock=clock), FailingStore(None, clock=clock)
-    emulator.set_latency("get-new-session-token", 0.05)
+    door = Door(emulator)
     emulator.add_fault(Fault("status", path="revoke-session", times=1))
     async with Workers(emulator, clock, [store]) as world:
         clock.advance(DAY + 1)
         refreshing = asyncio.create_task(world.workers[0].resolve(world.token))
-        await _called(emulator)
+        await door.reached.wait()
         store.fail("replace_revocation")
         await world.workers[0].sign_out(world.token)
+        door.open()
         assert await refreshing is SessionReason.REVOKED
         store.fail()
         await world.workers[0].close()
@@ -1079,8 +1167,10 @@ async def test_what_only_notes_something_may_fail_without_anybody_noticing(clock
         emulator.add_fault(Fault("status", path="get-new-session-token", status=500, times=1))
         assert await worker.resolve(world.token) is SessionReason.UNAVAILABLE
         clock.advance(15)
+        store.fail("confirm", "release_lease")  # whether a lease that was left behind may be taken, a write has to tell
         outcome = await worker.resolve(world.token)
         assert isinstance(outcome, Session)
+        store.fail("touch", "confirm", "release_lease")
         assert isinstance(await worker.resolve(outcome.token.get_secret_value()), Session)
     await store.close()
 

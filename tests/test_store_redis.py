@@ -41,6 +41,7 @@ from fastapi_otpless_session.testing.store_contract import (
 )
 
 PAGE = (Path(__file__).parents[1] / "docs" / "stores.md").read_text(encoding="utf-8")
+LITTLE_PATIENCE = 0.4
 MakeStore = Callable[[ContractClock], SessionStore]
 
 
@@ -117,6 +118,24 @@ async def test_tls_leads_to_a_server_whose_certificate_holds(
     with nullcontext() if is_checked else pytest.raises(StoreError, match="certificate"):
         await Subject(store, ContractClock()).sign_in()
     await store.close()
+
+
+async def test_a_lease_that_its_taker_has_given_up_is_not_taken_when_the_server_goes_on(
+    subject: Subject, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would know that it is held, and whoever has a new pair could not commit it before it lapses."""
+    await subject.sign_in()
+    assert await subject.store.take_lease("nobody", 1, "one", 15) is None  # the server knows the script from now on
+    for module in ("redis", "redis_link"):
+        monkeypatch.setattr(f"fastapi_otpless_session.stores.{module}.PATIENCE", LITTLE_PATIENCE)
+    redis_server.pause()
+    with pytest.raises(StoreError, match="did not answer"):
+        await subject.store.take_lease("s-1", 1, "one", 15)
+    redis_server.resume()
+    async with opened(redis_server.url) as other:  # it is heard after the first
+        lease = await other.store.take_lease("s-1", 1, "another", 15)
+        assert lease is not None
+        assert lease.fence == 1
 
 
 async def test_one_node_is_enough_to_find_a_cluster(redis_cluster: RedisCluster) -> None:

@@ -568,6 +568,25 @@ async def test_a_server_that_hangs_is_a_store_error_in_time_and_good_again_after
     assert await subject.store.get("s-1") == row
 
 
+async def test_a_lease_that_its_taker_has_given_up_is_not_taken_when_the_server_goes_on(
+    subject: Subject, postgres_server: PostgresServer, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would know that it is held, and whoever has a new pair could not commit it before it lapses."""
+    row = await subject.sign_in()
+    assert await subject.store.get("s-1") == row
+    for module in (sql, sql_link):
+        monkeypatch.setattr(module, "PATIENCE", LITTLE_PATIENCE)
+    postgres_server.pause()
+    with pytest.raises(StoreError, match="did not answer"):
+        await subject.store.take_lease("s-1", 1, "one", 15)
+    postgres_server.resume()
+    async with opened(postgres_url) as other:
+        await until(lambda: _connections(postgres_server, postgres_url, "state = 'active'") == 0, "for the statement")
+        lease = await other.store.take_lease("s-1", 1, "another", 15)
+        assert lease is not None
+        assert lease.fence == 1
+
+
 # Lost connections
 
 

@@ -227,7 +227,8 @@ class SessionStore(Protocol):
         """Take the lease of an active row of this generation that nobody holds; the fence grows. None: not now.
 
         One that was taken before the clock was set back (`LEASES_AHEAD`) ends `seconds` from now: whoever has it may be
-        at it still, and may as well be gone.
+        at it still, and may as well be gone. A call that was given up takes none, however late the server gets to it:
+        nobody would know who holds it.
         """
         ...
 

@@ -80,7 +80,8 @@ return false
 TAKE_LEASE = _on_row(
     f"local leases_ahead = {LEASES_AHEAD}"
     """
-local generation, owner, seconds = ARGV[2], ARGV[3], ARGV[4]
+local generation, owner, seconds, not_after = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+if now - ARGV[1] > tonumber(not_after) then return false end
 local state, its_generation, busy_until, before, fence =
   all('state', 'generation', 'lease_until', 'lease_owner', 'fence')
 if state ~= 'active' or its_generation ~= generation then return false end

@@ -42,6 +42,7 @@ from fastapi_otpless_session.stores.base import (
 from fastapi_otpless_session.stores.records import COLUMNS, TYPES, confirmations_text, record_of, row_of
 from fastapi_otpless_session.stores.redis_cluster import Work
 from fastapi_otpless_session.stores.redis_link import Address, ForeignValueError, RedisLink, dangers
+from fastapi_otpless_session.stores.server_clock import ServerClock
 from fastapi_otpless_session.telemetry import logger
 
 DIGESTS = "digests"
@@ -139,6 +140,7 @@ class RedisStore:
         address = Address.parse(url)
         self._prefix = address.prefix
         self._offset = offset
+        self._clock = ServerClock()
         self._links: PerLoop[RedisLink] = PerLoop(lambda: RedisLink(address), RedisLink.close)
         self._incomplete: Lru[str, bool] = Lru(INCOMPLETE_REMEMBERED)
         """Ids of sessions of which this worker could write the row and not all of the rest."""
@@ -169,7 +171,9 @@ class RedisStore:
     async def now(self) -> float:
         """Return the server's time. The servers of a Cluster must agree on it to a second or so."""
         seconds, microseconds = await self._do(None, lambda client: client.time(), is_read=True)
-        return float(seconds + microseconds / 1e6 + self._offset())
+        now = float(seconds + microseconds / 1e6)
+        self._clock.told(now)
+        return now + self._offset()
 
     async def find(self, digest: bytes) -> Found | None:
         """Look a token up by its digest: the index, then the row, which must back it."""
@@ -209,7 +213,9 @@ class RedisStore:
 
     async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
         """Take the lease of an active row of this generation that nobody holds."""
-        taken = await self._run(lua.TAKE_LEASE, self._row_key(session_id), str(generation), owner, _number(seconds))
+        not_after = _number(self._clock.after(PATIENCE))
+        key = self._row_key(session_id)
+        taken = await self._run(lua.TAKE_LEASE, key, str(generation), owner, _number(seconds), not_after)
         if taken is None:
             return None
         fence, until, owner_before = taken
@@ -437,6 +443,7 @@ class RedisStore:
             now, flat = await self._run(lua.READ, self._row_key(session_id), is_read=True)
         except ForeignValueError:
             return None
+        self._clock.told(float(now) - self._offset())
         return _kept(_values(flat), session_id, float(now))
 
     async def _damage(self, session_id: str) -> bytes | str:

@@ -24,6 +24,7 @@ from fastapi_otpless_session.stores.base import (
     LEASES_AHEAD,
     LONGEST_LIST,
     MOST_COUNTED,
+    PATIENCE,
     REFRESH_TOKEN,
     EndReason,
     Found,
@@ -40,12 +41,14 @@ from fastapi_otpless_session.stores.records import (
     row_of,
     rows_of,
 )
+from fastapi_otpless_session.stores.server_clock import ServerClock
 from fastapi_otpless_session.stores.sql_link import Address, Record, SqlLink
 from fastapi_otpless_session.stores.sql_schema import LOCKS
 
 # The statements. A subquery for the time is evaluated once, and can be looked up in an index.
 
-_NOW = "(CAST(extract(epoch FROM clock_timestamp()) AS double precision) + CAST(:offset AS double precision))"
+_SERVERS_TIME = "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+_NOW = f"({_SERVERS_TIME} + CAST(:offset AS double precision))"
 _ROW = ", ".join(f"s.{column}" for column in COLUMNS)
 _NAMES = ", ".join(COLUMNS)
 _VALUES = ", ".join(f":{column}" for column in COLUMNS)
@@ -82,6 +85,7 @@ UPDATE otpless_sessions
 SET lease_owner = :owner, lease_until = {_NOW} + :seconds, fence = fence + 1,
     lease_follows_lost_answer = lease_owner IS NOT NULL
 WHERE session_id = :session_id AND generation = :generation AND state = 'active' AND lease_until <= {_NOW}
+    AND {_SERVERS_TIME} <= CAST(:not_after AS double precision)
 RETURNING fence, lease_until, lease_follows_lost_answer
 """)
 RENEW_LEASE = text(f"""
@@ -200,6 +204,7 @@ class SqlStore:
     def __init__(self, url: str, *, offset: Callable[[], float] = float) -> None:
         address = Address.parse(url)
         self._offset = offset
+        self._clock = ServerClock()
         self._links: PerLoop[SqlLink] = PerLoop(lambda: SqlLink(address), SqlLink.close)
 
     async def open(self) -> None:
@@ -213,14 +218,14 @@ class SqlStore:
     async def now(self) -> float:
         """Return the server's time."""
         [record] = await self._read(NOW)
-        return float(record.now)
+        return self._told(record)
 
     async def find(self, digest: bytes) -> Found | None:
         """Look a token up by its digest: one indexed read."""
         for record in await self._read(FIND, digest=digest):
-            row = row_of(record)
+            row, now = row_of(record), self._told(record)
             if row is not None and REFRESH_TOKEN <= record.token_generation <= row.generation:
-                return Found(row, record.token_generation, record.now)
+                return Found(row, record.token_generation, now)
         return None  # or an entry that its row does not back
 
     async def get(self, session_id: str) -> SessionRow | None:
@@ -237,7 +242,12 @@ class SqlStore:
     async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
         """Take the lease of an active row of this generation that nobody holds."""
         taken = await self._write(
-            TAKE_LEASE, session_id=session_id, generation=generation, owner=owner, seconds=seconds
+            TAKE_LEASE,
+            session_id=session_id,
+            generation=generation,
+            owner=owner,
+            seconds=seconds,
+            not_after=self._clock.after(PATIENCE),
         )
         if not taken:
             return None
@@ -349,8 +359,16 @@ class SqlStore:
         return int(record[0])
 
     async def _record(self, session_id: str) -> Record | None:
-        records = await self._read(GET, session_id=session_id)
-        return records[0] if records else None
+        for record in await self._read(GET, session_id=session_id):
+            self._told(record)
+            return record
+        return None
+
+    def _told(self, record: Record) -> float:
+        """Return the time in a record that came just now."""
+        now = float(record.now)
+        self._clock.told(now - self._offset())
+        return now
 
     async def _read(self, statement: Executable, **values: Any) -> Sequence[Record]:
         link = await self._links.get()
