@@ -9,7 +9,8 @@ OTPLESS with a refresh token that is used up.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, TypeVar
 
@@ -20,6 +21,9 @@ RESERVE_SECONDS = PATIENCE + 3
 """For how long: a try to commit that hangs as the outage ends, the pause after it, and the next."""
 SHORTEST = 1.0
 """What ends earlier keeps nobody from holding a lease; nor does a call that takes less."""
+LONGEST = 60.0
+"""How much of the past counts where a store comes back and goes again, before anybody's reserve is over. Not all of it:
+the sessions of a worker that crashed would wait for as long as that goes on."""
 REMEMBERED = 8
 
 T = TypeVar("T")
@@ -32,6 +36,7 @@ class _Seen:
         self._monotonic = monotonic
         self._worked_at = -inf
         self._has_failed = False
+        """Since then."""
         self._over: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         """The outages that are over: from when the store was last seen to work to when it was again."""
 
@@ -39,14 +44,16 @@ class _Seen:
         self._has_failed = True
 
     def worked(self, began_at: float) -> None:
-        now = self._monotonic()
-        if (self._has_failed or now - began_at >= SHORTEST) and now - self._worked_at >= SHORTEST:
-            self._over.append((self._worked_at, now))
+        now, before = self._monotonic(), self._worked_at
+        if (self._has_failed or now - began_at >= SHORTEST) and now - before >= SHORTEST:
+            if self._over and before - self._over[-1][1] < RESERVE_SECONDS:  # nobody had the time to commit
+                before = min(before, max(self._over[-1][0], now - LONGEST))
+            self._over.append((before, now))
         self._has_failed, self._worked_at = False, now
 
     def spares(self, lapsed_at: float) -> bool:
-        now = self._monotonic()
-        return any(began_at <= lapsed_at and now - ended_at < RESERVE_SECONDS for began_at, ended_at in self._over)
+        now, over = self._monotonic(), tuple(self._over)  # other threads' event loops note what they see
+        return any(began_at <= lapsed_at and now - ended_at < RESERVE_SECONDS for began_at, ended_at in over)
 
 
 class Outages:
@@ -58,12 +65,19 @@ class Outages:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self.reads: Final = _Seen(monotonic)
+        self.reads.failed()  # before this worker: who is restarted in an outage starts after it
         self.writes: Final = _Seen(monotonic)
 
-    def failed(self) -> None:
-        """Note that the store failed, whatever was wanted of it."""
-        self.reads.failed()
-        self.writes.failed()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take note of whether the store fails in what is done meanwhile, which may take long for other reasons."""
+        try:
+            yield
+        except StoreError:
+            self.reads.failed()
+            self.writes.failed()
+            raise
+        self.reads.worked(self._monotonic())
 
     def spare(self, lapsed_at: float) -> bool:
         """Whether a lease that lapsed then is to be left to its holder a while longer."""

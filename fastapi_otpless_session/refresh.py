@@ -169,8 +169,14 @@ class Refresher:
         async with self._room.there() or await self._room.get():
             if self._monotonic() > gives_up_at:
                 raise NoVerdictError("too many refreshes are under way")
+            asked_at = self._monotonic()
             lease = await self._take_lease(row)
             if lease is None:
+                return None
+            if self._monotonic() - asked_at > self._lease_seconds / 2:
+                # Another's, which was held when this one was asked for, may have lapsed while all was held up: that one
+                # goes first (`_is_to_be_had`). To be given back is not enough.
+                await self._store.renew_lease(lease, 0)
                 return None
             pending = self._pending.get(row.session_id)
             if pending is None:

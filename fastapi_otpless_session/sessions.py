@@ -377,24 +377,24 @@ class OtplessSessions:
         A running application does this by itself every few seconds. What was signed out while the store could not take
         note is written first.
         """
-        await self._endings.write_noted()
-        await self._outbox.deliver_due()
-        await self._outbox.measure()
-        await self._store.purge(PURGE_BATCH)
+        with self._outages.watching():
+            await self._endings.write_noted()
+            await self._outbox.deliver_due()
+            await self._outbox.measure()
+            await self._store.purge(PURGE_BATCH)
 
     async def _housekeep(self) -> None:
         turn = 0
         while True:
             try:
-                await self._endings.write_noted()
-                await self._outbox.deliver_due()
-                if turn % MEASURE_EVERY == 0:
-                    await self._outbox.measure()
-                if turn % PURGE_EVERY == 0 and await self._store.purge(PURGE_BATCH) >= PURGE_BATCH:
-                    turn -= 1  # there is more: go on at the next turn
+                with self._outages.watching():
+                    await self._endings.write_noted()
+                    await self._outbox.deliver_due()
+                    if turn % MEASURE_EVERY == 0:
+                        await self._outbox.measure()
+                    if turn % PURGE_EVERY == 0 and await self._store.purge(PURGE_BATCH) >= PURGE_BATCH:
+                        turn -= 1  # there is more: go on at the next turn
             except NoVerdictError as error:
-                if isinstance(error, StoreError):
-                    self._outages.failed()
                 telemetry.logger.warning("Housekeeping: %s", error)
             except Exception:  # noqa: BLE001 - the next turn may work, and nothing else would do this work
                 telemetry.logger.exception("Housekeeping failed; it goes on")

@@ -29,7 +29,8 @@ class SessionEndedError(OSError):
 class GuardedSocket:
     """One websocket. After it was closed for its session, its client has left, as far as the application can see.
 
-    A client need not heed the close, and servers pass on what still comes: some for ten seconds, some for ever.
+    A client need not heed the close, and servers pass on what still comes: some for ten seconds, some for ever. Whoever
+    waits for it then hears of the end with the next message; most servers' own disconnect comes sooner.
     """
 
     def __init__(self, request: RequestSession, receive: Receive, send: Send, recheck: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,6 +93,8 @@ class FailingStore(SqliteStore):
     failing: frozenset[str] = frozenset()
     counted: Counter[str] | None = None
     """How often each was asked for, where somebody wants to know."""
+    under_way = 0
+    """How many of `get` and `touch` are, while which no clock is to be moved: they would seem to be held up."""
 
     def fail(self, *names: str) -> None:
         self.failing = frozenset(names)
@@ -101,6 +105,14 @@ class FailingStore(SqliteStore):
         if name in self.failing:
             raise StoreError("disk full")
 
+    @contextmanager
+    def _being_done(self) -> Iterator[None]:
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
     async def find(self, digest: bytes) -> Any:
         self._check("find")
         return await super().find(digest)
@@ -110,7 +122,8 @@ class FailingStore(SqliteStore):
 
     async def get(self, session_id: str) -> SessionRow | None:
         self._check("get")
-        return await super().get(session_id)
+        with self._being_done():
+            return await super().get(session_id)
 
     async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
         self._check("take_lease")
@@ -126,7 +139,8 @@ class FailingStore(SqliteStore):
 
     async def touch(self, session_id: str, generation: int, *, validated: bool) -> None:
         self._check("touch")
-        await super().touch(session_id, generation, validated=validated)
+        with self._being_done():
+            await super().touch(session_id, generation, validated=validated)
 
     async def release_lease(self, lease: Lease, *, answer_lost: bool) -> None:
         self._check("release_lease")

@@ -249,7 +249,10 @@ class SessionStore(Protocol):
         ...
 
     async def touch(self, session_id: str, generation: int, *, validated: bool) -> None:
-        """Note that the session was seen now and, for an active row of this generation, that it is valid."""
+        """Note that the session was seen now and, for an active row of this generation, that it is valid.
+
+        It is written when this returns: by it a refresh finds out whether the store can be written.
+        """
         ...
 
     async def end(

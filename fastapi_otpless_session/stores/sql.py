@@ -247,7 +247,7 @@ class SqlStore:
             generation=generation,
             owner=owner,
             seconds=seconds,
-            not_after=self._clock.after(PATIENCE),
+            not_after=self._clock.after(min(PATIENCE, seconds / 2)),
         )
         if not taken:
             return None
