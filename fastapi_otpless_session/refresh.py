@@ -187,7 +187,7 @@ class Refresher:
 
     async def _is_to_be_had(self, row: SessionRow) -> bool:
         """Whether to try for a lease: not where it is held, nor where its holder may be about to commit a new pair."""
-        if row.lease_owner is None or not row.lease_until:  # as a rule; or else it was not given back
+        if not row.lease_until:  # as a rule; or else it was not given back
             return True
         now = await self._outages.read(self._store.now())
         if row.lease_until > now:

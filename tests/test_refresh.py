@@ -19,7 +19,6 @@ from crew import STRICT, Door, FailingStore, Workers, close, files
 from fleet_members import Turnstile, until
 from processes import PATIENCE
 from simulated import LoopTime, Stalls, hurry, settle
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fastapi_otpless_session import (
     CurrentSession,
@@ -1519,24 +1518,9 @@ async def test_a_sign_out_without_the_store_holds_for_the_sessions_older_tokens_
     await store.close()
 
 
-class Held:
-    """Stands before the emulator and keeps each refresh waiting until it is let go."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self.count = 0
-        self.let_go = asyncio.Event()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].endswith("get-new-session-token"):
-            self.count += 1
-            await self.let_go.wait()
-        await self._app(scope, receive, send)
-
-
 async def test_closing_waits_for_a_call_that_first_waited_for_anothers_lease(clock: Clock) -> None:
     emulator, store = Emulator(STRICT, clock=clock), FailingStore(None, clock=clock)
-    emulator.app = held = Held(emulator.app)
+    door = Door(emulator)
     async with Workers(emulator, clock, [store], request_timeout=3, refresh_timeout=3) as world:
         time, worker = LoopTime(), world.workers[0]
         clock.advance(DAY + 1)
@@ -1549,15 +1533,16 @@ async def test_closing_waits_for_a_call_that_first_waited_for_anothers_lease(clo
         clock.advance(2)
         await store.release_lease(lease, answer_lost=False)
         await time.advance(2)
-        assert held.count == 1
+        assert door.reached.is_set()
         clock.advance(2)
         await time.advance(2)
-        held.let_go.set()
+        door.open()
         assert await asked is SessionReason.UNAVAILABLE  # that took too long, and its token comes with the next request
         await closing
         row = await store.get(world.session_id)
         assert row is not None
         assert (row.state, row.generation) == (State.ACTIVE, 2)
+        assert emulator.count("get-new-session-token") == 1
     await store.close()
 
 

@@ -126,7 +126,7 @@ async def test_a_lease_that_its_taker_has_given_up_is_not_taken_when_the_server_
     """Nobody would know that it is held, and whoever has a new pair could not commit it before it lapses."""
     await subject.sign_in()
     assert await subject.store.take_lease("nobody", 1, "one", 15) is None  # the server knows the script from now on
-    for module in ("redis", "redis_link"):
+    for module in ("server_clock", "redis_link"):
         monkeypatch.setattr(f"fastapi_otpless_session.stores.{module}.PATIENCE", LITTLE_PATIENCE)
     redis_server.pause()
     with pytest.raises(StoreError, match="did not answer"):

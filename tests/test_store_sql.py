@@ -24,7 +24,7 @@ from sqlalchemy import text
 
 from fastapi_otpless_session.__main__ import main
 from fastapi_otpless_session.errors import ConfigurationError, StoreError
-from fastapi_otpless_session.stores import SessionStore, open_store, sql, sql_link
+from fastapi_otpless_session.stores import SessionStore, open_store, server_clock, sql, sql_link
 from fastapi_otpless_session.stores.base import EndReason, Standing, State
 from fastapi_otpless_session.stores.sql_link import POOL_SIZE
 from fastapi_otpless_session.stores.sql_schema import SCHEMA_VERSION
@@ -574,7 +574,7 @@ async def test_a_lease_that_its_taker_has_given_up_is_not_taken_when_the_server_
     """Nobody would know that it is held, and whoever has a new pair could not commit it before it lapses."""
     row = await subject.sign_in()
     assert await subject.store.get("s-1") == row
-    for module in (sql, sql_link):
+    for module in (server_clock, sql_link):
         monkeypatch.setattr(module, "PATIENCE", LITTLE_PATIENCE)
     postgres_server.pause()
     with pytest.raises(StoreError, match="did not answer"):

@@ -213,7 +213,7 @@ class RedisStore:
 
     async def take_lease(self, session_id: str, generation: int, owner: str, seconds: float) -> Lease | None:
         """Take the lease of an active row of this generation that nobody holds."""
-        not_after = _number(self._clock.after(min(PATIENCE, seconds / 2)))
+        not_after = _number(self._clock.in_time_for(seconds))
         key = self._row_key(session_id)
         taken = await self._run(lua.TAKE_LEASE, key, str(generation), owner, _number(seconds), not_after)
         if taken is None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 
+from fastapi_otpless_session.stores.base import PATIENCE
+
 WHENEVER = 1e12
 """A time that never comes, in seconds since the epoch: as long as the server has not told its own."""
 
@@ -22,6 +24,10 @@ class ServerClock:
         """Note what an answer that came just now says."""
         self._ahead = now - time.monotonic()
 
-    def after(self, seconds: float) -> float:
-        """Return what it shows in so many seconds, in seconds since the epoch."""
+    def in_time_for(self, lease_seconds: float) -> float:
+        """Return until when a lease is to be taken, in seconds since the epoch.
+
+        Its taker has given up by then; or has so little left of it that another's may have lapsed meanwhile.
+        """
+        seconds = min(PATIENCE, lease_seconds / 2)
         return WHENEVER if self._ahead is None else time.monotonic() + self._ahead + seconds

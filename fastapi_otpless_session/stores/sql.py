@@ -24,7 +24,6 @@ from fastapi_otpless_session.stores.base import (
     LEASES_AHEAD,
     LONGEST_LIST,
     MOST_COUNTED,
-    PATIENCE,
     REFRESH_TOKEN,
     EndReason,
     Found,
@@ -247,7 +246,7 @@ class SqlStore:
             generation=generation,
             owner=owner,
             seconds=seconds,
-            not_after=self._clock.after(min(PATIENCE, seconds / 2)),
+            not_after=self._clock.in_time_for(seconds),
         )
         if not taken:
             return None
